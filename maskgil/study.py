@@ -20,9 +20,9 @@ __all__ = ['PROFILES', 'BASES', 'PUBLISHED', 'LABELS', 'CODE', 'COSTS', 'COLUMNS
            'resolve_profile', 'override', 'settings_of', 'Record', 'reference_dir', 'Published', 'published',
            'published_records', 'code_version', 'run_key', 'save_record', 'read_record', 'records', 'latest',
            'load_records', 'run_cell', 'record_file', 'promote', 'points', 'long_table', 'data_label', 'over_seeds',
-           'best_guidance', 'compare', 'as_text']
+           'best_guidance', 'of_profile', 'compare', 'as_text']
 
-# %% ../nbs/08_study.ipynb #a6cb5ec7
+# %% ../nbs/08_study.ipynb #feb56473
 @dataclass(frozen=True)
 class Profile:
     "One row of `PROFILES`."
@@ -32,34 +32,44 @@ class Profile:
     tokenizer_prefix: str # 'mini-' turns 'llamagen-vq' into 'mini-llamagen-vq'
     size_prefix: str # 'mini-' turns 'xxl' into 'mini-xxl'
     tokenizer_steps: int # training steps of a tokenizer; 0: the published weights
+    tokenizer_batch_size: int
+    tokenizer_learning_rate: float
     epochs: tuple[int, ...] # evaluate after these; the last is the length of the training
     batch_size: int
     learning_rate: float
     warmup_steps: int
+    dropout: float # of the transformer
     copies: int # augmented copies of each image in the token cache
     cfg: tuple[float, ...] # guidance scales, in the paper's convention
+    main_cfg: float # the one for curves over anything else
     steps: int # decoding steps
     eval_images: int # generated images behind each number
     extractor: str # features for FID: 'el0' or 'inception'
-    limit: int = 0 # use only so many images; 0: all
+    ema: float = 0.0 # decay of an average of the weights; 0: none, as in the paper
+    images: int = 0 # use only so many; 0: all
     dtype: str = 'auto' # of matrix products
     seeds: tuple[int, ...] = (0,) # what the committed reference runs
 
+    @property
+    def extractor_metric(self) -> str: return {'inception': 'fid'}.get(self.extractor, f'fid_{self.extractor}')
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #22fb2ae3
+# %% ../nbs/08_study.ipynb #86b770e4
 PROFILES: dict[str, Profile] = {p.name: p for p in (
-    Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-', tokenizer_steps=20,
-            epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, copies=1,
-            cfg=(1.0, 2.0), steps=4, eval_images=64, extractor='el0', limit=96),
-    Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-', tokenizer_steps=500,
-            epochs=(2, 4, 8), batch_size=128, learning_rate=2e-3, warmup_steps=50, copies=4,
-            cfg=(1.0, 2.0, 3.0), steps=8, eval_images=1000, extractor='el0', seeds=(0, 1, 2)),
+    Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
+            tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
+            epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1, copies=1,
+            cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', images=96),
+    Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
+            tokenizer_steps=500, tokenizer_batch_size=64, tokenizer_learning_rate=1e-3,
+            epochs=(2, 4, 8), batch_size=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1, copies=4,
+            cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=1000, extractor='el0', seeds=(0, 1, 2)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
-    Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='', tokenizer_steps=0,
-            epochs=(50, 100, 200, 300, 400), batch_size=256, learning_rate=1e-4, warmup_steps=0, copies=2,
-            cfg=(1.5, 2.0, 2.5, 3.0), steps=8, eval_images=50_000, extractor='inception'),
+    Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',
+            tokenizer_steps=0, tokenizer_batch_size=128, tokenizer_learning_rate=1e-4,
+            epochs=(50, 100, 200, 300, 400), batch_size=256, learning_rate=1e-4, warmup_steps=0, dropout=0.1, copies=2,
+            cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, eval_images=50_000, extractor='inception'),
 )}
 
 # %% ../nbs/08_study.ipynb #a01472c5
@@ -331,7 +341,7 @@ def points(
     for part, at in (('untrained', dict(epoch=0)), ('floor', {})):
         yield part, at, {k: v for k, v in record.metrics.get(part, {}).items() if is_metric(v)}
 
-# %% ../nbs/08_study.ipynb #27ebab93
+# %% ../nbs/08_study.ipynb #dbe53dd5
 COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
 
 def long_table(
@@ -351,16 +361,19 @@ def long_table(
     return table.reindex(columns=[*dict.fromkeys([*(c for c in table if c not in COLUMNS), *COLUMNS])]).astype(numbers)
 
 def data_label(record: Record) -> str:
-    "The data set and its resolution, as a table head says it."
+    "Data set and resolution, as a table's head says it, and what sets the run apart: two runs with one label may stand in one column."
     data = str(record.settings.get('data', ''))
-    names = dict(openmoji='OpenMoji', imagenet='ImageNet')
-    return f"{names.get(data, 'ImageNet' if record.profile == 'paper' else Path(data).name)} {record.settings.get('resolution', '')}".strip()
+    name = dict(openmoji='OpenMoji', imagenet='ImageNet').get(data, 'ImageNet' if record.profile == 'paper' else Path(data).name)
+    apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
+    if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
+    return ', '.join([f"{name} {record.settings.get('resolution', '?')} px", *apart])
 
-# %% ../nbs/08_study.ipynb #ee0099d5
+# %% ../nbs/08_study.ipynb #bd17ad29
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
     "One row for each point: mean over seeds, envelope of their intervals."
+    if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
     group = table.groupby(by, dropna=False, sort=False)
     return group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'), seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first')).reset_index()
@@ -369,30 +382,40 @@ def best_guidance(
     table: pd.DataFrame, # from `over_seeds`
     family: str = 'fid', # the metric to choose by; the smaller the better
 ) -> pd.DataFrame: # one row for each point of training
-    "Keep, for each size and epoch, the guidance scale with the lowest value."
+    "The guidance scale with the lowest value, at each epoch of each curve."
     curve = table[(table.family == family) & (table.part == 'curve')]
-    by = [c for c in curve if c in ('source', 'profile', 'data', 'size', 'tokenizer', 'paradigm', 'architecture', 'epoch')]
-    return curve.loc[curve.groupby(by, dropna=False, sort=False).value.idxmin()]
+    line = [c for c in curve if c not in ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')]
+    times = curve.groupby([*line, 'cfg'], dropna=False).epoch.transform('nunique')
+    curve = curve[times == times.groupby([curve[c].astype(str) for c in line]).transform('max')]
+    return curve.loc[curve.groupby([*line, 'epoch'], dropna=False, sort=False).value.idxmin()]
 
-# %% ../nbs/08_study.ipynb #5adc5569
+# %% ../nbs/08_study.ipynb #5a6c4990
+def of_profile(
+    table: pd.DataFrame, # with a column `profile`
+    profile: str | None = None, # the largest that was run unless told otherwise
+) -> pd.DataFrame: # the paper's rows, and the measured ones of one profile
+    "Leave out what other profiles measured."
+    measured = set(table.profile[table.source != 'paper'])
+    profile = profile or next((p for p in reversed(PROFILES) if p in measured), None)
+    return table[(table.source == 'paper') | (table.profile == profile)]
+
+# %% ../nbs/08_study.ipynb #b8fc069c
 SOURCES = ('paper', 'reference', 'yours')
 
 def compare(
     table: pd.DataFrame, # from `over_seeds` or `best_guidance`
     family: str = 'fid',
     by: Iterable[str] = ('size', 'share', 'cfg'), # what makes a row
-    profile: str | None = None, # of the measured columns; the largest that was run unless told otherwise
+    profile: str | None = None, # as `of_profile` takes it
 ) -> pd.DataFrame: # columns (head, 'value' 'low' 'high' 'n' 'cfg')
     "One column group a source, also for a source that has nothing."
-    table = table[(table.family == family) & (table.part == 'curve')]
-    measured = table[table.source != 'paper']
-    profile = profile or next((p for p in reversed(PROFILES) if p in set(measured.profile)), 'mini')
+    table = of_profile(table[(table.family == family) & (table.part == 'curve')], profile)
     columns = {}
     for source in SOURCES:
-        part = table[(table.source == source) & (table.profile == ('paper' if source == 'paper' else profile))]
-        head = f'{source}: {part.label.iloc[0]}, {part.data.iloc[0]}' if len(part) else f'{source}: none yet'
-        keep = [c for c in ('value', 'low', 'high', 'n', 'cfg') if c not in by]
-        columns[head] = part.assign(share=part.share.round(4)).set_index(list(by))[keep]
+        if not (table.source == source).any(): columns[f'{source}: none yet'] = pd.DataFrame(columns=['value'], index=pd.MultiIndex.from_tuples([], names=list(by)), dtype=float)
+        for data, part in table[table.source == source].groupby('data', sort=False):
+            keep = [c for c in ('value', 'low', 'high', 'n', 'cfg') if c not in by]
+            columns[f'{source}: {part.label.iloc[0]}, {data}'] = part.assign(share=part.share.round(4)).set_index(list(by))[keep]
     return pd.concat(columns, axis=1).sort_index(key=_in_order)
 
 def _in_order(index):
