@@ -22,7 +22,7 @@ __all__ = ['PROFILES', 'BASES', 'PUBLISHED', 'LABELS', 'CODE', 'COSTS', 'COLUMNS
            'load_records', 'run_cell', 'record_file', 'promote', 'points', 'long_table', 'data_label', 'over_seeds',
            'best_guidance', 'of_profile', 'compare', 'as_text']
 
-# %% ../nbs/08_study.ipynb #feb56473
+# %% ../nbs/08_study.ipynb #f91bc7e8
 @dataclass(frozen=True)
 class Profile:
     "One row of `PROFILES`."
@@ -46,7 +46,7 @@ class Profile:
     eval_images: int # generated images behind each number
     extractor: str # features for FID: 'el0' or 'inception'
     ema: float = 0.0 # decay of an average of the weights; 0: none, as in the paper
-    images: int = 0 # use only so many; 0: all
+    limit: int = 0 # use only so many images; 0: all
     dtype: str = 'auto' # of matrix products
     seeds: tuple[int, ...] = (0,) # what the committed reference runs
 
@@ -55,12 +55,12 @@ class Profile:
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #86b770e4
+# %% ../nbs/08_study.ipynb #219c7a9f
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
             epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1, copies=1,
-            cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', images=96),
+            cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', limit=96),
     Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
             tokenizer_steps=500, tokenizer_batch_size=64, tokenizer_learning_rate=1e-3,
             epochs=(2, 4, 8), batch_size=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1, copies=4,
