@@ -1,0 +1,40 @@
+# Every target honours an environment that is already active; otherwise it makes .venv once.
+ifdef VIRTUAL_ENV
+  BIN := $(VIRTUAL_ENV)/bin/
+else ifdef CONDA_PREFIX
+  BIN := $(CONDA_PREFIX)/bin/
+else
+  BIN := .venv/bin/
+endif
+PYTHON := $(BIN)python
+STUDIES := scaling
+
+.PHONY: help install reproduce report sample test export clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+install: $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,.venv/bin/python) ## install the package with its development extra, if it is not there
+	@$(PYTHON) -c 'import maskgil, nbdev, pytest, nbconvert, psutil' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[dev]'
+
+reproduce: install ## run every study in the profile that fits this machine, and render the report
+	@for study in $(STUDIES); do $(BIN)papermill nbs/$$study.ipynb || exit 1; done
+	@$(MAKE) --no-print-directory report
+
+report: install ## render reports/ from the records
+	@$(BIN)papermill nbs/report.ipynb
+
+sample: install ## draw a sheet of images from the committed checkpoint
+	@$(PYTHON) -m maskgil.cli sample
+
+test: install ## the test suite: notebooks, processes, published checkpoints
+	$(PYTHON) -m pytest
+
+export: install ## notebooks to maskgil/*.py, and clean
+	$(BIN)nbdev_export && $(BIN)nbdev_clean
+
+clean: ## remove what can be made again
+	rm -rf .cache build dist *.egg-info

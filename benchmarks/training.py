@@ -1,0 +1,68 @@
+"""Training speed of the mini models as a share of what a large matrix product reaches, side by side in one run.
+
+    python benchmarks/training.py [--sizes b l xl xxl] [--batch 64] [--rounds 5]
+
+A training step is everything: hiding tokens, forward, loss, backward, clipping, AdamW. Its operations are counted by
+`models.training_flops`, which agrees with torch's own counter (see nbs/03_models.ipynb). Steps and matrix products
+alternate, so a busy machine slows both; the median of the ratios is printed.
+"""
+import argparse, statistics, time
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from maskgil.core import pick_device, pick_dtype
+from maskgil.models import attention, load_model, training_flops
+from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_optimizer, train_step
+
+
+class RandomTokens:
+    "Tokens of no image."
+    copies = 1
+    def __init__(self, codes, grid): self.tokens = torch.randint(codes, (4096, *grid))
+    def __len__(self): return len(self.tokens)
+    def batch(self, indices, copies): return self.tokens[indices], indices % 9
+
+
+def seconds(work, times):
+    started = time.perf_counter()
+    for _ in range(times): work()
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+def product(device, dtype, n=2048):
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return lambda: a @ b, 2 * n**3
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sizes', nargs='+', default=['b', 'l', 'xl', 'xxl'])
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--rounds', type=int, default=5)
+    args = parser.parse_args()
+    device, dtype = pick_device(), pick_dtype()
+    matmul, matmul_flops = product(device, dtype)
+    print(f'{device}, {dtype}, {torch.get_num_threads()} threads')
+    accelerator = Accelerator(cpu=device.type == 'cpu')
+    for size in args.sizes:
+        model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
+        config = TrainConfig(10**6, batch_size=args.batch)
+        step_module, optimizer = accelerator.prepare(Step(model, MaskedObjective(model.config.mask_id), dtype), make_optimizer(model, config))
+        state, data = TrainState(model, optimizer), RandomTokens(model.config.codebook_size, (8, 8))
+        step = lambda: train_step(step_module, state, data, config, accelerator)
+        flops = training_flops(model.config, args.batch, predicted=2 / torch.pi)
+        seconds(step, 2), seconds(matmul, 2)
+        speeds = [(flops / seconds(step, 4), matmul_flops / seconds(matmul, 4)) for _ in range(args.rounds)]
+        ratio = statistics.median(a / b for a, b in speeds)
+        print(f'mini-{size:4} {args.batch * speeds[-1][0] / flops:6.0f} images/s  {speeds[-1][0] / 1e9:5.0f} of {speeds[-1][1] / 1e9:5.0f} GFLOP/s  ratio {ratio:.0%}', flush=True)
+
+    q, k, v = (torch.randn(64, 6, 65, 48, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    plain, fused = (lambda f=f: f(q, k, v).sum().backward() for f in (attention, F.scaled_dot_product_attention))
+    seconds(plain, 2), seconds(fused, 2)
+    print(f'attention forward and backward, fused / as trained: {statistics.median(seconds(fused, 3) / seconds(plain, 3) for _ in range(args.rounds)):.1f}')
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,49 @@
+"The notebooks are the source: they run, they are clean, and maskgil/ is what they export."
+import filecmp, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd):
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=cwd, capture_output=True, text=True, env=os.environ | dict(MASKGIL_ROOT=str(cwd)))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "A copy of the project, to export into and to clean."
+    folder = tmp_path_factory.mktemp('project')
+    for name in ('nbs', 'maskgil'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, folder)
+    return folder
+
+
+@pytest.mark.parametrize('notebook', LIBRARY, ids=lambda p: p.stem)
+def test_runs(notebook):
+    run('nbdev_test', '--path', notebook, '--n_workers', '0', cwd=ROOT)
+
+
+def test_export_is_in_sync(copy):
+    for module in (copy/'maskgil').glob('*.py'):
+        if module.name != '__init__.py': module.unlink()
+    run('nbdev_export', cwd=copy)
+    same, different, missing = filecmp.cmpfiles(ROOT/'maskgil', copy/'maskgil', [p.name for p in (ROOT/'maskgil').glob('*.py')], shallow=False)
+    assert not different and not missing, f'run nbdev_export: {different + missing} differ from what the notebooks export'
+
+
+def test_notebooks_are_clean(copy):
+    run('nbdev_clean', cwd=copy)
+    changed = [p.name for p in (ROOT/'nbs').glob('*.ipynb') if p.read_bytes() != (copy/'nbs'/p.name).read_bytes()]
+    assert not changed, f'run nbdev_clean: it changes {changed}'
+
+
+def test_parameters_keep_their_tag(copy):
+    "papermill would silently run the defaults without it."
+    for notebook in (p for p in (copy/'nbs').glob('*.ipynb') if p.stem in ('scaling',)):
+        assert '"parameters"' in notebook.read_text(), notebook.name
