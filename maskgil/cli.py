@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 # %% auto #0
 __all__ = ['KINDS', 'NO_OUTPUT', 'COMMANDS', 'Declared', 'declarations', 'convert', 'ParameterError', 'check_parameters',
-           'parameters', 'project_of', 'parameters_cell', 'copy_name', 'runs_folder', 'run_study', 'record_lines',
+           'parameters', 'project_of', 'parameters_cell', 'copy_name', 'runs_folder', 'run_study', 'result_lines',
            'prepare', 'install', 'running_papermill', 'NoFiles', 'options', 'main']
 
 # %% ../nbs/11_cli.ipynb #9d27b26b
@@ -145,7 +145,7 @@ def runs_folder(root: Path) -> Path:
     "`core.results_dir()/'runs'` of the project at `root`, without importing core."
     return Path(os.environ.get('MASKGIL_RESULTS') or Path(os.environ.get('MASKGIL_ROOT') or root)/'results')/'runs'
 
-# %% ../nbs/11_cli.ipynb #474218f3
+# %% ../nbs/11_cli.ipynb #d0069bff
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
 
 def run_study(
@@ -170,16 +170,18 @@ def run_study(
     except PapermillExecutionError as e:
         if output_path == '-': raise
         raise click.ClickException(f'{e.ename}: {e.evalue}\nin cell {e.exec_count} of {input_path}; the traceback is in {output_path}') from None
-    for line in [f'executed copy: {output_path}', *record_lines(notebook)]: click.echo(line, err=output_path == '-')
+    for line in [f'executed copy: {output_path}', *result_lines(notebook, root)]: click.echo(line, err=output_path == '-')
     return notebook
 
-# %% ../nbs/11_cli.ipynb #1814ef0e
-def record_lines(
+# %% ../nbs/11_cli.ipynb #9469a2c0
+def result_lines(
     notebook: Any, # an executed notebook
+    root: Path, # what its paths are relative to
 ) -> list[str]: # each once
-    "The lines that say where a record is, from the outputs of a notebook."
+    "The lines that say where a result is, from the outputs of a notebook."
     texts = [''.join(o.get('text', '')) for c in notebook['cells'] for o in c.get('outputs', []) if o.get('output_type') == 'stream']
-    return list(dict.fromkeys(line for text in texts for line in text.splitlines() if line.startswith('record: ')))
+    found = re.findall(r'(?m)^(record|report): (.+)$', '\n'.join(texts))
+    return [f'{kind}: {Path(root)/path}' for kind, path in dict.fromkeys(found)]
 
 # %% ../nbs/11_cli.ipynb #a30e9d9e
 def prepare(

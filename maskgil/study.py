@@ -19,8 +19,8 @@ from .core import (check_choice, fingerprint, peak_memory, pick_device, pick_dty
 __all__ = ['PROFILES', 'BASES', 'PUBLISHED', 'LABELS', 'CODE', 'COSTS', 'COLUMNS', 'SOURCES', 'DIGITS', 'Profile',
            'resolve_profile', 'override', 'settings_of', 'Record', 'reference_dir', 'Published', 'published',
            'published_records', 'code_version', 'run_key', 'save_record', 'read_record', 'records', 'latest',
-           'load_records', 'run_cell', 'record_file', 'promote', 'points', 'long_table', 'data_label', 'over_seeds',
-           'best_guidance', 'of_profile', 'compare', 'as_text']
+           'load_records', 'run_cell', 'shown', 'record_file', 'promote', 'points', 'long_table', 'data_label',
+           'over_seeds', 'best_guidance', 'of_profile', 'compare', 'as_text']
 
 # %% ../nbs/08_study.ipynb #f91bc7e8
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def load_records(study: str | None = None, sources: Iterable[str] = ('paper', 'r
     rows = [r.parameters | {k: v for k, v in dataclasses.asdict(r).items() if k not in ('parameters', 'settings')} | dict(record=r) for r in records(study, sources, **where)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/08_study.ipynb #971a542b
+# %% ../nbs/08_study.ipynb #00dfb958
 COSTS = ('wall_seconds', 'peak_memory_gib', 'tokens_seen', 'training_flops', 'dtype')
 
 def run_cell(
@@ -285,7 +285,7 @@ def run_cell(
     key = run_key(study, profile, parameters, seed, data_fingerprint, code)
     path, folder = results_dir()/'runs'/study/f'{key}.json', results_dir()/'checkpoints'/study/key
     if path.exists() and not force:
-        print(f'record exists, nothing to run (force runs it again)\nrecord: {path}')
+        print(f'record exists, nothing to run (force runs it again)\nrecord: {shown(path)}')
         return read_record(path)
     if force: shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -295,8 +295,13 @@ def run_cell(
     costs |= {k: metrics.pop(k) for k in COSTS if k in metrics}
     record = Record(study, profile.name, parameters, _keep_files(metrics, path), seed, basis, key, settings_of(profile), data_fingerprint, code,
                     provenance(device), started=started, ended=utc_now(), **costs)
-    print(f'record: {save_record(record)}')
+    print(f'record: {shown(save_record(record))}')
     return read_record(path)
+
+# %% ../nbs/08_study.ipynb #a3202c47
+def shown(path: Path) -> Path:
+    "A path as it is printed: from the project root, if it lies below, so that a notebook's output does not name the machine's folders."
+    return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
 
 # %% ../nbs/08_study.ipynb #2cc41218
 def _keep_files(metrics, path):
@@ -368,7 +373,7 @@ def data_label(record: Record) -> str:
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
     return ', '.join([f"{name} {record.settings.get('resolution', '?')} px", *apart])
 
-# %% ../nbs/08_study.ipynb #bd17ad29
+# %% ../nbs/08_study.ipynb #819a422d
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
@@ -385,8 +390,8 @@ def best_guidance(
     "The guidance scale with the lowest value, at each epoch of each curve."
     curve = table[(table.family == family) & (table.part == 'curve')]
     line = [c for c in curve if c not in ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')]
-    times = curve.groupby([*line, 'cfg'], dropna=False).epoch.transform('nunique')
-    curve = curve[times == times.groupby([curve[c].astype(str) for c in line]).transform('max')]
+    times = curve.assign(times=curve.groupby([*line, 'cfg'], dropna=False).epoch.transform('nunique'))
+    curve = curve[times.times == times.groupby(line, dropna=False).times.transform('max')]
     return curve.loc[curve.groupby([*line, 'epoch'], dropna=False, sort=False).value.idxmin()]
 
 # %% ../nbs/08_study.ipynb #5a6c4990
@@ -422,7 +427,7 @@ def _in_order(index):
     order = {s: i for i, s in enumerate(('b', 'l', 'xl', 'xxl'))}
     return index.map(lambda v: order.get(v, v)) if index.name == 'size' else index
 
-# %% ../nbs/08_study.ipynb #19ef49fa
+# %% ../nbs/08_study.ipynb #71470623
 DIGITS = dict(fid=1, kid=3, rfid=1, precision=3, recall=3) | {'is': 2}
 
 def as_text(
@@ -438,5 +443,5 @@ def as_text(
         return value + (f' [{low}, {high}]' if pd.notna(row[head, 'low']) else '') + at
     heads = list(dict.fromkeys(side.columns.get_level_values(0)))
     text = pd.DataFrame({h: [cell(row, h) for _, row in side.iterrows()] for h in heads}, index=side.index)
-    if 'share' in text.index.names: text.index = text.index.set_levels([f'{v:.1%}'.replace('.0%', '%') for v in text.index.levels[text.index.names.index('share')]], level='share')
+    if 'share' in text.index.names: text.index = text.index.set_levels([f'{100*v:g} %' for v in text.index.levels[text.index.names.index('share')]], level='share')
     return text

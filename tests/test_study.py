@@ -146,5 +146,5 @@ def test_units_of_two_data_sets_are_never_mixed():
     table = study.over_seeds(pd.concat([study.long_table(records('scaling', ['paper'])), study.long_table([run])]))
     side = study.as_text(study.compare(table))
     assert list(side) == ['paper: FID, ImageNet 256 px', 'reference: none yet', 'yours: FID-EL0, OpenMoji 32 px']
-    assert side.loc[('b', '100%', 2.0)].tolist() == ['5.645', '–', '30.0 [29.0, 31.0]']
-    assert side.loc[('xl', '100%', 2.5)].tolist() == ['3.9031', '–', '–']
+    assert side.loc[('b', '100 %', 2.0)].tolist() == ['5.645', '–', '30.0 [29.0, 31.0]']
+    assert side.loc[('xl', '100 %', 2.5)].tolist() == ['3.9031', '–', '–']
