@@ -18,8 +18,8 @@ from .study import SOURCES, Record, as_text, best_guidance, compare, latest, lon
 
 # %% auto #0
 __all__ = ['SECTIONS', 'LEAD', 'CREDIT', 'STYLE', 'Evidence', 'gather', 'size_finding', 'guidance_finding', 'three_columns',
-           'frame_table', 'cost_table', 'damaged_cells', 'Figure', 'Table', 'Section', 'missing', 'status_table',
-           'compose', 'html_table', 'to_html', 'markdown_table', 'to_markdown', 'write_report']
+           'frame_table', 'cost_table', 'sizes_table', 'damaged_cells', 'Figure', 'Table', 'Section', 'missing',
+           'status_table', 'compose', 'html_table', 'to_html', 'markdown_table', 'to_markdown', 'write_report']
 
 # %% ../nbs/14_report.ipynb #d0714d0b
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _interval(row, digits):
     value = f'{row.value:.{digits}f}'
     return value if pd.isna(row.low) else f'{value} [{row.low:.{digits}f}, {row.high:.{digits}f}]'
 
-# %% ../nbs/14_report.ipynb #29d00103
+# %% ../nbs/14_report.ipynb #d6e1ad24
 def cost_table(evidence: Evidence) -> pd.DataFrame:
     "What each run took, and where it ran."
     def row(r):
@@ -98,6 +98,13 @@ def cost_table(evidence: Evidence) -> pd.DataFrame:
                 'memory (GiB)': show(r.peak_memory_gib, '.1f'), 'precision': r.dtype, 'device': f"{r.provenance.get('device_name', '–')}, {r.provenance.get('threads', '?')} threads",
                 'commit': (git.get('commit') or '–')[:8] + (' + changes' if git.get('dirty') else ''), 'ended': r.ended[:10]}
     return pd.DataFrame([row(r) for r in evidence.records if r.source != 'paper'])
+
+def sizes_table(evidence: Evidence) -> pd.DataFrame:
+    "Table 2, with the parameters that were counted in the runs beside the printed ones."
+    count = lambda source: {r.parameters.get('size'): f"{r.metrics['parameters']/1e6:.2f}M" for r in evidence.of(source) if r.metrics.get('parameters')}
+    table = published('table2').drop(columns='note').rename(columns=lambda c: 'parameters, paper' if c == 'parameters' else c.replace('_', ' '))
+    for norm in ('qk norm', 'post norm'): table[norm] = table[norm].map({0: 'no', 1: 'yes'})
+    return table.assign(**{f'parameters, {source}': [count(source).get(s.lower(), '–') for s in table['size']] for source in ('reference', 'yours')})
 
 def damaged_cells(table: str) -> Callable[[Evidence], pd.DataFrame]:
     "A maker of tables: the cells of a published table that carry a note."
@@ -131,14 +138,15 @@ class Section:
     tables: tuple[Table, ...]
     cells: tuple[str, tuple[str, ...]] = ('size', ()) # the parameter that makes a cell of the grid, and its values
 
-# %% ../nbs/14_report.ipynb #3fcb7232
+# %% ../nbs/14_report.ipynb #77937c9c
 SECTIONS: tuple[Section, ...] = (
-    Section('scaling', 'Model size, training and guidance', 'Tables 2, 3 and 7; Figures 5a and 5b',
+    Section('scaling', 'Model size, training and guidance', 'Tables 2 and 7; Figures 5a and 5b',
         'Does a larger model draw better images, how does that change over training, and which guidance scale suits which size?',
         (Figure('figure-5a', fid_over_epochs, size_finding), Figure('figure-5b', fid_is_over_guidance, guidance_finding)),
-        (Table('FID over training', three_columns('fid', ('size', 'share'), best=True),
+        (Table('The four sizes', sizes_table, 'Layers, width and heads are the paper\'s; a small profile keeps their proportions.'),
+         Table('FID over training', three_columns('fid', ('size', 'share'), best=True),
                'The best guidance scale at each point, as "value [95 % interval] at scale". Rows are matched by the share of the training done: 100 % is 400 epochs in the paper.'),
-         Table('What frames the numbers', frame_table, 'A model before training, and what the metric says of two disjoint halves of the real images: below that nothing can be told apart.'),
+         Table('What frames the numbers', frame_table, 'A model before training and after it, at its best guidance scale, and what the metric says of two disjoint halves of the real images: below that nothing can be told apart.'),
          Table('Table 7, FID', three_columns('fid', ('size', 'share', 'cfg')), folded=True),
          Table('Table 7, IS', three_columns('is', ('size', 'share', 'cfg')), folded=True),
          Table('Cells of Table 7 that do not fit', damaged_cells('table7'), 'Found while transcribing.', folded=True),

@@ -346,15 +346,15 @@ def points(
     for part, at in (('untrained', dict(epoch=0)), ('floor', {})):
         yield part, at, {k: v for k, v in record.metrics.get(part, {}).items() if is_metric(v)}
 
-# %% ../nbs/08_study.ipynb #dbe53dd5
+# %% ../nbs/08_study.ipynb #9484a71c
 COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
 
 def long_table(
-    found: Iterable[Record],
+    found: Iterable[Record], # of several runs of the same thing the last one counts
 ) -> pd.DataFrame: # one row for each metric of each point
     "Records as rows: `family` is the metric without its extractor ('fid' for 'fid_el0'), `share` the fraction of the training done."
     rows = []
-    for r in found:
+    for r in latest(found):
         p = {('epoch' if k == 'epochs' else k): v for k, v in r.parameters.items()}
         shared = dict(source=r.source, study=r.study, profile=r.profile, data=data_label(r), seed=r.seed, note=r.note, key=r.key)
         for part, at, metrics in points(r):
