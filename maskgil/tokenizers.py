@@ -496,7 +496,7 @@ def efficientnet_lite0(
     net.fc.weight, net.fc.bias = nn.Parameter(weights['_fc.weight']), nn.Parameter(weights['_fc.bias'])
     return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-# %% ../nbs/02_tokenizers.ipynb #23e58526
+# %% ../nbs/02_tokenizers.ipynb #b4c63fcd
 @dataclass(frozen=True)
 class LossConfig:
     "What is asked of a tokenizer in training, and how much."
@@ -516,7 +516,7 @@ class LossConfig:
 LOSSES = { # by quantizer
     'vq':    LossConfig(),
     'l2-vq': LossConfig(),
-    'lfq':   LossConfig(entropy=0.1),
+    'lfq':   LossConfig(commitment=0.05, entropy=0.02, entropy_temperature=0.1),
 }
 RECONSTRUCTIONS = {'l1': F.l1_loss, 'l2': F.mse_loss}
 
