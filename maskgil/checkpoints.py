@@ -27,7 +27,7 @@ __all__ = ['CHECKPOINTS', 'NESTS', 'PREFIXES', 'TRAINING', 'TAMING_MIDDLE', 'LAY
            'native_weights', 'fill', 'load_weights', 'load_model_weights', 'save_weights', 'read_header',
            'empty_module', 'convert', 'synthetic_tensor', 'synthetic_weights']
 
-# %% ../nbs/04_checkpoints.ipynb #07f9cf06
+# %% ../nbs/04_checkpoints.ipynb #207c3b26
 @dataclass(frozen=True)
 class Checkpoint:
     "One published system: where its file is, and how to recognise it."
@@ -41,6 +41,7 @@ class Checkpoint:
     weights: int = 0          # numbers in the network
     note: str = ''
 
+# %% ../nbs/04_checkpoints.ipynb #9f345225
 def _gpt(size: str, width: int, layers: int, weights: int, file: str, nested: str, note: str = '') -> Checkpoint:
     marks = {'tok_embeddings.weight': (16384, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)}
     return Checkpoint('llamagen', size, 'llamagen-gpt', marks, file, 'FoundationVision/LlamaGen', nested, weights, note)

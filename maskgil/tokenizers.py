@@ -19,10 +19,11 @@ from .core import autocast, check_choice, fingerprint, pick_device, pick_dtype
 __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'PUBLISHED', 'SMALL', 'MINI', 'SMOKE', 'TOKENIZERS', 'EL0_STAGES', 'LOSSES',
            'RECONSTRUCTIONS', 'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'Attention', 'SameConv', 'Resample',
            'unshuffle', 'NearestConv', 'ConvShuffle', 'Level', 'middle', 'Encoder', 'AdaptiveNorm', 'Decoder',
-           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids', 'Tokenizer',
-           'precision', 'load_tokenizer', 'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm',
-           'efficientnet_lite0', 'LossConfig', 'bit_probabilities', 'code_entropies', 'PatchDiscriminator', 'hinge',
-           'Adversary', 'perceptual_distance', 'redraw_codes', 'CodeKeeper', 'TokenizerObjective']
+           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids',
+           'QuantizedAutoencoder', 'precision', 'Tokenizer', 'load_tokenizer', 'InvertedBottleneck',
+           'EfficientNetLite0', 'fold_batchnorm', 'efficientnet_lite0', 'LossConfig', 'bit_probabilities',
+           'code_entropies', 'PatchDiscriminator', 'hinge', 'Adversary', 'perceptual_distance', 'redraw_codes',
+           'CodeKeeper', 'TokenizerObjective']
 
 # %% ../nbs/02_tokenizers.ipynb #aab06ea9
 @dataclass(frozen=True)
@@ -313,9 +314,9 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:
         raise ValueError(f'ids run from {int(ids.min())} to {int(ids.max())}: the codebook has {codebook_size} codes (is a mask left?)')
 
-# %% ../nbs/02_tokenizers.ipynb #7a305355
-class Tokenizer(nn.Module):
-    "Encoder, quantizer and decoder of one row of the table."
+# %% ../nbs/02_tokenizers.ipynb #55cf5b8d
+class QuantizedAutoencoder(nn.Module):
+    "Encoder, quantizer and decoder of one row of the table, as training sees them."
     def __init__(self, config: TokenizerConfig, name: str = 'custom'):
         super().__init__()
         self.config, self.name = config, name
@@ -343,6 +344,13 @@ class Tokenizer(nn.Module):
             straight = flat + (codes - flat).detach()
         return self.image(straight.view_as(z)), flat, codes, ids
 
+# %% ../nbs/02_tokenizers.ipynb #cf455c87
+def precision(device: torch.device, dtype: str | torch.dtype | None):
+    "The precision of the convolutions; None changes nothing."
+    return contextlib.nullcontext() if dtype is None else autocast(device, pick_dtype(dtype, device))
+
+class Tokenizer(QuantizedAutoencoder):
+    "From images to integers and back."
     @torch.no_grad()
     def encode(self,
         images: Tensor, # (b 3 H W) in [-1, 1]
@@ -368,10 +376,6 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         "A hash of configuration and weights: a token cache belongs to one tokenizer."
         return fingerprint(asdict(self.config), *(part for key, weight in sorted(self.state_dict().items()) for part in (key, weight.flatten())))
-
-def precision(device: torch.device, dtype: str | torch.dtype | None):
-    "The precision of the convolutions; None changes nothing."
-    return contextlib.nullcontext() if dtype is None else autocast(device, pick_dtype(dtype, device))
 
 # %% ../nbs/02_tokenizers.ipynb #6d331da5
 PUBLISHED = {
@@ -422,7 +426,7 @@ EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
     (3, 1, 6, 320, 1),
 )
 
-# %% ../nbs/02_tokenizers.ipynb #f5825e57
+# %% ../nbs/02_tokenizers.ipynb #51829a5e
 class InvertedBottleneck(nn.Module):
     "Expand 1x1, depthwise, project 1x1, with a residual where shapes allow. Source: MobileNetV2."
     def __init__(self, inp: int, out: int, kernel: int, stride: int, expansion: int):
@@ -438,6 +442,7 @@ class InvertedBottleneck(nn.Module):
         h = self.project(F.relu6(self.depthwise(h)))
         return x + h if self.residual else h
 
+# %% ../nbs/02_tokenizers.ipynb #e1ba89ec
 class EfficientNetLite0(nn.Module):
     "The classifier, with its intermediate maps in reach."
     def __init__(self):
@@ -595,17 +600,22 @@ def perceptual_distance(net: EfficientNetLite0, a: Tensor, b: Tensor, blocks: in
     with torch.no_grad(): target = net.maps(b, blocks)
     return sum(F.mse_loss(unit(x), unit(y)) for x, y in zip(net.maps(a, blocks), target)) / blocks
 
-# %% ../nbs/02_tokenizers.ipynb #a73c841f
+# %% ../nbs/02_tokenizers.ipynb #1a683551
 @torch.no_grad()
 def redraw_codes(
     quantizer: VectorQuantizer,
     z: Tensor, # (n d) latents to draw from
     dead: Tensor, # (k,) bool, the codes to move
 ) -> int: # how many were moved
-    "Move `dead` codes onto randomly chosen latents."
-    count = int(dead.sum())
-    chosen = torch.randperm(len(z))[:count] if count <= len(z) else torch.randint(len(z), (count,))
-    quantizer.embedding.weight[dead] = quantizer.on_space(z[chosen.to(z.device)]).to(quantizer.embedding.weight.dtype)
+    "Move `dead` codes onto latents that are far from every other code, k-means++ fashion."
+    table, z, count = quantizer.embedding.weight, quantizer.on_space(z.float()), int(dead.sum())
+    placed = quantizer.on_space(table[~dead].float()) if count < len(dead) else z[torch.randint(len(z), (1,)).to(z.device)]
+    kept = len(placed) if count < len(dead) else 0
+    while len(placed) - kept < count:
+        far = torch.cdist(z, placed).min(1).values.square() + 1e-12
+        picks = torch.multinomial(far.cpu(), min(len(placed), count - (len(placed) - kept)), replacement=True).to(z.device)
+        placed = torch.cat([placed, z[picks]])
+    table[dead] = placed[kept:].to(table.dtype)
     return count
 
 # %% ../nbs/02_tokenizers.ipynb #24e0b468
@@ -627,7 +637,7 @@ class CodeKeeper:
             self.counts.zero_()
         return moved
 
-# %% ../nbs/02_tokenizers.ipynb #4529e0ae
+# %% ../nbs/02_tokenizers.ipynb #9b6c3d88
 class TokenizerObjective:
     "The training loss of a tokenizer, and what has to happen between steps."
     def __init__(self, config: TokenizerConfig, losses: LossConfig | None = None, seed: int = 0):
@@ -657,9 +667,7 @@ class TokenizerObjective:
         if self.adversary and step >= self.losses.adversarial_start: self.adversary.step(images)
         if self.keeper: self.keeper.step(tokenizer, images, step)
 
-    def parameters(self) -> list[nn.Parameter]:
-        "What the loop's optimizer should train beside the tokenizer: nothing, since the discriminator has its own."
-        return []
+    def parameters(self) -> list[nn.Parameter]: return [] # for the loop's optimizer: nothing, the discriminator has its own
 
     def state_dict(self) -> dict[str, Tensor]:
         "Flat, ready for safetensors."
