@@ -91,14 +91,14 @@ def read_json(path: Path | str) -> Any:
     try: return json.loads(Path(path).read_text())
     except json.JSONDecodeError as e: raise ValueError(f'{path} is not valid JSON: {e}') from None
 
-# %% ../nbs/00_core.ipynb #d57a7210
+# %% ../nbs/00_core.ipynb #5bb90e8c
 def fingerprint(
     *parts: Any, # JSON-able values, bytes, numpy arrays or tensors
 ) -> str: # 16 hexadecimal digits
     "A short, stable hash: equal content gives equal text on every machine."
     h = hashlib.sha256()
     for part in parts:
-        if isinstance(part, torch.Tensor): part = part.detach().cpu().contiguous().view(torch.uint8).numpy()
+        if isinstance(part, torch.Tensor): part = part.detach().cpu().reshape(-1).view(torch.uint8).numpy()
         if isinstance(part, np.ndarray): part = np.ascontiguousarray(part).tobytes()
         if not isinstance(part, bytes): part = json.dumps(part, sort_keys=True, default=_plain).encode()
         h.update(len(part).to_bytes(8, 'little') + part)

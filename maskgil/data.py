@@ -124,7 +124,7 @@ def render_svg(
     rgba[..., :3] = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
     return rgba.astype(np.uint8)
 
-# %% ../nbs/01_data.ipynb #5b405538
+# %% ../nbs/01_data.ipynb #0d56fc7b
 @contextlib.contextmanager
 def _locked(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def fill_array(
     label: str = 'writing', # for the progress bar, which only long jobs show
 ) -> np.memmap: # read-only
     "Fill an array on disk block by block; interrupted, it continues where it stopped."
-    from tqdm import tqdm
+    from maskgil.core import progress
     path, n, stride = Path(path), shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, dict(descr=np.lib.format.dtype_to_descr(np.dtype(dtype)), fortran_order=False, shape=tuple(shape)))
@@ -153,7 +153,7 @@ def fill_array(
             start = max(0, f.seek(0, os.SEEK_END) - header.tell()) // stride
             f.truncate(header.tell() + start * stride if start else 0)
             if not start: f.write(header.getvalue())
-            with tqdm(total=n, initial=start, desc=label, delay=8, leave=False) as bar:
+            with progress(total=n, initial=start, desc=label, delay=8, leave=False) as bar:
                 for i in range(start, n, rows):
                     values = np.ascontiguousarray(block(i, min(i + rows, n)), dtype=dtype)
                     if values.shape != (min(i + rows, n) - i, *shape[1:]):

@@ -123,7 +123,7 @@ def _batches(images, size):
         rows = slice(i, min(i + size, len(images)))
         yield to_rgb((images[rows] if isinstance(images, torch.Tensor) else images.batch(rows)).cpu())
 
-# %% ../nbs/07_metrics.ipynb #0cde6e5a
+# %% ../nbs/07_metrics.ipynb #95507db7
 @torch.inference_mode()
 def extract(
     images: Any, # (n 3 h w) uint8, an image set, or an iterator of such; alpha is laid on white
@@ -133,10 +133,10 @@ def extract(
     weights: Path | str | None = None, # a local file, for Inception
 ) -> Features: # on the CPU
     "Features and logits of images."
-    from tqdm import tqdm
+    from maskgil.core import progress
     run, _ = load_extractor(extractor, str(pick_device(device)), weights)
     parts = []
-    with tqdm(total=len(images) if hasattr(images, '__len__') else None, desc=f'features ({extractor})', delay=8, leave=False) as bar:
+    with progress(total=len(images) if hasattr(images, '__len__') else None, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in _batches(images, batch_size or EXTRACTORS[extractor].batch_size):
             parts.append([x.float().cpu() for x in run(batch)]); bar.update(len(batch))
     if not parts: raise ValueError('there are no images to measure')

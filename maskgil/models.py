@@ -19,9 +19,10 @@ from .tokenizers import TOKENIZERS
 
 # %% auto #0
 __all__ = ['SIZES', 'ROPE_BASE', 'ROPES', 'KINDS', 'RECIPES', 'Size', 'frequencies', 'angles_2d', 'rope_table', 'apply_rope',
-           'attention', 'RMSNorm', 'ModelConfig', 'KVCache', 'Attention', 'hidden_width', 'FeedForward', 'Block',
-           'ClassCondition', 'ImageLlama', 'initialise', 'TransformerBlock', 'MaskGITTransformer', 'model_config',
-           'build_model', 'parameter_count', 'forward_flops', 'training_flops', 'load_model']
+           'attention', 'compute_dtype', 'RMSNorm', 'ModelConfig', 'KVCache', 'Attention', 'hidden_width',
+           'FeedForward', 'Block', 'ClassCondition', 'ImageLlama', 'initialise', 'TransformerBlock',
+           'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count', 'forward_flops', 'training_flops',
+           'load_model']
 
 # %% ../nbs/03_models.ipynb #b882afb1
 @dataclass(frozen=True)
@@ -111,7 +112,12 @@ def attention(
         return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and q.shape[-2] > 1)
 
-# %% ../nbs/03_models.ipynb #9913b241
+# %% ../nbs/03_models.ipynb #45da138b
+def compute_dtype(x: Tensor) -> torch.dtype:
+    "What products of `x` are computed in: autocast's choice, or its own."
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
 class RMSNorm(nn.Module):
     "Divide by the root mean square, in float32 whatever comes in."
     def __init__(self, width: int, eps: float = 1e-5):
@@ -119,7 +125,7 @@ class RMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps).to(compute_dtype(x))
 
 # %% ../nbs/03_models.ipynb #eff37b88
 @dataclass(frozen=True)
@@ -228,7 +234,7 @@ class ClassCondition(nn.Module):
         if drop is not None: labels = labels.masked_fill(drop.bool(), self.classes)
         return self.embedding(labels)[:, None]
 
-# %% ../nbs/03_models.ipynb #f9f311c6
+# %% ../nbs/03_models.ipynb #3246f574
 class ImageLlama(nn.Module):
     "LlamaGen when causal, MaskGIL when not."
     def __init__(self, config: ModelConfig):
@@ -247,8 +253,8 @@ class ImageLlama(nn.Module):
     def hidden(self, x: Tensor, grid: tuple[int, int], cache: KVCache | None = None) -> Tensor: # (b t d) -> (b t d)
         "The blocks and the last norm, on embedded tokens that start at the cache's position."
         c, start = self.config, cache.length if cache is not None else 0
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rope = tuple(z[start:start + x.shape[1]] for z in rope_table(c.rope, grid, c.head_dim, self.condition.tokens, x.device, dtype))
+        table = rope_table(c.rope, grid, c.head_dim, self.condition.tokens, x.device, compute_dtype(x))
+        rope = tuple(z[start:start + x.shape[1]] for z in table)
         for i, block in enumerate(self.layers):
             if self.gradient_checkpointing and self.training: x = checkpoint(block, x, rope, use_reentrant=False)
             else: x = block(x, rope, None, cache, i)

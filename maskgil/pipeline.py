@@ -20,7 +20,7 @@ from .sampling import sample_ar, sample_mar
 from .tokenizers import load_tokenizer
 
 # %% auto #0
-__all__ = ['class_ids', 'draw_tokens', 'decode_tokens', 'MaskGILPipeline']
+__all__ = ['CHECKPOINT', 'class_ids', 'draw_tokens', 'decode_tokens', 'MaskGILPipeline', 'sample']
 
 # %% ../nbs/12_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -149,3 +149,21 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(name, allow_patterns=['*.json', '*.safetensors', 'README.md']))
     except Exception as e: raise FileNotFoundError(f"'{name}' is neither a folder nor a repository that the hub would give ({type(e).__name__})") from None
+
+# %% ../nbs/12_pipeline.ipynb #0fd77e60
+CHECKPOINT = 'checkpoints/openmoji-mini' # in this repository: a small model trained on OpenMoji
+
+def sample(
+    checkpoint: str = '', # a folder or a repository on the hub; empty is the one in this repository
+    out: str = 'samples.png', # the picture to write
+    columns: int = 12, # pictures of each class
+    steps: int = 0, # decoding steps; 0 is the checkpoint's
+    cfg: float = 0., # guidance scale; 0 is the checkpoint's
+    seed: int = 0,
+) -> None:
+    "Draw a sheet with a row for each class, and say where it is."
+    from maskgil.core import project_root
+    pipe = MaskGILPipeline.from_pretrained(checkpoint or project_root()/CHECKPOINT)
+    sheet = pipe.sheet(columns, seed=seed, steps=steps or None, cfg=cfg or None)
+    with write_atomic(out) as tmp: sheet.save(tmp, 'PNG')
+    print(f"{len(pipe.classes)} classes, top to bottom: {', '.join(pipe.classes)}\nsamples: {out}")

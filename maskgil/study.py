@@ -55,16 +55,16 @@ class Profile:
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #219c7a9f
+# %% ../nbs/08_study.ipynb #69e5d43e
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
             epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1, copies=1,
             cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', limit=96),
     Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
-            tokenizer_steps=500, tokenizer_batch_size=64, tokenizer_learning_rate=1e-3,
-            epochs=(2, 4, 8), batch_size=128, learning_rate=2e-3, warmup_steps=50, dropout=0.1, copies=4,
-            cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=1000, extractor='el0', seeds=(0, 1, 2)),
+            tokenizer_steps=1500, tokenizer_batch_size=16, tokenizer_learning_rate=2e-3,
+            epochs=(2, 5, 10), batch_size=32, learning_rate=2e-3, warmup_steps=50, dropout=0., copies=8, ema=0.99,
+            cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=400, extractor='el0', seeds=(0, 1, 2)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',
             tokenizer_steps=0, tokenizer_batch_size=128, tokenizer_learning_rate=1e-4,

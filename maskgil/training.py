@@ -137,27 +137,30 @@ class CausalObjective:
         loss, right = token_loss(features.flatten(0, 1), model.head, batch['tokens'].flatten(), self.smoothing)
         return loss, dict(accuracy=right)
 
-# %% ../nbs/06_training.ipynb #fc89b4a4
+# %% ../nbs/06_training.ipynb #63d3d07d
 @dataclass
 class ReconstructionObjective:
     "Reconstruct an image through the codebook."
     losses: Any # a `tokenizers.TokenizerObjective`
+    background: bool = True # train on pale backgrounds as well as on white
+    step: int = 0 # set by the loop: some losses start late
+
+    @property
+    def extra(self): return self.losses # its state belongs into the checkpoint
 
     def batch(self, data, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         from maskgil.data import augment
-        return dict(images=augment(data.batch(indices), torch.as_tensor(data.flippable[indices.numpy()]), generator))
+        return dict(images=augment(data.batch(indices), torch.as_tensor(data.flippable[indices.numpy()]), generator, background=self.background))
 
     def count(self, batch: dict[str, Tensor]) -> float: return len(batch['images'])
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        n = len(batch['images'])
         loss, logs = self.losses(model, batch['images'], self.step)
-        return loss * len(batch['images']), {k: torch.as_tensor(v).detach() * len(batch['images']) for k, v in logs.items()}
-
-    step: int = 0
+        return loss * n, {k: v * n for k, v in logs.items()}
 
     def after_step(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> None:
-        if hasattr(self.losses, 'after_step'): self.losses.after_step(model, batch['images'], step)
-        self.step = step + 1
+        self.losses.after_step(model, batch['images'], step)
 
 # %% ../nbs/06_training.ipynb #195490ab
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ def pieces(batch: dict[str, Tensor], rank: int, ranks: int, accumulate: int) -> 
     cuts = {k: v.chunk(ranks * accumulate)[rank * accumulate:(rank + 1) * accumulate] for k, v in batch.items()}
     return [{k: v[i] for k, v in cuts.items()} for i in range(accumulate)]
 
-# %% ../nbs/06_training.ipynb #c5cd924b
+# %% ../nbs/06_training.ipynb #5a99472a
 def _flat(prefix: str, tensors: dict) -> dict[str, Tensor]: return {f'{prefix}.{k}': v.detach().cpu().contiguous() for k, v in tensors.items()}
 def _part(prefix: str, tensors: dict) -> dict[str, Tensor]: return {k[len(prefix) + 1:]: v for k, v in tensors.items() if k.startswith(prefix + '.')}
 
@@ -217,7 +220,7 @@ class TrainState:
     "Everything a step changes."
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    extra: nn.Module | None = None # what an objective trains beside the model
+    extra: Any = None # what an objective carries from step to step: has `state_dict`
     average: dict[str, Tensor] | None = None
     step: int = 0
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -306,13 +309,13 @@ def fit(
     model.eval()
     return state.history
 
-# %% ../nbs/06_training.ipynb #012e35ff
+# %% ../nbs/06_training.ipynb #76aede3e
 def train_step(step_module: nn.Module, state: TrainState, data, config: TrainConfig, accelerator) -> dict[str, Tensor]: # mean loss and logs of the batch
     "One step: make the batch, add up the gradients of this rank's pieces, clip, update."
     objective = accelerator.unwrap_model(step_module).objective
     generator = torch.Generator().manual_seed(derived_seed(config.seed, 'step', state.step))
     batch = objective.batch(data, batch_indices(state.step, config.batch_size, len(data), config.seed), generator)
-    count, ranks = objective.count(batch), accelerator.num_processes
+    count, ranks, objective.step = objective.count(batch), accelerator.num_processes, state.step
     sums: dict[str, Tensor] = {}
     cut = pieces(batch, accelerator.process_index, ranks, config.accumulate)
     for i, piece in enumerate(cut):
