@@ -33,8 +33,10 @@ sample: install ## draw a sheet of images from the committed checkpoint
 test: install ## the test suite: notebooks, processes, published checkpoints
 	$(PYTHON) -m pytest
 
-export: install ## notebooks to maskgil/*.py, and clean
+export: install ## notebooks to maskgil/*.py and README.md, and clean
 	$(BIN)nbdev_export && $(BIN)nbdev_clean
+	$(BIN)jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README \
+	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_input_tags hide-input
 
 clean: ## remove what can be made again
 	rm -rf .cache build dist *.egg-info

@@ -13,8 +13,8 @@ from typing import Any, Callable
 
 # %% auto #0
 __all__ = ['KINDS', 'NO_OUTPUT', 'COMMANDS', 'Declared', 'declarations', 'convert', 'ParameterError', 'check_parameters',
-           'parameters', 'project_of', 'parameters_cell', 'copy_name', 'runs_folder', 'run_study', 'result_lines',
-           'prepare', 'install', 'running_papermill', 'NoFiles', 'options', 'main']
+           'parameters', 'project_of', 'parameters_cell', 'copy_name', 'runs_folder', 'terminal', 'run_study',
+           'result_lines', 'prepare', 'install', 'running_papermill', 'NoFiles', 'options', 'main']
 
 # %% ../nbs/11_cli.ipynb #9d27b26b
 @dataclass(frozen=True)
@@ -145,7 +145,14 @@ def runs_folder(root: Path) -> Path:
     "`core.results_dir()/'runs'` of the project at `root`, without importing core."
     return Path(os.environ.get('MASKGIL_RESULTS') or Path(os.environ.get('MASKGIL_ROOT') or root)/'results')/'runs'
 
-# %% ../nbs/11_cli.ipynb #d0069bff
+# %% ../nbs/11_cli.ipynb #094009f1
+def terminal() -> str:
+    "A path by which another process can write to this one's stderr; 'off' where there is none."
+    if os.isatty(2): return os.ttyname(2)
+    path = f'/proc/{os.getpid()}/fd/2'
+    return path if os.path.exists(path) else 'off'
+
+# %% ../nbs/11_cli.ipynb #6db5cc81
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
 
 def run_study(
@@ -160,6 +167,7 @@ def run_study(
     from papermill.exceptions import PapermillExecutionError
     root, declared = project_of(input_path), declarations(parameters_cell(input_path))
     os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
+    os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
     try: name = copy_name(Path(input_path).stem, parameters, declared)
     except ParameterError as e: raise click.UsageError(str(e)) from None
     if output_path == NO_OUTPUT:

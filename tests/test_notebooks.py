@@ -10,7 +10,8 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command, cwd):
-    done = subprocess.run([BIN/command[0], *command[1:]], cwd=cwd, capture_output=True, text=True, env=os.environ | dict(MASKGIL_ROOT=str(cwd)))
+    done = subprocess.run([BIN/command[0], *command[1:]], cwd=cwd, capture_output=True, text=True,
+                          env={k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')})
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 

@@ -12,7 +12,7 @@ MINI = PROFILES['mini']
 def metric(value, label='FID-EL0'): return dict(value=value, low=value*.9, high=value*1.1, n=1000, label=label)
 
 def add_run(size, folder=None, seed=0, basis='measured', scale=1.):
-    curve = [dict(epoch=e, cfg=c, metrics=dict(fid_el0=metric(scale*(300/e + 20*(c - 2)**2)), kid_el0=metric(.5/e, 'KID-EL0'), is_el0=metric(3 + c, 'IS-EL0')))
+    curve = [dict(epoch=e, cfg=c, metrics=dict(fid_el0=metric(scale*(37.5*MINI.epochs[-1]/e + 20*(c - 2)**2)), kid_el0=metric(.5/e, 'KID-EL0'), is_el0=metric(3 + c, 'IS-EL0')))
              for e in MINI.epochs for c in (MINI.cfg if e == MINI.epochs[-1] else [MINI.main_cfg])]
     return save_record(Record('scaling', 'mini', dict(size=size, recipe='paper'), dict(curve=curve, untrained=dict(fid_el0=metric(900.)), floor=dict(fid_el0=metric(15.))),
                               seed=seed, key=f'{size}{seed}', basis=basis, settings=settings_of(MINI), ended='2026-01-01'), folder)

@@ -141,7 +141,7 @@ def test_published_records_keep_their_place():
 
 
 def test_units_of_two_data_sets_are_never_mixed():
-    run = Record('scaling', 'mini', dict(size='b'), dict(curve=[dict(epoch=8, cfg=2.0, metrics=dict(fid_el0=metric(30.)))]),
+    run = Record('scaling', 'mini', dict(size='b'), dict(curve=[dict(epoch=MINI.epochs[-1], cfg=2.0, metrics=dict(fid_el0=metric(30.)))]),
                  seed=0, basis='simulated', settings=study.settings_of(MINI))
     table = study.over_seeds(pd.concat([study.long_table(records('scaling', ['paper'])), study.long_table([run])]))
     side = study.as_text(study.compare(table))
