@@ -60,7 +60,7 @@ def test_one_file_that_needs_nothing_else(pages):
     add_run('b')
     page, _ = pages()
     assert not re.search(r'(src|href)="(?!data:)', page) and '@import' not in page and '<script' not in page
-    assert page.count('<img') == 2 and 'name="viewport"' in page
+    assert page.count('<img') == 3 and 'name="viewport"' in page # two figures, and the samples of the reference
 
 
 def test_same_records_same_bytes_and_soon(pages):
