@@ -24,7 +24,7 @@ __all__ = ['SIZES', 'ROPE_BASE', 'ROPES', 'KINDS', 'RECIPES', 'Size', 'frequenci
            'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count', 'forward_flops', 'training_flops',
            'load_model']
 
-# %% ../nbs/03_models.ipynb #b882afb1
+# %% ../nbs/03_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
 class Size:
     "A row of Table 2."
@@ -35,11 +35,11 @@ class Size:
     post_norm: bool = False
 
 SIZES = {
-    'b':   Size(12, 12,  768), 'mini-b':   Size(1, 3, 144), 'smoke-b':   Size(1, 3, 24),
-    'l':   Size(24, 16, 1024), 'mini-l':   Size(2, 4, 192), 'smoke-l':   Size(2, 4, 32),
-    'xl':  Size(36, 20, 1280), 'mini-xl':  Size(3, 5, 240), 'smoke-xl':  Size(3, 5, 40),
+    'b':   Size(12, 12,  768), 'mini-b':   Size(2, 3,  96), 'smoke-b':   Size(1, 3, 24),
+    'l':   Size(24, 16, 1024), 'mini-l':   Size(4, 4, 128), 'smoke-l':   Size(2, 4, 32),
+    'xl':  Size(36, 20, 1280), 'mini-xl':  Size(6, 5, 160), 'smoke-xl':  Size(3, 5, 40),
     'xxl': Size(48, 24, 1536, qk_norm=True, post_norm=True),
-    'mini-xxl': Size(4, 6, 288, qk_norm=True, post_norm=True), 'smoke-xxl': Size(4, 6, 48, qk_norm=True, post_norm=True),
+    'mini-xxl': Size(8, 6, 192, qk_norm=True, post_norm=True), 'smoke-xxl': Size(4, 6, 48, qk_norm=True, post_norm=True),
     '3b':  Size(24, 32, 3200),                                  # LlamaGen only
     'besnier': Size(24, 16, 768),                               # the published MaskGIT-pytorch weights
 }

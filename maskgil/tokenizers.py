@@ -377,7 +377,7 @@ class Tokenizer(QuantizedAutoencoder):
         "A hash of configuration and weights: a token cache belongs to one tokenizer."
         return fingerprint(asdict(self.config), *(part for key, weight in sorted(self.state_dict().items()) for part in (key, weight.flatten())))
 
-# %% ../nbs/02_tokenizers.ipynb #c7a53007
+# %% ../nbs/02_tokenizers.ipynb #1faee4f8
 PUBLISHED = {
     'maskgit-vq':      TokenizerConfig('vq',      1024, 256, attention_levels=(4,)),
     'chameleon-vq':    TokenizerConfig('vq',      8192, 256),
@@ -386,10 +386,10 @@ PUBLISHED = {
                                        conv_bias=False, code_kernel=1, down='conv', up='shuffle', adaptive_norm=True),
 }
 SMALL = { # what a small row keeps of the published one
-    'maskgit-vq':      dict(quantizer='vq',    codebook_size=64,    code_dim=32),
-    'chameleon-vq':    dict(quantizer='vq',    codebook_size=512,   code_dim=32),
-    'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=1024,  code_dim=8),
-    'open-magvit2-vq': dict(quantizer='lfq',   codebook_size=2**14, code_dim=14, z_channels=14, projected=False, conv_bias=False, adaptive_norm=True),
+    'maskgit-vq':      dict(quantizer='vq',    codebook_size=16,    code_dim=32),
+    'chameleon-vq':    dict(quantizer='vq',    codebook_size=128,   code_dim=32),
+    'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=256,   code_dim=8),
+    'open-magvit2-vq': dict(quantizer='lfq',   codebook_size=2**12, code_dim=12, z_channels=12, projected=False, conv_bias=False, adaptive_norm=True),
 }
 MINI = TokenizerConfig('vq', 1, 1, z_channels=32, channels=16, multipliers=(1, 4, 8), encoder_blocks=0, decoder_blocks=(0, 0, 2), middle='',
                        groups=8, code_kernel=1, down='patch', up='patch', widen='resample')
