@@ -232,11 +232,12 @@ class NoFiles:
 
 if running_papermill(sys.orig_argv): install()
 
-# %% ../nbs/11_cli.ipynb #e0c1afbd
+# %% ../nbs/11_cli.ipynb #c6594c12
 COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it does
     sample=('maskgil.pipeline:sample', 'draw a sheet of images from a trained checkpoint'),
     report=('maskgil.report:write_report', 'render reports/ from the records'),
     reproduce=('maskgil.reproduce:reproduce', 'run every cell of every study'),
+    promote=('maskgil.study:promote', 'copy your newest records to results/reference/'),
 )
 
 def options(function: Callable) -> argparse.ArgumentParser:

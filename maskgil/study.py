@@ -353,17 +353,23 @@ def record_file(
     path = Path(record.path).parent/(record.metrics.get(name) or '')
     return path if path.is_file() else None
 
-# %% ../nbs/08_study.ipynb #353349ee
+# %% ../nbs/08_study.ipynb #633c6e50
 def promote(
-    study: str,
+    study: str = '', # all studies if empty
     profile: str = 'mini',
 ) -> list[Path]: # the new files
-    "Copy your newest records of a study, with their files, to the committed reference."
-    folder, made = project_root()/'results'/'reference'/study, []
-    for r in latest(records(study, ['yours'], profile=profile)):
-        for path in [Path(r.path), *Path(r.path).parent.glob(f'{r.key}-*')]:
-            with write_atomic(folder/path.name) as tmp: shutil.copyfile(path, tmp)
-            made.append(folder/path.name)
+    "Copy your newest records, with their files, to the committed reference, in place of what they supersede."
+    reference, made = project_root()/'results'/'reference', []
+    files = lambda r: [Path(r.path), *Path(r.path).parent.glob(f'{r.key}-*')]
+    cell = lambda r: fingerprint(r.study, r.parameters, r.seed)
+    mine = {cell(r): r for r in latest(records(study or None, ['yours'], profile=profile)) if r.basis == 'measured'}
+    for old in records(study or None, ['reference']):
+        if cell(old) in mine and mine[cell(old)].key != old.key:
+            for path in files(old): path.unlink()
+    for r in mine.values():
+        for path in files(r):
+            with write_atomic(reference/r.study/path.name) as tmp: shutil.copyfile(path, tmp)
+            made.append(reference/r.study/path.name)
     return made
 
 # %% ../nbs/08_study.ipynb #b91bd2bc
