@@ -273,7 +273,7 @@ def mark(ax: Any, x: float, text: str, top: bool = True) -> None:
     ax.annotate(text, (x, top), xycoords=('data', 'axes fraction'), xytext=(-4 if right else 4, -2 if top else 3), textcoords='offset points',
                 ha='right' if right else 'left', va='top' if top else 'bottom', color=FAINT, fontsize=8.5)
 
-# %% ../nbs/10_figures.ipynb #62ce7c9b
+# %% ../nbs/10_figures.ipynb #30fa049b
 def at_best_guidance(
     table: pd.DataFrame, # from `over_seeds`
     x: str = 'epoch', # the coordinate along which a curve runs
@@ -303,8 +303,8 @@ def one_at_a_time(
     settings = [c for c in ('steps', 'order', 'schedule', 'images') if c in table]
     if along not in settings: return table.iloc[:0]
     rows = table[(table.part == 'curve') & table[along].notna()]
-    if 'pool' in rows: # numbers of images are compared on subsets of one pool
-        pooled = rows.pool.notna()
+    if 'images_of' in rows: # numbers of images are compared on subsets of one pool
+        pooled = rows.images_of.notna()
         rows = rows[pooled if along == 'images' and pooled.any() else ~pooled]
     for c in settings:
         if c != along and len(rows): rows = rows[rows[c] == rows.groupby(['source', 'data'])[c].transform(lambda s: s.mode().iloc[0])]
