@@ -203,20 +203,20 @@ def as_line(metric: dict[str, Any]) -> str:
     "A metric in a few characters."
     return f"{metric['label']} {metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]"
 
-# %% ../nbs/13_experiment.ipynb #b429b25a
+# %% ../nbs/13_experiment.ipynb #bce839b5
 def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, Any]:
     "Measure the bench's tokenizer on the held-out images, in the principal components of the training images."
     p = bench.profile
     held_out = load_images(p.data, 'test', p.resolution, p.limit or None)
     reference = Reference.from_images(held_out, p.extractor, components_from=bench.reference)
     found = reconstruction_metrics(bench.tokenizer, held_out, reference, seed=bench.seed)
-    usage = 100 * found.pop('usage')
     metrics = {k: v for k, v in found.items() if isinstance(v, dict)} # the rest describes the codes
-    metrics['codebook_usage_pct'] = dict(value=usage, low=None, high=None, n=len(held_out), label='codebook usage (%)')
+    codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
+    metrics['codebook_usage_pct'] = dict(value=100 * codes['usage'], low=None, high=None, n=len(bench.images), label='codebook usage (%)')
     if sheet is not None:
         pairs = torch.stack(reconstruct(bench.tokenizer, held_out.subset(slice(0, 12)))[:2]).flatten(0, 1)
         with write_atomic(sheet) as tmp: image_grid(pairs, 12, 2).save(tmp, 'PNG') # above the images, below what became of them
-    return dict(**metrics, samples=sheet, codebook={k: v for k, v in found.items() if k not in metrics}, parameters=parameter_count(bench.tokenizer))
+    return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer))
 
 # %% ../nbs/13_experiment.ipynb #f292cbb7
 def memory_peak(work: Callable[[], Any], device: torch.device) -> tuple[float, float]: # GiB above the start, seconds
