@@ -79,7 +79,7 @@ def _choose(what, value, choices): # as core.check_choice words it; importing co
     hint = f" Did you mean '{near[0]}'?" if near else ''
     raise ParameterError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}.{hint}")
 
-# %% ../nbs/11_cli.ipynb #3d874eab
+# %% ../nbs/11_cli.ipynb #e99fdd0c
 def check_parameters(
     given: dict[str, Any], # name and value, as papermill passes them
     declared: dict[str, Declared], # from `declarations`
@@ -94,7 +94,13 @@ def check_parameters(
         except (ValueError, TypeError, KeyError): raise ParameterError(f'parameter {name} takes {d.kind}, not {value!r}') from None
         if d.choices:
             for item in values[name] if isinstance(values[name], list) else [values[name]]: _choose(name, item, list(d.choices))
+    _look_at(values.get('data', ''))
     return values
+
+def _look_at(data): # before a kernel starts and torch is imported; `data.load_images` looks closer
+    if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
+    if not os.path.isdir(data): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
+    if not any(os.scandir(data)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
 
 # %% ../nbs/11_cli.ipynb #12cb91f4
 def parameters(
