@@ -79,7 +79,7 @@ def _choose(what, value, choices): # as core.check_choice words it; importing co
     hint = f" Did you mean '{near[0]}'?" if near else ''
     raise ParameterError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}.{hint}")
 
-# %% ../nbs/11_cli.ipynb #e99fdd0c
+# %% ../nbs/11_cli.ipynb #3d874eab
 def check_parameters(
     given: dict[str, Any], # name and value, as papermill passes them
     declared: dict[str, Declared], # from `declarations`
@@ -94,13 +94,7 @@ def check_parameters(
         except (ValueError, TypeError, KeyError): raise ParameterError(f'parameter {name} takes {d.kind}, not {value!r}') from None
         if d.choices:
             for item in values[name] if isinstance(values[name], list) else [values[name]]: _choose(name, item, list(d.choices))
-    _look_at(values.get('data', ''))
     return values
-
-def _look_at(data): # before a kernel starts and torch is imported; `data.load_images` looks closer
-    if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
-    if not os.path.isdir(data): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
-    if not any(os.scandir(data)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
 
 # %% ../nbs/11_cli.ipynb #12cb91f4
 def parameters(
@@ -158,7 +152,7 @@ def terminal() -> str:
     path = f'/proc/{os.getpid()}/fd/2'
     return path if os.path.exists(path) else 'off'
 
-# %% ../nbs/11_cli.ipynb #6db5cc81
+# %% ../nbs/11_cli.ipynb #035a504f
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
 
 def run_study(
@@ -174,7 +168,9 @@ def run_study(
     root, declared = project_of(input_path), declarations(parameters_cell(input_path))
     os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
     os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
-    try: name = copy_name(Path(input_path).stem, parameters, declared)
+    try:
+        name = copy_name(Path(input_path).stem, parameters, declared)
+        _look_at(parameters.get('data', ''))
     except ParameterError as e: raise click.UsageError(str(e)) from None
     if output_path == NO_OUTPUT:
         output_path = str(runs_folder(root)/Path(input_path).stem/name)
@@ -186,6 +182,11 @@ def run_study(
         raise click.ClickException(f'{e.ename}: {e.evalue}\nin cell {e.exec_count} of {input_path}; the traceback is in {output_path}') from None
     for line in [f'executed copy: {output_path}', *result_lines(notebook, root)]: click.echo(line, err=output_path == '-')
     return notebook
+
+def _look_at(data): # before a kernel starts and torch is imported; `data.load_images` looks closer
+    if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
+    if not os.path.isdir(data): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
+    if not any(os.scandir(data)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
 
 # %% ../nbs/11_cli.ipynb #9469a2c0
 def result_lines(
