@@ -239,11 +239,12 @@ class NoFiles:
 
 if running_papermill(sys.orig_argv): install()
 
-# %% ../nbs/11_cli.ipynb #c6594c12
+# %% ../nbs/11_cli.ipynb #f23efc5c
 COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it does
     sample=('maskgil.pipeline:sample', 'draw a sheet of images from a trained checkpoint'),
     report=('maskgil.report:write_report', 'render reports/ from the records'),
     reproduce=('maskgil.reproduce:reproduce', 'run every cell of every study'),
+    publish=('maskgil.experiment:publish', 'save the checkpoint of a scaling run'),
     promote=('maskgil.study:promote', 'copy your newest records to results/reference/'),
 )
 

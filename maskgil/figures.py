@@ -243,7 +243,7 @@ def _nothing(ax, source):
     ax.set_axis_off()
     ax.text(0, .5, 'not printed' if source == 'paper' else 'not measured', transform=ax.transAxes, color=FAINT, va='center')
 
-# %% ../nbs/10_figures.ipynb #db14f488
+# %% ../nbs/10_figures.ipynb #0b48bf3a
 def log_if_wide(
     axis: Any, # `ax.yaxis` or `ax.xaxis`
     values: Iterable[float],
@@ -261,10 +261,15 @@ def log_if_wide(
     axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}' if v < 1e4 else f'{v:,.0f}'))
 
 def doubling(ax: Any, values: Iterable[float]) -> None:
-    "A logarithmic x axis with a tick at each of `values`."
-    ticks = sorted(set(values))
+    "A logarithmic x axis with a tick at each of `values`; a label without room is left out."
+    ticks, labels, last = sorted(set(values)), [], -np.inf
+    span = max(np.log2(ticks[-1]/ticks[0]), 1e-9)
+    for v in reversed(ticks):
+        room = abs(np.log2(v) - last)/span > .03*len(f'{v:,g}')
+        labels.append(f'{v:,g}' if room else '')
+        if room: last = np.log2(v)
     ax.set_xscale('log', base=2); ax.minorticks_off()
-    ax.set_xticks(ticks, [f'{v:,g}' for v in ticks])
+    ax.set_xticks(ticks, labels[::-1])
 
 def mark(ax: Any, x: float, text: str, top: bool = True) -> None:
     "A dashed line across an axis with a word beside it, on the side where there is room."

@@ -130,7 +130,7 @@ def guidance_finding(evidence: Evidence) -> str:
     curve = evidence.table[(evidence.table.family == 'fid') & (evidence.table.part == 'curve')]
     return 'A ring marks the scale with the lowest FID. ' + optimum(at_the_end(curve, ['size']), 'cfg', 'size')
 
-# %% ../nbs/14_report.ipynb #cb8c4b12
+# %% ../nbs/14_report.ipynb #25ec0f5d
 def reconstruction_finding(evidence: Evidence) -> str:
     "rFID of each tokenizer."
     return told(evidence.table[(evidence.table.family == 'rfid') & (evidence.table.part == 'point')], 'tokenizer', lambda r: f"{named('tokenizer', r.tokenizer)} {number(r)}")
@@ -156,8 +156,10 @@ def head_finding(evidence: Evidence) -> str:
     for (source, family, head), part in rows.assign(head=rows.get('head')).groupby(['source', 'family', 'head'], sort=False, dropna=False):
         ends = part.sort_values('codebook_size').iloc[[0, -1]]
         if part.codebook_size.nunique() > 1 and not (family == 'head_parameters' and head == 'sliced'):
-            said.append(f"{NAMES[source]}: {part.label.iloc[0]}{f', {head}' if head == head and family != 'head_parameters' else ''}, × {ends.value.iloc[1]/ends.value.iloc[0]:.3g} from {ends.codebook_size.iloc[0]:,.0f} to {ends.codebook_size.iloc[1]:,.0f} codes.")
+            said.append(f"{NAMES[source]}: {part.label.iloc[0]}{f', {head}' if head == head and family != 'head_parameters' else ''}, × {_times(ends.value.iloc[1]/ends.value.iloc[0])} from {ends.codebook_size.iloc[0]:,.0f} to {ends.codebook_size.iloc[1]:,.0f} codes.")
     return ' '.join(said)
+
+def _times(ratio): return f'{ratio:,.0f}' if ratio >= 20 else f'{ratio:.3g}'
 
 # %% ../nbs/14_report.ipynb #fe0bb5db
 def norm_ends(history: pd.DataFrame) -> pd.DataFrame: # from `study.history_table`
@@ -217,7 +219,7 @@ def departure_finding(evidence: Evidence) -> str:
         said.append(f'{NAMES[source]} ({part.label.iloc[0]}, {data}): {len(clear)} of {len(part)} departures change FID beyond the interval' + ''.join(f"{', ' if i else ': '}{c} {v:+.1f}" for i, (c, v) in enumerate(zip(clear.change, clear.value))) + '.')
     return ' '.join(said)
 
-# %% ../nbs/14_report.ipynb #e0c49d30
+# %% ../nbs/14_report.ipynb #2d3bbf77
 HEADS = dict(share='training done', cfg='guidance', codebook_size='codes', ar_tokens='AR tokens', head='output layer', change='departure', system='paradigm')
 
 def three_columns(
@@ -233,7 +235,8 @@ def three_columns(
         rows = rows.assign(**{c: rows[c].fillna('–') if c in rows else '–' for c in by if c in LOOKS})
         sides = [as_text(_ordered(compare(rows, f, by, part=part)), 'fid' if f in UNITS else f) for f in families if (rows.family == f).any()] # one digit is enough for UNITS
         if not sides: return pd.DataFrame()
-        text = pd.concat(sides, axis=1)
+        once = [side.drop(columns=[c for c in side if c.endswith(': none yet')]) for side in sides[1:]] # what is missing is said once
+        text = pd.concat([sides[0], *once], axis=1).fillna('–')
         return _named(text.loc[:, ~text.columns.duplicated()].reset_index())
     return make
 
