@@ -280,7 +280,7 @@ def joint_logits(
     for digit in others: first = (digit[..., :, None] + first[..., None, :]).flatten(-2)
     return first
 
-# %% ../nbs/03_models.ipynb #c2031c65
+# %% ../nbs/03_models.ipynb #f9fc4eab
 class ImageLlama(nn.Module):
     "LlamaGen when causal, MaskGIL when not."
     def __init__(self, config: ModelConfig):
@@ -325,9 +325,9 @@ class ImageLlama(nn.Module):
 
     def forward(self, *args, **kwargs) -> Tensor: return self.logits(*args, **kwargs)
 
-    def new_cache(self, batch: int, tokens: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+    def new_cache(self, labels: Tensor, tokens: int, dtype: torch.dtype) -> KVCache:
         "Room for the condition and all tokens but the last, which is never an input."
-        return KVCache(self.config, batch, self.condition.tokens + tokens - 1, device, dtype)
+        return KVCache(self.config, len(labels), self.condition.tokens + tokens - 1, labels.device, dtype)
 
     def decode(self, tokens: Tensor | None, labels: Tensor, drop: Tensor | None, cache: KVCache, grid: tuple[int, int]) -> Tensor: # (b v)
         "Logits of the next token: `tokens` (b t) continue the cache; None starts it with the class."

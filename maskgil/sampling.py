@@ -83,10 +83,10 @@ def guided_logits(
     conditional, unconditional = logits.tensor_split([len(logits) * b // (b + u)])
     return torch.lerp(unconditional, conditional.unflatten(0, (b // u, -1)), scale).flatten(0, 1)
 
-# %% ../nbs/05_sampling.ipynb #05f24be1
+# %% ../nbs/05_sampling.ipynb #c8f80afc
 def first_logits(model, tokens: Tensor, labels: Tensor, at: Tensor, scale: float) -> Tensor: # (b*n v)
     "`guided_logits` for images that are hidden everywhere."
-    classes, inverse = labels.unique(return_inverse=True)
+    classes, inverse = labels.unique(dim=0, return_inverse=True)
     rows = guided_logits(model, tokens[:len(classes)], classes, at[:len(classes)], scale, alike=True)
     return rows.unflatten(0, (len(classes), -1))[inverse].flatten(0, 1)
 
@@ -221,7 +221,7 @@ def sample_mar(
         if on_step is not None: on_step(t, x.clone())
     return x
 
-# %% ../nbs/05_sampling.ipynb #6a482ffe
+# %% ../nbs/05_sampling.ipynb #23b4777b
 @torch.no_grad()
 def sample_ar(
     model, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
@@ -246,7 +246,7 @@ def sample_ar(
     dtype = pick_dtype(dtype, device)
     cache = None
     if use_cache and hasattr(model, 'decode'):
-        cache = model.new_cache(len(y), n, device, dtype)
+        cache = model.new_cache(y, n, dtype)
 
     x = torch.empty(b, 0, dtype=torch.long, device=device)
     for i in progress(range(n), desc='tokens', disable=not show_progress, leave=False):
