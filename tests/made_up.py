@@ -27,20 +27,20 @@ def scaling(noise):
 def tokenizers(noise):
     for i, (name, codes) in enumerate(TOKENIZERS.items()):
         yield dict(tokenizer=name, codebook_size=codes, stage='reconstruction'), dict(rfid_el0=metric(90 - 20*i + noise(), 'rFID-EL0'), psnr=metric(18 + i, 'PSNR (dB)'),
-            codebook_usage_pct=dict(value=(44.3, 60., 100., 99.)[i], low=None, high=None, n=400, label='codebook usage (%)'))
+            codebook_usage_pct=dict(value=(44.3, 60., 100., 99.)[i], low=None, high=None, n=400, label='codebook usage (%)'), samples='sheet')
         for j, (architecture, paradigm) in enumerate(ARCHITECTURES.items()):
             yield (dict(tokenizer=name, paradigm=paradigm, architecture=architecture, stage='generation', recipe='paper'),
                    dict(curve=curve((430, 410, 400, 402 if j != 1 else 900)[i] + (20, 45, 0)[j], noise), untrained=drawn(950), floor=FLOOR))
-    for codes in (16384, 262144):
+    for name, codes in zip(TOKENIZERS, (1024, 8192, 16384, 262144)):
         for head in ('plain', 'sliced'):
-            yield dict(stage='head', codebook_size=codes, head=head), dict(head_parameters=metric(768*codes, 'parameters', 0), head_seconds=metric(13*codes/16384*(1.2 if head == 'sliced' else 1), 'seconds'),
+            yield dict(stage='head', tokenizer=name, codebook_size=codes, head=head), dict(head_parameters=metric(768*codes, 'parameters', 0), head_seconds=metric(13*codes/16384*(1.2 if head == 'sliced' else 1), 'seconds'),
                 head_memory_gib=metric(3.1*codes/16384 if head == 'plain' else .3*(codes/16384)**.5, 'GiB', 0))
 
 def stability(noise):
     for norms, rate in dict(none=9e-4, qk=4e-4, post=1e-5, both=0.).items():
         stop = 4100 + int(100*noise()) if norms == 'none' else None
         steps = range(0, min(stop or 6001, 6001), 50)
-        yield (dict(size='xxl', norms=norms), dict(diverged_at=stop, history=[dict(step=s, loss=6 - s/3000 + .01*noise(), gradient_norm=1. + .1*noise(),
+        yield (dict(size='xxl', norms=norms), dict(diverged_at=stop, output_norm=metric(20*np.exp(rate*(stop or 6000)), 'output norm, last tenth'), history=[dict(step=s, loss=6 - s/3000 + .01*noise(), gradient_norm=1. + .1*noise(),
                output_norm=20*np.exp(rate*s) + .3*noise()) for s in steps]))
 
 def steps(noise):
@@ -84,7 +84,7 @@ def write(folder, **options):
         if 'samples' in r.metrics:
             r.metrics['samples'] = f'{r.key}-samples.png'
             (folder/r.study).mkdir(parents=True, exist_ok=True)
-            sheet(len(r.metrics['curve']) if r.study == 'fusion' else 9, r.seed).save(folder/r.study/r.metrics['samples'])
+            sheet(dict(fusion=len(r.metrics.get('curve', [])), tokenizers=2).get(r.study, 9), r.seed).save(folder/r.study/r.metrics['samples'])
         save_record(r, folder/r.study)
     return saved
 
