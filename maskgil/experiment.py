@@ -218,7 +218,7 @@ def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, An
         with write_atomic(sheet) as tmp: image_grid(pairs, 12, 2).save(tmp, 'PNG') # above the images, below what became of them
     return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer))
 
-# %% ../nbs/13_experiment.ipynb #e11d2aa4
+# %% ../nbs/13_experiment.ipynb #0169336a
 def memory_peak(work: Callable[[], Any], device: torch.device) -> tuple[float, float]: # GiB above the start, seconds
     "How much memory some work takes at the most, and how long it takes."
     if device.type == 'cuda':
@@ -242,7 +242,7 @@ def memory_peak(work: Callable[[], Any], device: torch.device) -> tuple[float, f
 
 HEADS = {
     'plain':  lambda features, head, targets: F.cross_entropy(head(features).float(), targets, label_smoothing=.1, reduction='sum'),
-    'sliced': lambda features, head, targets: token_loss(features, head, targets)[0],
+    'sliced': lambda features, head, targets: token_loss(features, head.weight, targets)[0],
 }
 
 def head_cell(bench: Bench, codebook_size: int, head: str) -> dict[str, Any]:
