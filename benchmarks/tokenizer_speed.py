@@ -1,6 +1,6 @@
 """Images a second of encoding and decoding with a published tokenizer's architecture, to put beside another implementation's.
 
-    python benchmarks/tokenizers.py [--names llamagen-vq] [--images 4] [--size 256] [--rounds 3] [--threads 1]
+    python benchmarks/tokenizer_speed.py [--names llamagen-vq] [--images 4] [--size 256] [--rounds 3] [--threads 1]
 
 Weights are random: they do not change the time. float32 unless --dtype says otherwise; the fastest of the rounds is printed.
 """
