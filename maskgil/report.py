@@ -74,14 +74,14 @@ def number(row: pd.Series) -> str:
 
 def named(column: str, value: Any) -> str: return f'{value:,g}' if isinstance(value, (int, float, np.number)) else look(column, value)[0]
 
-# %% ../nbs/14_report.ipynb #2cfa59cf
+# %% ../nbs/14_report.ipynb #46c91434
 def lowest(
     part: pd.DataFrame, # one curve
     along: str, # its coordinate
 ) -> str:
     "Where a curve is lowest, and what cannot be told apart from that."
     best = part.loc[part.value.idxmin()]
-    close = [named(along, row[along]) for i, row in part.iterrows() if i != best.name and row.low <= best.high]
+    close = [named(along, row[along]) for i, row in part.iterrows() if i != best.name and pd.notna(row.low) and row.low <= best.high]
     return named(along, best[along]) + (f" (intervals overlap at {', '.join(close)})" if close else '')
 
 def optimum(
