@@ -63,7 +63,7 @@ def decode_tokens(
     device, to_bytes = next(tokenizer.parameters()).device, stretch_to_uint8 if stretch else to_uint8
     return torch.cat([to_bytes(tokenizer.decode(part.to(device), clamp=not stretch)).cpu() for part in tokens.split(batch_size)])
 
-# %% ../nbs/12_pipeline.ipynb #7c63cc58
+# %% ../nbs/12_pipeline.ipynb #cb1140bb
 def card_data(
     name: str,
     metrics: dict[str, dict[str, Any]], # of a record
@@ -71,7 +71,7 @@ def card_data(
 ) -> str: # YAML
     "The head of a model card in the hub's own form."
     from huggingface_hub import EvalResult, ModelCardData
-    results = [EvalResult(TASK, m.get('reference', 'unknown').split()[0], m.get('reference', 'unknown'), key, m['value'], metric_name=m['label']) for key, m in metrics.items()]
+    results = [EvalResult(TASK, (m.get('reference') or 'unknown').split()[0], m.get('reference') or 'unknown', key, m['value'], metric_name=m['label']) for key, m in metrics.items()]
     return ModelCardData(license=license, library_name='maskgil', pipeline_tag=TASK, **dict(model_name=name, eval_results=results) if results else {}).to_yaml()
 
 TASK = 'unconditional-image-generation' # the hub's word for images from a class
