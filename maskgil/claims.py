@@ -497,8 +497,9 @@ def fusion_saves_time(table: pd.DataFrame) -> Verdict:
     if 1. not in seconds: raise NoData('AR alone was not timed')
     return decide([seconds[1.] - seconds[half]])
 
-# %% ../nbs/09_claims.ipynb #1e909b4b
+# %% ../nbs/09_claims.ipynb #2f23a101
 def head_ratio(table, family): # largest codebook against smallest, with the output layer as it is usually computed
+    if 'tokenizer' in table: table = table[table.tokenizer.isna() | table.tokenizer.isin(['llamagen-vq', 'open-magvit2-vq'])] # the two that are compared
     rows = where(table, family=family)
     if 'head' in rows: rows = rows[rows['head'].isna() | (rows['head'] == 'plain')]
     if rows.empty: raise NoData(f'no {family}')
