@@ -8,27 +8,15 @@ gradient grow with the codebook whatever the loss does: 2 v d numbers. What is b
 gradients, and that is what slicing bounds. Both are printed, and for both whether the large codebook stays within 1.3
 times the small one. Losses and gradients are compared with F.cross_entropy in float64 on the large codebook.
 """
-import argparse, json, os, subprocess, sys, threading, time
+import argparse, json, os, subprocess, sys
 from pathlib import Path
 
-import psutil, torch
-import torch.nn.functional as F
+import torch
+
+from maskgil.experiment import HEADS, memory_peak
 
 BOUND = 1.3
 GIVE_BACK = dict(MALLOC_MMAP_THRESHOLD_='131072') # glibc returns a freed matrix at once, so the peak is what was in use
-
-
-def plain_loss(features, weight, targets):
-    "The reference: all logits, then the loss."
-    return F.cross_entropy(features @ weight.T, targets, label_smoothing=.1, reduction='sum')
-
-
-def sliced_loss(features, weight, targets):
-    from maskgil.training import token_loss
-    return token_loss(features, weight, targets)[0]
-
-
-LOSSES = dict(plain=plain_loss, sliced=sliced_loss)
 
 
 def batch(codes, tokens, width):
@@ -37,32 +25,13 @@ def batch(codes, tokens, width):
     return torch.randn(tokens, width, requires_grad=True), weight, torch.randint(codes, (tokens,))
 
 
-def peak(work):
-    "Largest resident memory during `work` above the start in bytes, and its seconds."
-    process, highest, done = psutil.Process(), 0, threading.Event()
-    start = process.memory_info().rss
-    def watch():
-        nonlocal highest
-        while not done.is_set():
-            highest = max(highest, process.memory_info().rss)
-            time.sleep(.001)
-    thread = threading.Thread(target=watch)
-    thread.start()
-    began = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - began
-    done.set()
-    thread.join()
-    return highest - start, seconds
-
-
 def measure(kind, codes, tokens, width):
     "Bytes in total, bytes beyond the weights and their gradient, and seconds of one pass."
     def work(codes=codes, tokens=tokens):
         features, weight, targets = batch(codes, tokens, width)
-        LOSSES[kind](features, weight, targets).backward()
+        HEADS[kind](features, weight, targets).backward()
     work(codes=4096, tokens=64) # libraries and threads are loaded before the start
-    total, seconds = peak(work)
+    total, seconds = memory_peak(work, torch.device('cpu'))
     return dict(total=total, beyond=total - 2 * 4 * codes * width, seconds=seconds)
 
 
@@ -76,7 +45,7 @@ def results(loss, codes, tokens, width, dtype=torch.float32):
 
 def compare(codes, tokens, width):
     "Largest errors of the sliced loss and its gradients, relative to the largest value of the plain ones in float64."
-    found, exact = results(sliced_loss, codes, tokens, width), results(plain_loss, codes, tokens, width, torch.float64)
+    found, exact = results(HEADS['sliced'], codes, tokens, width), results(HEADS['plain'], codes, tokens, width, torch.float64)
     return {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in zip(('loss', 'features', 'weights'), found, exact)}
 
 

@@ -661,7 +661,7 @@ def visible_positions(
     flat = torch.zeros(1, 1, positions, 1)
     return (attention(flat, flat, torch.eye(positions)[None, None], causal=causal)[0, 0] > 0).numpy()
 
-# %% ../nbs/10_figures.ipynb #f75564b0
+# %% ../nbs/10_figures.ipynb #52f1dcc6
 def method_schematic(
     tokenizer: str = 'llamagen-vq', # a row of TOKENIZERS
     size: str = 'b', # a row of SIZES
@@ -674,7 +674,7 @@ def method_schematic(
         top = axes[0, 0].get_gridspec()
         for ax in axes[0]: ax.remove()
         _draw_tokenizer(fig.add_subplot(top[0, :]), TOKENIZERS[tokenizer], tokenizer, resolution)
-        side = resolution//2**(len(TOKENIZERS[tokenizer].multipliers) - 1)
+        side = resolution//TOKENIZERS[tokenizer].downsample
         row, n = SIZES[size], side**2
         _draw_attention(axes[1, 0], True, [], f'b  AR: causal attention\n{n} tokens one by one, {n} steps')
         _draw_attention(axes[1, 1], False, [2, 4, 5, 8], f'c  MAR: attention both ways\nhidden tokens all at once, {steps} steps')
@@ -683,7 +683,7 @@ def method_schematic(
     return fig
 
 def _draw_tokenizer(ax, config, name, pixels):
-    side = pixels//2**(len(config.multipliers) - 1)
+    side = pixels//config.downsample
     boxes = [f'image\n{pixels} × {pixels} × 3', f'features\n{side} × {side} × {config.code_dim}', f'tokens\n{side} × {side}, each\n1 of {config.codebook_size:,}', f'image\n{pixels} × {pixels} × 3']
     for i, (text, arrow) in enumerate(zip(boxes, ['encoder', 'nearest code', 'decoder', ''])):
         ax.text(3*i + 1, 0, text, ha='center', va='center', fontsize=9.5, bbox=dict(boxstyle='round,pad=.6', facecolor=PALE, edgecolor='none'))
