@@ -152,7 +152,7 @@ def terminal() -> str:
     path = f'/proc/{os.getpid()}/fd/2'
     return path if os.path.exists(path) else 'off'
 
-# %% ../nbs/11_cli.ipynb #035a504f
+# %% ../nbs/11_cli.ipynb #325a9239
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
 
 def run_study(
@@ -185,8 +185,9 @@ def run_study(
 
 def _look_at(data): # before a kernel starts and torch is imported; `data.load_images` looks closer
     if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
-    if not os.path.isdir(data): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
-    if not any(os.scandir(data)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
+    folder = os.path.expanduser(data)
+    if not os.path.isdir(folder): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
+    if not any(os.scandir(folder)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
 
 # %% ../nbs/11_cli.ipynb #9469a2c0
 def result_lines(

@@ -452,7 +452,7 @@ def of_profile(
     profile = profile or next((p for p in reversed(PROFILES) if p in measured), None)
     return table[(table.source == 'paper') | (table.profile == profile)]
 
-# %% ../nbs/08_study.ipynb #19413918
+# %% ../nbs/08_study.ipynb #95631eb5
 SOURCES = ('paper', 'reference', 'yours')
 
 def compare(
@@ -467,16 +467,21 @@ def compare(
     columns = {}
     for source in SOURCES:
         if not (table.source == source).any(): columns[f'{source}: none yet'] = pd.DataFrame(columns=[*by, 'value'], dtype=float).set_index(list(by))
-        for data, part in table[table.source == source].groupby('data', sort=False):
+        for data, rows in table[table.source == source].groupby('data', sort=False):
             keep = [c for c in ('value', 'low', 'high', 'n', 'cfg') if c not in by]
-            side = part.assign(share=part.share.round(4)).set_index(list(by))[keep]
-            columns[f'{source}: {part.label.iloc[0]}, {data}'] = side[~side.index.duplicated(keep='last')] # a row is its newest run
+            side = rows.assign(share=rows.share.round(4)).set_index(list(by))[keep]
+            columns[f'{source}: {rows.label.iloc[0]}, {data}'] = side[~side.index.duplicated(keep='last')] # a row is its newest run
     return pd.concat(columns, axis=1).sort_index(key=_in_order)
 
-ORDER = ('b', 'l', 'xl', 'xxl', 'maskgit-vq', 'chameleon-vq', 'llamagen-vq', 'open-magvit2-vq', 'causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA')
+ORDER = dict( # of the values of a column, as the paper lists them
+    size=('b', 'l', 'xl', 'xxl'),
+    tokenizer=('maskgit-vq', 'chameleon-vq', 'llamagen-vq', 'open-magvit2-vq'), # from the smallest codebook to the largest
+    architecture=('causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA'), # AR, MAR, MAR
+)
 
-def _in_order(index): # as the paper lists them
-    return index.map(lambda v: ORDER.index(v) if v in ORDER else v) if index.name in ('size', 'tokenizer', 'architecture') else index
+def _in_order(index):
+    known = ORDER.get(index.name, ())
+    return index.map(lambda v: known.index(v) if v in known else v)
 
 # %% ../nbs/08_study.ipynb #97b737f2
 DIGITS = dict(fid=1, kid=3, rfid=1, precision=3, recall=3, seconds_per_image=4) | {'is': 2}
