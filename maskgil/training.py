@@ -25,11 +25,12 @@ from .sampling import SCHEDULES
 
 # %% auto #0
 __all__ = ['TRAINING_RECIPES', 'FOR_MEMORY', 'DECAYS', 'STRATEGIES', 'hide_tokens', 'Objective', 'SmoothedCrossEntropy',
-           'token_loss', 'MaskedObjective', 'CausalObjective', 'rank_count', 'total', 'gather', 'from_first',
-           'AllRanks', 'average_gradients', 'ReconstructionObjective', 'TrainConfig', 'learning_rate', 'epoch_order',
-           'batch_indices', 'make_batches', 'pieces', 'accumulation', 'TrainState', 'save_parts', 'load_parts',
-           'NotFinite', 'Checkpoint', 'Step', 'make_optimizer', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'fit',
-           'settings_print', 'train_step', 'full', 'update_average', 'save_milestone', 'load_milestone', 'start_from']
+           'token_loss', 'MaskedObjective', 'CausalObjective', 'rank_count', 'this_rank', 'total', 'gather',
+           'from_first', 'AllRanks', 'average_gradients', 'ReconstructionObjective', 'TrainConfig', 'learning_rate',
+           'epoch_order', 'batch_indices', 'make_batches', 'pieces', 'accumulation', 'TrainState', 'save_parts',
+           'load_parts', 'NotFinite', 'Checkpoint', 'Step', 'make_optimizer', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks',
+           'fit', 'settings_print', 'train_step', 'full', 'update_average', 'save_milestone', 'load_milestone',
+           'start_from']
 
 # %% ../nbs/06_training.ipynb #e1f9ff82
 def hide_tokens(
@@ -143,12 +144,16 @@ class CausalObjective:
         loss, right = token_loss(features.flatten(0, 1), model.head, batch['tokens'].flatten(), self.smoothing)
         return loss, dict(accuracy=right)
 
-# %% ../nbs/06_training.ipynb #9ff123fc
+# %% ../nbs/06_training.ipynb #74ad02b7
 def rank_count() -> int:
     "Processes that train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-def _meeting_place() -> torch.device: return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
+def this_rank() -> int:
+    "From 0; the first one writes what all have made."
+    return dist.get_rank() if rank_count() > 1 else 0
+
+def _meeting_place(group=None) -> torch.device: return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend(group) == 'nccl' else torch.device('cpu')
 
 def total(x: Tensor) -> Tensor:
     "The sum over ranks."
@@ -157,11 +162,15 @@ def total(x: Tensor) -> Tensor:
     dist.all_reduce(shared)
     return shared.to(x.device)
 
-def gather(piece: Tensor) -> Tensor: # (b ...) -> (ranks*b ...)
+def gather(
+    piece: Tensor, # (b ...)
+    group=None, # a process group; None is the one that training uses
+) -> Tensor: # (ranks*b ...)
     "The pieces of all ranks, in the order of the ranks."
     if rank_count() == 1: return piece
-    parts = [torch.empty_like(piece, device=_meeting_place()) for _ in range(rank_count())]
-    dist.all_gather(parts, piece.to(_meeting_place()).contiguous())
+    place = _meeting_place(group)
+    parts = [torch.empty_like(piece, device=place) for _ in range(rank_count())]
+    dist.all_gather(parts, piece.to(place).contiguous(), group=group)
     return torch.cat(parts).to(piece.device)
 
 def from_first(x: Tensor) -> Tensor:
