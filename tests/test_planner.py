@@ -1,24 +1,27 @@
-"A plan without data or GPU; its operations are torch's."
-import os, subprocess, sys, time
+"A plan without data or GPU; its operations and its memory are torch's."
+import os, subprocess, sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskgil.core import set_seed
-from maskgil.models import build_model, model_config
-from maskgil.planner import memory, step_flops, Setup
-from maskgil.training import CausalObjective, MaskedObjective, Step
+from maskgil.models import ModelConfig, build_model, model_config
+from maskgil.planner import STUDIES, Setup, all_cells, defaults, memory, peak_bytes, plan, step_flops
+from maskgil.study import PROFILES
+from maskgil.training import CausalObjective, MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Zeros:
+class Tokens:
     copies = 1
-    def __init__(self, grid): self.grid = grid
-    def batch(self, indices, copies): return torch.zeros(len(indices), *self.grid, dtype=torch.long), indices % 9
+    def __init__(self, config): self.config = config
+    def __len__(self): return 64
+    def batch(self, indices, copies): return (indices[:, None, None] + torch.zeros(self.config.grid).long()) % self.config.codebook_size, indices % self.config.classes
 
 
 @pytest.mark.parametrize('kind, size, recipe', [('maskgil', 'mini-l', 'paper'), ('maskgil', 'mini-xxl', 'paper'), ('maskgil', 'mini-b', 'released'), ('llamagen', 'mini-b', 'paper'), ('maskgil', 'mini-xl', 'released')])
@@ -26,9 +29,29 @@ def test_planned_operations_are_counted_operations(kind, size, recipe):
     "A whole training step of 64 images, whose hidden tokens are near their mean."
     config = model_config(kind, size, recipe, 'mini-llamagen-vq', classes=9, grid=(8, 8))
     objective = CausalObjective() if config.causal else MaskedObjective(config.mask_id, 'masked' if recipe == 'paper' else 'all')
-    batch, counter = objective.batch(Zeros(config.grid), torch.arange(64), set_seed(1)), FlopCounterMode(display=False)
+    batch, counter = objective.batch(Tokens(config), torch.arange(64), set_seed(1)), FlopCounterMode(display=False)
     with counter: Step(build_model(config), objective, torch.float32)(batch)[0].backward()
     assert step_flops(config, 64, recipe) == pytest.approx(counter.get_total_flops(), rel=.05)
+
+
+def held(config, images, **options):
+    "The most that a real step of training allocates, the model included; the second step, when AdamW has its moments."
+    accelerator, objective = Accelerator(cpu=True), CausalObjective() if config.causal else MaskedObjective(config.mask_id)
+    settings = TrainConfig(2, batch_size=images, **options)
+    batches = list(make_batches(objective, Tokens(config), settings))
+    def learn():
+        model = build_model(config).train()
+        model.gradient_checkpointing = settings.gradient_checkpointing
+        state = TrainState(model, make_optimizer(model, settings))
+        for batch in batches: train_step(Step(model, objective, torch.float32), state, batch, settings, accelerator)
+    return peak_bytes(learn) / 2**30
+
+
+@pytest.mark.parametrize('images, checkpointing, changes', [(16, False, {}), (16, True, {}), (4, False, {}), (16, False, dict(qk_norm=True, post_norm=True)), (16, False, dict(kind='llamagen')), (8, False, dict(codebook_size=16384))])
+def test_planned_memory_is_measured_memory(images, checkpointing, changes):
+    config = ModelConfig(**dict(kind='maskgil', layers=4, heads=4, width=192, codebook_size=1024, classes=10, dropout=.1) | changes)
+    planned = memory(config, Setup(images=images, bf16=False, fused=False, checkpointing=checkpointing))['total']
+    assert planned == pytest.approx(held(config, images, gradient_checkpointing=checkpointing), rel=.2)
 
 
 def test_memory_moves_the_right_way():
@@ -38,13 +61,32 @@ def test_memory_moves_the_right_way():
     assert total(8, 32, ema=True) - total(8, 32) == pytest.approx(4 * 1.411e9 / 2**30, rel=.02)
 
 
-def test_the_plan_of_the_paper(tmp_path):
-    "As one types it: XXL on ImageNet, here, in seconds."
+@pytest.mark.parametrize('profile', PROFILES)
+def test_every_study_has_a_plan(profile):
+    cells = all_cells(PROFILES[profile])
+    table = plan(cells, ['8xH100']).loc['8xH100']
+    assert len(table) > len(cells) and (table.hours >= 0).all() and (table.layout.dropna() != 'does not fit').all()
+    assert table.loc['total', 'hours'] == pytest.approx(table.drop('total').hours.sum())
+    studies = {p.stem for p in (ROOT/'nbs').glob('[a-z]*.ipynb')} - {'index', 'report'}
+    assert studies == {*STUDIES}, 'a study without a row'
+    assert all(defaults(s).dry_run is False for s in studies)
+
+
+def papermill(tmp_path, study, *parameters):
     env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_') and k != 'IMAGENET'} | dict(MASKGIL_RESULTS=str(tmp_path/'results'))
-    started = time.process_time(), time.monotonic()
-    done = subprocess.run([Path(sys.executable).parent/'papermill', 'nbs/scaling.ipynb', tmp_path/'plan.ipynb', '-p', 'profile', 'paper', '-p', 'size', 'xxl', '-p', 'dry_run', 'True'],
+    done = subprocess.run([Path(sys.executable).parent/'papermill', f'nbs/{study}.ipynb', tmp_path/'plan.ipynb', *(x for p in parameters for x in ('-p', *p))],
                           cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    text = ''.join(o.text for c in nbformat.read(tmp_path/'plan.ipynb', 4).cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
-    for word in ('xxl', '8xH100', '8xA100', 'GPU hours', 'disk, GiB', 'nothing was run', 'llm-foundry', '2,001,823'): assert word in text, word
-    assert not (tmp_path/'results'/'runs').exists() and not (tmp_path/'results'/'checkpoints').exists()
+    assert not list((tmp_path/'results').rglob('*.json')) and not (tmp_path/'results'/'checkpoints').exists()
+    return ''.join(o.text for c in nbformat.read(tmp_path/'plan.ipynb', 4).cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
+
+
+def test_the_plan_of_the_paper(tmp_path):
+    "As one types it: XXL on ImageNet, here, in seconds."
+    text = papermill(tmp_path, 'scaling', ('profile', 'paper'), ('size', 'xxl'), ('dry_run', 'True'))
+    for word in ('xxl', '8xH100', '8xA100', 'GPU hours', 'disk, GiB', 'nothing was run', 'llm-foundry', '2,001,823', '0 of 1 cells have a record'): assert word in text, word
+
+
+def test_a_study_of_many_parts(tmp_path):
+    text = papermill(tmp_path, 'tokenizers', ('profile', 'paper'), ('dry_run', 'True'))
+    assert '0 of 24 cells have a record' in text and 'open-magvit2-vq' in text

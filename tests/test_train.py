@@ -87,3 +87,32 @@ def test_encoding_in_every_step(job, tmp_path):
     history = run_job(online)
     assert len(history) == 4 and all(np.isfinite(row['loss']) for row in history)
     assert read_json(Path(job.folder)/'record.json')['images'] == 48
+
+
+def test_a_study_on_two_processes(tmp_path, monkeypatch):
+    "The same cell alone and on two ranks: shards, training, samples and metrics. Dropout is off, since each rank draws its own."
+    from PIL import Image
+    from maskgil.data import openmoji, to_rgb
+    from maskgil.experiment import Bench, generation_cell
+    from maskgil.study import PROFILES
+    emoji = openmoji('train', limit=120)
+    for i, image in enumerate(to_rgb(emoji.batch(range(120))).permute(0, 2, 3, 1).numpy()):
+        for split in ('train', 'val'):
+            (tmp_path/'photos'/split/f'c{i % 3}').mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path/'photos'/split/f'c{i % 3}'/f'{i}.png')
+    profile = dataclasses.replace(PROFILES['smoke'], data=str(tmp_path/'photos'), limit=0, dropout=0., variants='flip', copies=2, balanced=True, eval_images=60, cfg=(2.,), dtype='float32')
+    found = {}
+    for ranks in (1, 2):
+        monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path/f'cache-{ranks}'))
+        monkeypatch.setenv('MASKGIL_PROCESSES', str(ranks))
+        if ranks == 2: # one tokenizer for both
+            import shutil
+            shutil.copytree(tmp_path/'cache-1'/'tokenizers', tmp_path/'cache-2'/'tokenizers')
+        found[ranks] = generation_cell(Bench(profile, device='cpu'), 'b', untrained=False)
+    one, two = found[1], found[2]
+    assert [row['loss'] for row in two['history']] == pytest.approx([row['loss'] for row in one['history']], rel=1e-5)
+    for key, m in one['curve'][0]['metrics'].items(): assert two['curve'][0]['metrics'][key]['value'] == pytest.approx(m['value'], rel=.02, abs=.02), key
+    assert two['protocol']['per_class'] == [20, 20] and two['protocol']['extractor']['name'] == 'el0'
+    assert one['codebook'] == two['codebook']
+    folder, = (tmp_path/'cache-2'/'samples').iterdir()
+    assert sorted(p.suffix for p in folder.iterdir() if p.suffix == '.npy') == [] and (folder/'metrics.json').exists()
