@@ -48,7 +48,7 @@ def draw_range(
     return torch.cat([sample(model, labels[a:min(a + batch_size, stop)].to(device), model.config.grid, seed=seed, first=a, **options).cpu()
                       for a in range(start, stop, batch_size)])
 
-# %% ../nbs/21_evaluation.ipynb #2b98528d
+# %% ../nbs/21_evaluation.ipynb #6d2bb334
 @dataclass(frozen=True)
 class SampleSet:
     "What is drawn, and how."
@@ -72,7 +72,7 @@ class SampleSet:
     def card(self) -> dict[str, Any]:
         "What must agree before blocks are added."
         weights = fingerprint(*(v for _, v in sorted(self.model.state_dict().items())))
-        return dict(model=weights, tokenizer=self.tokenizer.fingerprint(), labels=fingerprint(self.labels), count=len(self.labels), options=self.options, seed=self.seed,
+        return dict(model=weights, tokenizer=self.tokenizer.fingerprint(), labels=fingerprint(self.labels.contiguous()), count=len(self.labels), options=self.options, seed=self.seed,
                     batch_size=self.batch_size, block=self.block, extractor=self.extractor, stretch=self.stretch)
 
 # %% ../nbs/21_evaluation.ipynb #e3f0d7d5

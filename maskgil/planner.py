@@ -23,13 +23,13 @@ from .tokenizers import PUBLISHED, TOKENIZERS, Tokenizer
 from .training import accumulation
 
 # %% auto #0
-__all__ = ['FOUNDRY', 'HARDWARE', 'EXTRACTOR_FLOPS', 'LOGITS_AT_ONCE', 'SPARE', 'SIZE_NAMES', 'STUDIES', 'AT_STUDY_EPOCHS',
-           'IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'Hardware', 'this_machine', 'find_hardware', 'hidden_share',
-           'step_flops', 'tokenizer_flops', 'sampling_flops', 'kept_bytes', 'kept_lines', 'Setup', 'memory',
-           'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells', 'stability_cells',
-           'steps_cells', 'fusion_cells', 'departures_cells', 'protocol_cells', 'defaults', 'image_count',
-           'class_count', 'cell_config', 'training_steps', 'plan_cell', 'plan_tokens', 'plan', 'all_cells',
-           'has_record', 'as_plan', 'print_table', 'print_plan', 'grid_cells', 'commands', 'main']
+__all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'LOGITS_AT_ONCE', 'SPARE', 'SIZE_NAMES', 'STUDIES',
+           'AT_STUDY_EPOCHS', 'IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'Hardware', 'this_machine', 'find_hardware',
+           'hidden_share', 'step_flops', 'tokenizer_flops', 'sampling_flops', 'kept_bytes', 'kept_lines', 'Setup',
+           'memory', 'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells',
+           'stability_cells', 'steps_cells', 'fusion_cells', 'departures_cells', 'protocol_cells', 'defaults',
+           'image_count', 'class_count', 'cell_config', 'training_steps', 'plan_cell', 'plan_tokens', 'plan',
+           'all_cells', 'has_record', 'as_plan', 'print_table', 'print_plan', 'grid_cells', 'commands', 'main']
 
 # %% ../nbs/19_planner.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ def step_flops(config: ModelConfig, batch_size: int, recipe: str = 'paper') -> f
     "Operations of one training step of the whole batch."
     return training_flops(config, batch_size, predicted=1. if config.causal else hidden_share(recipe))
 
+# %% ../nbs/19_planner.ipynb #a29a9e45
+IN_PLACE = {torch.ops.aten.addmm_: lambda total, a, b, out_shape=None, **options: 2 * a[0] * a[1] * b[1]} # for FlopCounterMode's custom_mapping
+
 # %% ../nbs/19_planner.ipynb #34cac65b
 @functools.cache
 def tokenizer_flops(name: str, resolution: int) -> tuple[float, float]: # of encoding and of decoding one image
@@ -101,7 +104,7 @@ def sampling_flops(config: ModelConfig, steps: int, cfg: float) -> float:
     passes = 2 if cfg != 1 else 1
     return passes * (forward_flops(config) if config.causal else steps * forward_flops(config, predicted=.5))
 
-# %% ../nbs/19_planner.ipynb #4198d2fe
+# %% ../nbs/19_planner.ipynb #69760357
 def _fused(q, k, v, causal=False, key_mask=None): return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0., causal)[0]
 
 @contextlib.contextmanager
@@ -123,8 +126,9 @@ def kept_bytes(
         kept[x.untyped_storage()._cdata] = x.untyped_storage()
         return x
     models.rope_table.cache_clear()
-    with FakeTensorMode(), _attention(fused):
-        model, tokens = build_model(config).train(), torch.zeros(images, *config.grid, dtype=torch.long)
+    with torch.device('meta'): model = build_model(config).train()
+    with FakeTensorMode(allow_non_fake_inputs=True), _attention(fused):
+        model, tokens = model.to_empty(device='cpu'), torch.zeros(images, *config.grid, dtype=torch.long)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
             features = model.features(tokens.flatten(1)[:, :-1] if config.causal else tokens, torch.zeros(images, dtype=torch.long))
@@ -141,7 +145,7 @@ def kept_lines(config: ModelConfig, bf16: bool, fused: bool) -> tuple[float, flo
     block = per_image[1] - per_image[0]
     return casts[0] + (casts[1] - casts[0]) * (config.layers - 1), per_image[0] - block, block
 
-# %% ../nbs/19_planner.ipynb #5a79b38b
+# %% ../nbs/19_planner.ipynb #e0a668a3
 LOGITS_AT_ONCE = {True: 2**27, False: 2**20} # on a GPU, on a CPU: as in training.token_loss
 
 @dataclass(frozen=True)
@@ -165,14 +169,14 @@ def memory(config: ModelConfig, setup: Setup) -> dict[str, float]: # GiB by purp
     block = parameter_count(model.layers[0])
     held = everything / (setup.ranks if setup.strategy == 'fsdp' else 1)
     casts, image, layer = kept_lines(config, setup.bf16, setup.fused)
-    kept = image + (config.layers * 4 * d * (n + 1) + layer if setup.checkpointing else config.layers * layer)
+    kept = image + config.layers * (4 * d * (n + 1) if setup.checkpointing else layer) # a block's input, or all it keeps
     predicted = setup.images * n * (1. if config.causal else hidden_share())
     number = 2 if setup.bf16 else 4
     logits = min(predicted * config.outputs, max(LOGITS_AT_ONCE[setup.fused], config.outputs)) * (number + 4 + 4)
     parts = dict(weights=4 * held, gradients=4 * held, moments=8 * held, average=4 * held * setup.ema,
                  exchange=0 if setup.ranks == 1 else 4 * everything if setup.strategy == 'ddp' else 4 * (everything - config.layers * block + 2 * block),
                  casts=casts, activations=setup.images * kept,
-                 output=4 * d * config.outputs + 2 * number * d * predicted + max(logits, setup.images * layer / 2))
+                 busiest=max(2 * number * d * predicted + logits, setup.images * layer * (1 if setup.checkpointing else 1/4)))
     return {k: v / 2**30 for k, v in parts.items()} | dict(total=sum(parts.values()) / 2**30)
 
 # %% ../nbs/19_planner.ipynb #257e9824
@@ -198,7 +202,7 @@ def lay_out(config: ModelConfig, hardware: Hardware, batch_size: int, ema: bool 
             if found['total'] + SPARE < hardware.memory: return setup, found
     return None, found
 
-# %% ../nbs/19_planner.ipynb #dedbdc18
+# %% ../nbs/19_planner.ipynb #681e2bc1
 @dataclass(frozen=True)
 class Cell:
     "What one record of a study takes."
@@ -219,9 +223,11 @@ def _curve(profile, untrained=0): return (len(profile.epochs) - 1 + len(profile.
 SIZE_NAMES = ('b', 'l', 'xl', 'xxl')
 
 def scaling_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One for each size."
     for size in _each(p.size, SIZE_NAMES): yield Cell(dict(size=size, recipe=p.recipe), size, recipe=p.recipe, images=_curve(profile, 1))
 
 def tokenizers_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "Reconstruction, generation under three architectures, and the output layer, for each tokenizer."
     from maskgil.experiment import HEADS, SYSTEMS
     stages = _each(p.stage, ('reconstruction', 'generation', 'head'))
     for t in _each(p.tokenizer, PUBLISHED):
@@ -234,33 +240,41 @@ def tokenizers_cells(profile: Profile, p: Any) -> Iterator[Cell]:
             if 'head' in stages: yield Cell(dict(stage='head', tokenizer=t, codebook_size=PUBLISHED[t].codebook_size, head=head))
 
 def paradigms_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One for each paradigm and batch size: time alone."
     for system in _each(p.paradigm, ('AR', 'MAR')):
         for batch in profile.speed_batches: yield Cell(dict(size=p.size, system=system, batch=batch), p.size, dict(AR='llamagen', MAR='maskgil')[system], steps=0, images=4 * batch)
 
 def stability_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One for each combination of norms."
     from maskgil.experiment import NORMS
     for norms in _each(p.norms, NORMS): yield Cell(dict(size=p.size, norms=norms), p.size, steps=profile.stability_steps, variant=norms)
 
 def steps_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One: a model sampled in many ways."
     from maskgil.sampling import ORDERS
     sets, many = [*profile.step_grid, *[profile.steps] * (len(ORDERS) - 1)], max(profile.sample_counts)
     yield Cell(dict(size=p.size, recipe=p.recipe), p.size, recipe=p.recipe, images=len(sets) * profile.eval_images + many, passes=sum(sets) * profile.eval_images + profile.steps * many)
 
 def fusion_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One of two models, and a set of images for each division of the tokens."
     yield Cell(dict(size=p.size), p.size, 'llamagen')
     yield Cell(dict(size=p.size), p.size, images=9 * profile.eval_images)
 
 def departures_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One for each departure."
     from maskgil.experiment import DEPARTURES
     for change in _each(p.change, DEPARTURES):
         row = DEPARTURES[change]
         yield Cell(dict(size=p.size, change=change), p.size, recipe=row.get('recipe', 'paper'), images=_curve(profile), variant=change if row.get('model') or row.get('training') else '')
 
 def protocol_cells(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One: a saved model, measured by every rule."
     from maskgil.protocol import RULES
     yield Cell({}, 'xxl', steps=0, images=(1 + sum(rule.draws for rule in RULES.values())) * profile.eval_images)
 
-STUDIES: dict[str, Callable[[Profile, Any], Iterator[Cell]]] = {k.removesuffix('_cells'): f for k, f in list(globals().items()) if k.endswith('_cells')}
+STUDIES: dict[str, Callable[[Profile, Any], Iterator[Cell]]] = dict( # a notebook, and its cells from a profile and the notebook's parameters
+    scaling=scaling_cells, tokenizers=tokenizers_cells, paradigms=paradigms_cells, stability=stability_cells, steps=steps_cells, fusion=fusion_cells,
+    departures=departures_cells, protocol=protocol_cells)
 AT_STUDY_EPOCHS = ('tokenizers', 'departures') # train only so long
 
 def defaults(study: str) -> Any:
