@@ -16,10 +16,14 @@ from PIL import Image
 from maskgil.core import pick_device, pick_dtype, write_json
 from maskgil.data import TokenSet
 from maskgil.models import load_model
+from maskgil.tokenizers import TOKENIZERS
 from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
 
 
-def token_set(folder, images=100_000, codes=1024, grid=(8, 8)):
+CODES = TOKENIZERS['mini-llamagen-vq'].codebook_size
+
+
+def token_set(folder, images=100_000, codes=CODES, grid=(8, 8)):
     rng = np.random.default_rng(0)
     np.save(folder/'tokens.npy', rng.integers(0, codes, (images, 2, *grid), dtype=np.uint16))
     np.save(folder/'labels.npy', rng.integers(0, 9, images))
@@ -29,7 +33,7 @@ def token_set(folder, images=100_000, codes=1024, grid=(8, 8)):
 
 def reading(tokens, batch, steps=60):
     "Images a second, made into batches with tokens hidden."
-    batches = make_batches(MaskedObjective(1024), tokens, TrainConfig(steps + 5, batch_size=batch))
+    batches = make_batches(MaskedObjective(CODES), tokens, TrainConfig(steps + 5, batch_size=batch))
     for _ in range(5): next(batches)
     started = time.perf_counter()
     for _ in batches: pass
@@ -41,7 +45,7 @@ def learning(size, tokens, batch, steps=6):
     device, dtype = pick_device(), pick_dtype()
     accelerator = Accelerator(cpu=device.type == 'cpu')
     model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
-    config, objective = TrainConfig(steps + 2, batch_size=batch), MaskedObjective(1024)
+    config, objective = TrainConfig(steps + 2, batch_size=batch), MaskedObjective(CODES)
     state, module = TrainState(model, make_optimizer(model, config)), Step(model, objective, dtype)
     batches = list(make_batches(objective, tokens, config))
     for i, b in enumerate(batches):

@@ -90,3 +90,15 @@ def test_the_plan_of_the_paper(tmp_path):
 def test_a_study_of_many_parts(tmp_path):
     text = papermill(tmp_path, 'tokenizers', ('profile', 'paper'), ('dry_run', 'True'))
     assert '0 of 24 cells have a record' in text and 'open-magvit2-vq' in text
+
+
+def test_a_job_of_an_array(tmp_path):
+    "What SLURM runs, with a papermill that prints its arguments."
+    stub = tmp_path/'papermill'
+    stub.write_text('#!/bin/sh\nfor a; do echo "<$a>"; done\n')
+    stub.chmod(0o755)
+    env = os.environ | dict(PATH=f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", MASKGIL_RESULTS=str(tmp_path/'results'), SLURM_ARRAY_TASK_ID='1',
+                            GRID="nbs/departures.ipynb profile=paper 'change=class last,released' seed=0,1")
+    done = subprocess.run(['bash', 'scripts/grid.sbatch'], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-9:] == ['<nbs/departures.ipynb>', '<-p>', '<profile>', '<paper>', '<-p>', '<change>', '<class last>', '<-p>', '<seed>', '<1>'][-9:]

@@ -93,14 +93,16 @@ def test_a_study_on_two_processes(tmp_path, monkeypatch):
     "The same cell alone and on two ranks: shards, training, samples and metrics. Dropout is off, since each rank draws its own."
     from PIL import Image
     from maskgil.data import openmoji, to_rgb
-    from maskgil.experiment import Bench, generation_cell
+    from maskgil.experiment import Bench, generation_cell, reconstruction_cell
     from maskgil.study import PROFILES
     emoji = openmoji('train', limit=120)
     for i, image in enumerate(to_rgb(emoji.batch(range(120))).permute(0, 2, 3, 1).numpy()):
         for split in ('train', 'val'):
             (tmp_path/'photos'/split/f'c{i % 3}').mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(tmp_path/'photos'/split/f'c{i % 3}'/f'{i}.png')
-    profile = dataclasses.replace(PROFILES['smoke'], data=str(tmp_path/'photos'), limit=0, dropout=0., variants='flip', copies=2, balanced=True, eval_images=60, cfg=(2.,), dtype='float32')
+    profile = dataclasses.replace(PROFILES['smoke'], data=str(tmp_path/'photos'), limit=0, dropout=0., variants='flip', copies=2, balanced=True, adm_reference='adm.npz', eval_images=60, cfg=(2.,), dtype='float32')
+    monkeypatch.setenv('MASKGIL_CHECKPOINTS', str(tmp_path))
+    np.savez(tmp_path/'adm.npz', arr_0=to_rgb(emoji.batch(range(120))).permute(0, 2, 3, 1).numpy())
     found = {}
     for ranks in (1, 2):
         monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path/f'cache-{ranks}'))
@@ -114,5 +116,8 @@ def test_a_study_on_two_processes(tmp_path, monkeypatch):
     for key, m in one['curve'][0]['metrics'].items(): assert two['curve'][0]['metrics'][key]['value'] == pytest.approx(m['value'], rel=.02, abs=.02), key
     assert two['protocol']['per_class'] == [20, 20] and two['protocol']['extractor']['name'] == 'el0'
     assert one['codebook'] == two['codebook']
+    assert one['curve'][0]['metrics']['fid_el0']['reference'].startswith('adm')
+    pixels = reconstruction_cell(Bench(profile, device='cpu'))
+    assert pixels['rfid_el0']['value'] > 0 and pixels['rfid_adm_el0']['label'] == 'rFID-EL0 against adm'
     folder, = (tmp_path/'cache-2'/'samples').iterdir()
     assert sorted(p.suffix for p in folder.iterdir() if p.suffix == '.npy') == [] and (folder/'metrics.json').exists()
