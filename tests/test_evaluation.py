@@ -129,7 +129,7 @@ def test_guidance():
     def draw(labels, seeds, cfg, guidance='constant'):
         tokens = sample_mar(model, labels, (1, 2), 2, cfg, guidance=guidance, order='raster', seed=seeds, codebook_size=2, dtype='float32').flatten(1)
         assert (tokens[:, 0] == tokens[:, 1]).all()
-        return torch.stack([kinds[k][s % 60] for k, s in zip(tokens[:, 0].tolist(), seeds)])
+        return torch.stack([kinds[k][s % len(kinds[k])] for k, s in zip(tokens[:, 0].tolist(), seeds)])
     real = torch.cat([kinds[0].repeat(3, 1, 1, 1), kinds[1]])
     b = bench(draw, labels=torch.zeros(240).long(), reference=statistics(real))
     assert change(b, 'scale read as w, s = 1 + w')['value'] > 0 and change(b, 'guidance ramps up')['value'] < 0
