@@ -597,7 +597,7 @@ def fid_by_departure(
         ax.set_xlabel(f'change in {part.label.iloc[0]}\n(below zero is better)')
     return panels_by_source(rows, [family], draw, _dots_height(rows))
 
-# %% ../nbs/10_figures.ipynb #ee62b03f
+# %% ../nbs/10_figures.ipynb #a1d377e6
 def fid_by_rule(
     table: pd.DataFrame, # from `over_seeds`
     family: str = 'fid_change',
@@ -609,8 +609,11 @@ def fid_by_rule(
         part = part.iloc[part.value.abs().argsort(kind='stable')[::-1]]
         draw_dots(ax, list(part.rule), part, [FAINT if low <= 0 <= high else BLUE if high < 0 else RED for low, high in zip(part.low, part.high)], '{:+.1f}')
         ax.axvline(0, color=FAINT, linewidth=1, zorder=1)
-        ax.set_xscale('symlog', linthresh=1)
-        ax.set_xlabel(part.label.iloc[0])
+        ax.set_xscale('symlog', linthresh=10)
+        ends = part[['low', 'value', 'high']].to_numpy(float)
+        ticks = [t for t in (-100, -10, 0, 10, 100) if min(np.nanmin(ends), -10) <= t <= np.nanmax(ends)]
+        ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.set_xticks([], minor=True)
+        ax.set_xlabel(f'{part.label.iloc[0]}\n(logarithmic beyond 10)')
     return panels_by_source(rows, [family], draw, _dots_height(rows))
 
 # %% ../nbs/10_figures.ipynb #e9eda544

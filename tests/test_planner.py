@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maskgil.core import set_seed
 from maskgil.models import ModelConfig, build_model, model_config
 from maskgil.planner import IN_PLACE, STUDIES, Setup, all_cells, defaults, memory, peak_bytes, plan, step_flops
-from maskgil.study import PROFILES
+from maskgil.study import PROFILES, records
 from maskgil.training import CausalObjective, MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,9 +87,21 @@ def test_the_plan_of_the_paper(tmp_path):
     for word in ('xxl', '8xH100', '8xA100', 'GPU hours', 'disk, GiB', 'nothing was run', 'llm-foundry', '2,001,823', '0 of 1 cells have a record'): assert word in text, word
 
 
-def test_a_study_of_many_parts(tmp_path):
-    text = papermill(tmp_path, 'tokenizers', ('profile', 'paper'), ('dry_run', 'True'))
-    assert '0 of 24 cells have a record' in text and 'open-magvit2-vq' in text
+def test_the_notebook_of_every_study(capsys, monkeypatch):
+    "Their cells, one after the other, with dry_run: nothing needs ImageNet, and nothing runs."
+    from IPython.core.interactiveshell import InteractiveShell
+    from maskgil import planner
+    monkeypatch.setattr(planner, 'print_plan', lambda study, profile, p: said.append((study, profile.name, plan([(profile, c) for c in STUDIES[study](profile, p)], ['8xH100']))))
+    said, shell = [], InteractiveShell.instance()
+    try:
+        for study in STUDIES:
+            for profile in ('paper', 'mini'):
+                cells = [c for c in nbformat.read(ROOT/'nbs'/f'{study}.ipynb', 4).cells if c.cell_type == 'code']
+                for cell in [cells[0].source, f'# Parameters\nprofile = {profile!r}\ndry_run = True\n', *(c.source for c in cells[1:])]: shell.run_cell(cell, store_history=True).raise_error()
+    finally: InteractiveShell.clear_instance()
+    assert [(s, p) for s, p, _ in said] == [(s, p) for s in STUDIES for p in ('paper', 'mini')]
+    assert len(said[2][2]) == 12 + 4 + 8 + 4 + 1 # generation, reconstruction, output layers, tokens, total
+    assert not records(sources=['yours'])
 
 
 def test_a_job_of_an_array(tmp_path):
