@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report sample test export clean
+.PHONY: help install reproduce reference report protocol sample test export clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ reference: install ## the committed reference: all seeds of the mini profile, th
 
 report: install ## render reports/ from the records
 	@$(BIN)papermill nbs/report.ipynb
+
+protocol: install ## what each choice of an evaluation is worth in FID points, on the committed checkpoint
+	@$(BIN)papermill nbs/protocol.ipynb
 
 sample: install ## draw a sheet of images from the committed checkpoint
 	@$(PYTHON) -m maskgil.cli sample

@@ -26,8 +26,8 @@ __all__ = ['INK', 'FAINT', 'PALE', 'SIZE_COLOURS', 'RED', 'GREEN', 'BLUE', 'BLAC
            'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
            'head_cost', 'fid_over_steps', 'fid_by_order', 'dots_by_source', 'endless_fid', 'fid_over_images',
            'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
-           'with_sheet', 'sheets', 'samples_and_seconds', 'visible_positions', 'method_schematic', 'fusion_states',
-           'fusion_timeline']
+           'fid_by_rule', 'with_sheet', 'sheets', 'samples_and_seconds', 'visible_positions', 'method_schematic',
+           'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/10_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -595,6 +595,25 @@ def fid_by_departure(
         draw_dots(ax, [look('change', c)[0] for c in part.change], part, [BLUE if high < 0 else RED if low > 0 else FAINT for low, high in zip(part.low, part.high)], '{:+.1f}')
         ax.axvline(0, color=FAINT, linewidth=1, zorder=1)
         ax.set_xlabel(f'change in {part.label.iloc[0]}\n(below zero is better)')
+    return panels_by_source(rows, [family], draw, _dots_height(rows))
+
+# %% ../nbs/10_figures.ipynb #a1d377e6
+def fid_by_rule(
+    table: pd.DataFrame, # from `over_seeds`
+    family: str = 'fid_change',
+) -> Any: # a matplotlib figure; None if there is nothing to draw
+    "What each rule of measuring is worth, the largest change first."
+    rows = table[table.family == family]
+    if rows.empty: return None
+    def draw(ax, part):
+        part = part.iloc[part.value.abs().argsort(kind='stable')[::-1]]
+        draw_dots(ax, list(part.rule), part, [FAINT if low <= 0 <= high else BLUE if high < 0 else RED for low, high in zip(part.low, part.high)], '{:+.1f}')
+        ax.axvline(0, color=FAINT, linewidth=1, zorder=1)
+        ax.set_xscale('symlog', linthresh=10)
+        ends = part[['low', 'value', 'high']].to_numpy(float)
+        ticks = [t for t in (-100, -10, 0, 10, 100) if min(np.nanmin(ends), -10) <= t <= np.nanmax(ends)]
+        ax.set_xticks(ticks, [f'{t:g}' for t in ticks]); ax.set_xticks([], minor=True)
+        ax.set_xlabel(f'{part.label.iloc[0]}\n(logarithmic beyond 10)')
     return panels_by_source(rows, [family], draw, _dots_height(rows))
 
 # %% ../nbs/10_figures.ipynb #e9eda544

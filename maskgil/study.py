@@ -20,10 +20,11 @@ from .data import locked
 __all__ = ['PROFILES', 'BASES', 'PUBLISHED', 'LABELS', 'CODE', 'COSTS', 'COLUMNS', 'SOURCES', 'ORDER', 'DIGITS', 'Profile',
            'resolve_profile', 'override', 'settings_of', 'Record', 'reference_dir', 'Published', 'published',
            'published_records', 'code_version', 'run_key', 'save_record', 'read_record', 'records', 'latest',
-           'load_records', 'costs', 'run_cell', 'once', 'shown', 'record_file', 'promote', 'points', 'long_table',
-           'data_label', 'history_table', 'over_seeds', 'best_guidance', 'of_profile', 'compare', 'as_text']
+           'load_records', 'costs', 'run_cell', 'once', 'shown', 'skip_rest', 'record_file', 'promote', 'points',
+           'long_table', 'data_label', 'history_table', 'over_seeds', 'best_guidance', 'of_profile', 'compare',
+           'as_text']
 
-# %% ../nbs/08_study.ipynb #c2da323e
+# %% ../nbs/08_study.ipynb #223dd469
 @dataclass(frozen=True)
 class Profile:
     "One row of `PROFILES`."
@@ -57,6 +58,9 @@ class Profile:
     shift: int = 2 # of the augmentation, pixels
     limit: int = 0 # use only so many images; 0: all
     dtype: str = 'auto' # of matrix products
+    variants: str = '' # crops of each image in token shards (maskgil.shards); empty: the small token cache, with its own augmentation
+    balanced: bool = False # draw as many images of each class; else in the proportion of the data
+    adm_reference: str = '' # a file of ADM's in MASKGIL_CHECKPOINTS to measure against, if it is there; else the training images are
     seeds: tuple[int, ...] = (0,) # what the committed reference runs
 
     @property
@@ -64,7 +68,7 @@ class Profile:
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #e68a18d2
+# %% ../nbs/08_study.ipynb #6731eb4d
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
@@ -80,10 +84,11 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',
             tokenizer_steps=0, tokenizer_batch_size=128, tokenizer_learning_rate=1e-4,
-            epochs=(50, 100, 200, 300, 400), batch_size=256, learning_rate=1e-4, warmup_steps=0, dropout=0.1, copies=2,
+            epochs=(50, 100, 200, 300, 400), batch_size=256, learning_rate=1e-4, warmup_steps=0, dropout=0.1, copies=10,
             cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, eval_images=50_000, extractor='inception',
             study_epochs=(50, 100, 200), step_grid=(4, 8, 12, 16, 32, 64), sample_counts=(5_000, 10_000, 20_000, 50_000), stability_steps=60_000,
-            stability_learning_rate=1e-4, speed_batches=(1, 4, 16, 64, 256)),
+            stability_learning_rate=1e-4, speed_batches=(1, 4, 16, 64, 256),
+            variants='ten-crop', balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz'),
 )}
 
 # %% ../nbs/08_study.ipynb #a01472c5
@@ -347,6 +352,17 @@ def once(
 def shown(path: Path) -> Path:
     "A path as it is printed: from the project root, if it lies below, so that a notebook's output does not name the machine's folders."
     return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
+
+# %% ../nbs/08_study.ipynb #9ab0452b
+def skip_rest() -> None:
+    "Make the cells after this one do nothing, until the cell that declares `dry_run` is run again."
+    import IPython
+    if (shell := IPython.get_ipython()) is None: return
+    def empty(lines: list[str]) -> list[str]:
+        if not any(line.startswith('dry_run') for line in lines): return []
+        shell.input_transformers_cleanup.remove(empty)
+        return lines
+    shell.input_transformers_cleanup.append(empty)
 
 # %% ../nbs/08_study.ipynb #2cc41218
 def _keep_files(metrics, path):

@@ -64,7 +64,12 @@ def paradigms(noise):
 def departures(noise):
     for i, change in enumerate(CHANGES): yield dict(size='b', change=change), dict(curve=curve((430, 436, 470, 455, 430.5, 415, 520)[i], noise), untrained=drawn(900), floor=FLOOR)
 
-STUDIES = dict(scaling=scaling, tokenizers=tokenizers, stability=stability, steps=steps, fusion=fusion, paradigms=paradigms, departures=departures)
+def protocol(noise):
+    rules = {'JPEG, quality 75': ('file', 30.), 'each image stretched min to max': ('file', 9.), 'classes drawn at random': ('set', .3), 'guidance ramps up': ('sampler', -12.)}
+    change = lambda v: dict(value=v, low=v - 1., high=v + 1., n=400, label='change of FID-EL0')
+    yield dict(checkpoint='made-up'), dict(fid_el0=metric(420), floor=FLOOR, curve=[dict(rule=r, kind=k, who='somebody', metrics=dict(fid_change_el0=change(v + .1*noise()))) for r, (k, v) in rules.items()])
+
+STUDIES = dict(scaling=scaling, tokenizers=tokenizers, stability=stability, steps=steps, fusion=fusion, paradigms=paradigms, departures=departures, protocol=protocol)
 
 
 def made_up(source='yours', studies=STUDIES, seeds=(0, 1, 2), basis='simulated'):

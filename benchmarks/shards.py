@@ -1,0 +1,92 @@
+"""How fast tokens are read, and what a second process brings to encoding.
+
+    python benchmarks/shards.py [--images 400] [--tokenizer mini-llamagen-vq] [--size 32]
+
+Reading: batches through training.make_batches from a token set on disk, against the images the mini model of each size
+learns from in the same time. Encoding: python -m maskgil.shards in one process and in two, each on one thread, the time of
+starting Python taken off by encoding twice as many images. Needs a machine with nothing else to do.
+"""
+import argparse, os, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import numpy as np, torch
+from accelerate import Accelerator
+from PIL import Image
+
+from maskgil.core import pick_device, pick_dtype, write_json
+from maskgil.data import TokenSet
+from maskgil.models import load_model
+from maskgil.tokenizers import TOKENIZERS
+from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+
+
+CODES = TOKENIZERS['mini-llamagen-vq'].codebook_size
+
+
+def token_set(folder, images=100_000, codes=CODES, grid=(8, 8)):
+    rng = np.random.default_rng(0)
+    np.save(folder/'tokens.npy', rng.integers(0, codes, (images, 2, *grid), dtype=np.uint16))
+    np.save(folder/'labels.npy', rng.integers(0, 9, images))
+    write_json(folder/'manifest.json', dict(tokenizer='none', codebook_size=codes))
+    return TokenSet.load(folder)
+
+
+def reading(tokens, batch, steps=60):
+    "Images a second, made into batches with tokens hidden."
+    batches = make_batches(MaskedObjective(CODES), tokens, TrainConfig(steps + 5, batch_size=batch))
+    for _ in range(5): next(batches)
+    started = time.perf_counter()
+    for _ in batches: pass
+    return steps * batch / (time.perf_counter() - started)
+
+
+def learning(size, tokens, batch, steps=6):
+    "Images a second of whole training steps."
+    device, dtype = pick_device(), pick_dtype()
+    accelerator = Accelerator(cpu=device.type == 'cpu')
+    model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
+    config, objective = TrainConfig(steps + 2, batch_size=batch), MaskedObjective(CODES)
+    state, module = TrainState(model, make_optimizer(model, config)), Step(model, objective, dtype)
+    batches = list(make_batches(objective, tokens, config))
+    for i, b in enumerate(batches):
+        if i == 2: started = time.perf_counter()
+        train_step(module, state, b, config, accelerator)
+    return steps * batch / (time.perf_counter() - started)
+
+
+def encoding(folder, photos, processes, tokenizer, size):
+    "Seconds for all photos."
+    command = [sys.executable, '-m', 'maskgil.shards', '--data', photos, '--tokenizer', tokenizer, '--out', folder, '--split', 'all', '--size', size, '--shard-size', 50,
+               '--workers', 1, '--device', 'cpu', '--processes', processes]
+    started = time.perf_counter()
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'))
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=400)
+    parser.add_argument('--tokenizer', default='mini-llamagen-vq')
+    parser.add_argument('--size', type=int, default=32)
+    parser.add_argument('--batch', type=int, default=32)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        (d/'set').mkdir()
+        tokens = token_set(d/'set')
+        read = reading(tokens, args.batch)
+        for size in ('b', 'xxl'):
+            learned = learning(size, tokens, args.batch)
+            print(f'tokens are read at {read:,.0f} images/s, mini-{size} learns from {learned:,.0f}: {read / learned:.0f} times', flush=True)
+        rng, seconds = np.random.default_rng(0), {}
+        for count in (args.images, 2 * args.images):
+            for i in range(count):
+                file = d/f'{count}'/'a'/f'{i:05}.jpeg'
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(args.size // 8, 0).repeat(args.size // 8, 1)).save(file)
+            for processes in (1, 2): seconds[count, processes] = encoding(d/f'{count}-{processes}', d/f'{count}', processes, args.tokenizer, args.size)
+        rates = {p: args.images / (seconds[2 * args.images, p] - seconds[args.images, p]) for p in (1, 2)}
+        print(f'encoding: {rates[1]:.1f} images/s in one process, {rates[2]:.1f} in two: {rates[2] / rates[1]:.2f} times')
+
+
+if __name__ == '__main__': main()
