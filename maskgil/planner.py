@@ -339,7 +339,7 @@ def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[st
     return dict(cell=f'tokens of {name}', hours=work / speed / 3600, gpu_hours=work / speed / 3600 * hardware.count, tokens=tokens,
                 disk_gib=tokens * (2 if TOKENIZERS[name].codebook_size <= 2**16 else 4) / 2**30)
 
-# %% ../nbs/19_planner.ipynb #f05c94b8
+# %% ../nbs/19_planner.ipynb #7c6299b9
 def plan(
     cells: Iterable[tuple[Profile, Cell]],
     machines: Iterable[str] = (*HARDWARE, 'here'), # rows of `HARDWARE`, or 'here'
@@ -360,7 +360,8 @@ def plan(
 def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
     shorter = dataclasses.replace(profile, epochs=profile.study_epochs)
-    return [(at, cell) for study, cells in STUDIES.items() for at in [shorter if study in AT_STUDY_EPOCHS else profile] for cell in cells(at, defaults(study))]
+    return [(at, dataclasses.replace(cell, parameters=dict(study=study) | cell.parameters))
+            for study, cells in STUDIES.items() for at in [shorter if study in AT_STUDY_EPOCHS else profile] for cell in cells(at, defaults(study))]
 
 # %% ../nbs/19_planner.ipynb #9b482fff
 def has_record(
