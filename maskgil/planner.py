@@ -26,7 +26,7 @@ from .training import accumulation
 __all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'LOGITS_AT_ONCE', 'SPARE', 'SIZE_NAMES', 'STUDIES',
            'AT_STUDY_EPOCHS', 'IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'Hardware', 'this_machine', 'find_hardware',
            'hidden_share', 'step_flops', 'tokenizer_flops', 'sampling_flops', 'kept_bytes', 'kept_lines', 'Setup',
-           'memory', 'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells',
+           'sizes', 'memory', 'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells',
            'stability_cells', 'steps_cells', 'fusion_cells', 'departures_cells', 'protocol_cells', 'defaults',
            'image_count', 'class_count', 'cell_config', 'training_steps', 'plan_cell', 'plan_tokens', 'plan',
            'all_cells', 'has_record', 'as_plan', 'print_table', 'print_plan', 'grid_cells', 'commands', 'main']
@@ -145,7 +145,7 @@ def kept_lines(config: ModelConfig, bf16: bool, fused: bool) -> tuple[float, flo
     block = per_image[1] - per_image[0]
     return casts[0] + (casts[1] - casts[0]) * (config.layers - 1), per_image[0] - block, block
 
-# %% ../nbs/19_planner.ipynb #e0a668a3
+# %% ../nbs/19_planner.ipynb #0982fafb
 LOGITS_AT_ONCE = {True: 2**27, False: 2**20} # on a GPU, on a CPU: as in training.token_loss
 
 @dataclass(frozen=True)
@@ -162,11 +162,15 @@ class Setup:
     def __str__(self):
         return ', '.join([f'{self.images} images at once', self.strategy, *(['activation checkpointing'] if self.checkpointing else [])])
 
+@functools.cache
+def sizes(config: ModelConfig) -> tuple[int, int]:
+    "Parameters of a model, and of one of its blocks."
+    with torch.device('meta'): model = build_model(config)
+    return parameter_count(model), parameter_count(model.layers[0])
+
 def memory(config: ModelConfig, setup: Setup) -> dict[str, float]: # GiB by purpose, and their total
     "The most a rank holds in a training step."
-    with torch.device('meta'): model = build_model(config)
-    everything, d, n = parameter_count(model), config.width, config.grid[0] * config.grid[1]
-    block = parameter_count(model.layers[0])
+    (everything, block), d, n = sizes(config), config.width, math.prod(config.grid)
     held = everything / (setup.ranks if setup.strategy == 'fsdp' else 1)
     casts, image, layer = kept_lines(config, setup.bf16, setup.fused)
     kept = image + config.layers * (4 * d * (n + 1) if setup.checkpointing else layer) # a block's input, or all it keeps
@@ -282,7 +286,7 @@ def defaults(study: str) -> Any:
     from maskgil.cli import check_parameters, declarations, parameters_cell
     return SimpleNamespace(**check_parameters({}, declarations(parameters_cell(project_root()/'nbs'/f'{study}.ipynb') or '')))
 
-# %% ../nbs/19_planner.ipynb #71330975
+# %% ../nbs/19_planner.ipynb #faa2204f
 IMAGENET_IMAGES = 1_281_167 # of the training split
 
 def image_count(profile: Profile) -> int:
@@ -312,7 +316,7 @@ def plan_cell(
     named = dict(cell=' '.join(map(str, cell.parameters.values())) or 'all')
     if not cell.size: return named | dict(layout='one device, minutes', hours=0., gpu_hours=0.)
     config, steps, name = cell_config(profile, cell), 0 if trained else training_steps(profile, cell), profile.tokenizer(cell.tokenizer)
-    with torch.device('meta'): parameters = parameter_count(build_model(config))
+    parameters, _ = sizes(config)
     setup, used = lay_out(config, hardware, profile.batch_size, bool(profile.ema), hardware.fused or has_fast_bfloat16(torch.device('cpu'))) if steps else (None, {})
     flops = step_flops(config, profile.batch_size, cell.recipe)
     drawing = sampling_flops(config, 1, profile.main_cfg) * (cell.images if config.causal else cell.passes or cell.images * profile.steps)
@@ -335,7 +339,7 @@ def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[st
     return dict(cell=f'tokens of {name}', hours=work / speed / 3600, gpu_hours=work / speed / 3600 * hardware.count, tokens=tokens,
                 disk_gib=tokens * (2 if TOKENIZERS[name].codebook_size <= 2**16 else 4) / 2**30)
 
-# %% ../nbs/19_planner.ipynb #f05c94b8
+# %% ../nbs/19_planner.ipynb #7c6299b9
 def plan(
     cells: Iterable[tuple[Profile, Cell]],
     machines: Iterable[str] = (*HARDWARE, 'here'), # rows of `HARDWARE`, or 'here'
@@ -356,7 +360,8 @@ def plan(
 def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
     shorter = dataclasses.replace(profile, epochs=profile.study_epochs)
-    return [(at, cell) for study, cells in STUDIES.items() for at in [shorter if study in AT_STUDY_EPOCHS else profile] for cell in cells(at, defaults(study))]
+    return [(at, dataclasses.replace(cell, parameters=dict(study=study) | cell.parameters))
+            for study, cells in STUDIES.items() for at in [shorter if study in AT_STUDY_EPOCHS else profile] for cell in cells(at, defaults(study))]
 
 # %% ../nbs/19_planner.ipynb #9b482fff
 def has_record(

@@ -106,9 +106,9 @@ def by_class(labels, seeds, **options):
 
 
 def test_class_balance_counts():
-    effect = change(bench(by_class, n=300), 'classes equally often')
+    effect = change(bench(by_class, n=200), 'classes equally often')
     assert effect['low'] > 0
-    drawn = change(bench(by_class, n=300), 'classes drawn at random')
+    drawn = change(bench(by_class, n=200), 'classes drawn at random')
     assert abs(drawn['value']) < effect['value'] # right on average
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from maskgil.core import fingerprint
-from maskgil.shards import Encoding, encode_shards, open_source, skipped_images
+from maskgil.shards import Encoding, encode, encode_shards, open_images, open_source, skipped_images
 
 SIZE, SHARDS = 16, dict(shard_size=128, batch_size=16, workers=1, device='cpu')
 DAMAGED = {'n01/0007.JPEG': 'truncated', 'n05/0123.JPEG': 'empty', 'n09/0199.JPEG': 'text'}
@@ -91,14 +91,16 @@ def test_parquet(photos, tmp_path):
     source = open_source(tmp_path)
     assert (type(source).__name__, len(source), len(open_source(tmp_path, 'test')), source.classes[3]) == ('ParquetSource', 60, 30, 'n03')
     assert [r.data for r in source.read(5, 40)] == [f.read_bytes() for f in files[5:40]] # across row groups and files
+    images = open_images(tmp_path, size=16) # across row groups, and the damaged one left out
+    assert (len(images), images.labels[:40].tolist()) == (60, [r.label for r in source.read(0, 40)]) and images.batch([3, 4, 9]).shape == (3, 3, 16, 16)
     tokens = encode_shards(source, encoding(), tmp_path/'tokens', **SHARDS)
     assert len(tokens) == 59 and 'truncated' in skipped_images(tokens)[0]['reason'] and skipped_images(tokens)[0]['name'].startswith('train-00001.parquet:1:0')
     assert np.array_equal(tokens.tokens, encode_shards(open_source(photos), encoding(), tmp_path/'folder', **SHARDS).tokens[170:229])
 
 
-def test_the_command(photos, tmp_path):
-    "Two processes; a second call finds the work done."
-    command = [sys.executable, '-m', 'maskgil.shards', '--data', photos, '--tokenizer', 'smoke-llamagen-vq', '--out', tmp_path/'tokens', '--split', 'train', '--size', '16', '--shard-size', '500', '--device', 'cpu', '--processes', '2']
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'))
-    assert done.returncode == 0 and '1,997 images, 1 copies' in done.stdout and '3 images skipped' in done.stdout, done.stdout + done.stderr
+def test_the_command(photos, tmp_path, capsys):
+    "Several processes are started in tests/test_train.py."
+    encode(str(photos), 'smoke-llamagen-vq', str(tmp_path/'tokens'), size=16, shard_size=500, device='cpu')
+    said = capsys.readouterr().out
+    assert '1,997 images, 1 copies' in said and '3 images skipped' in said
     assert len(json.loads((tmp_path/'tokens'/'manifest.json').read_text())['skipped']) == 3

@@ -116,6 +116,8 @@ def test_a_study_on_two_processes(tmp_path, monkeypatch):
     for key, m in one['curve'][0]['metrics'].items(): assert two['curve'][0]['metrics'][key]['value'] == pytest.approx(m['value'], rel=.02, abs=.02), key
     assert two['protocol']['per_class'] == [20, 20] and two['protocol']['extractor']['name'] == 'el0'
     assert one['codebook'] == two['codebook']
+    shards = [next((tmp_path/f'cache-{ranks}'/'tokens').glob('*/tokens.npy')).read_bytes() for ranks in (1, 2)]
+    assert shards[0] == shards[1]
     assert one['curve'][0]['metrics']['fid_el0']['reference'].startswith('adm')
     pixels = reconstruction_cell(Bench(profile, device='cpu'))
     assert pixels['rfid_el0']['value'] > 0 and pixels['rfid_adm_el0']['label'] == 'rFID-EL0 against adm'
