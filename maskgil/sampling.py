@@ -82,10 +82,10 @@ def guided_logits(
     conditional, unconditional = both.chunk(2)
     return torch.lerp(unconditional, conditional, scale)
 
-# %% ../nbs/05_sampling.ipynb #b441efa0
+# %% ../nbs/05_sampling.ipynb #d1318546
 def first_logits(model, tokens: Tensor, labels: Tensor, at: Tensor, scale: float) -> Tensor: # (b*n v)
     "`guided_logits` for images that are hidden everywhere."
-    classes, inverse = labels.unique(return_inverse=True)
+    classes, inverse = labels.unique(dim=0, return_inverse=True)
     u, h, w = len(classes), *tokens.shape[1:]
     if scale == 1: rows = guided_logits(model, tokens[:u], classes, at[:u], 1.)
     else:
@@ -227,7 +227,7 @@ def sample_mar(
         if on_step is not None: on_step(t, x.clone())
     return x
 
-# %% ../nbs/05_sampling.ipynb #82cc97c6
+# %% ../nbs/05_sampling.ipynb #17d81513
 @torch.no_grad()
 def sample_ar(
     model, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
@@ -252,7 +252,7 @@ def sample_ar(
     dtype = pick_dtype(dtype, device)
     cache = None
     if use_cache and hasattr(model, 'decode'):
-        cache = KVCache(model.config, len(y), n, device, dtype)
+        cache = KVCache(model.config, len(y), model.condition.length(y) + n - 1, device, dtype)
 
     x = torch.empty(b, 0, dtype=torch.long, device=device)
     for i in progress(range(n), desc='tokens', disable=not show_progress, leave=False):

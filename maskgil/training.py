@@ -119,7 +119,7 @@ def _tied_loss(model, batch, at, smoothing):
     logits, targets = model.logits(batch['tokens'], batch['labels'], batch['drop'], at=at), batch['targets'].flatten(1)[at]
     return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction='sum'), (logits.argmax(-1) == targets).sum()
 
-# %% ../nbs/06_training.ipynb #48f552e5
+# %% ../nbs/06_training.ipynb #300a708c
 @dataclass
 class CausalObjective:
     "Guess each token from the class and the tokens before it (AR)."
@@ -128,13 +128,14 @@ class CausalObjective:
 
     def batch(self, data, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         tokens, labels = data.batch(indices, torch.randint(data.copies, indices.shape, generator=generator))
-        return dict(tokens=tokens.flatten(1), labels=labels, drop=torch.rand(len(labels), generator=generator) < self.class_dropout)
+        return dict(tokens=tokens, labels=labels, drop=torch.rand(len(labels), generator=generator) < self.class_dropout)
 
     def count(self, batch: dict[str, Tensor]) -> float: return batch['tokens'].numel()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        features = model.features(batch['tokens'][:, :-1], batch['labels'], batch['drop'])
-        loss, right = token_loss(features.flatten(0, 1), model.head, batch['tokens'].flatten(), self.smoothing)
+        tokens, grid = batch['tokens'].flatten(1), tuple(batch['tokens'].shape[1:])
+        features = model.features(tokens[:, :-1], batch['labels'], batch['drop'], grid)
+        loss, right = token_loss(features.flatten(0, 1), model.head, tokens.flatten(), self.smoothing)
         return loss, dict(accuracy=right)
 
 # %% ../nbs/06_training.ipynb #63d3d07d
@@ -309,12 +310,13 @@ def fit(
     model.eval()
     return state.history
 
-# %% ../nbs/06_training.ipynb #76aede3e
+# %% ../nbs/06_training.ipynb #5a952bf0
 def train_step(step_module: nn.Module, state: TrainState, data, config: TrainConfig, accelerator) -> dict[str, Tensor]: # mean loss and logs of the batch
     "One step: make the batch, add up the gradients of this rank's pieces, clip, update."
     objective = accelerator.unwrap_model(step_module).objective
     generator = torch.Generator().manual_seed(derived_seed(config.seed, 'step', state.step))
-    batch = objective.batch(data, batch_indices(state.step, config.batch_size, len(data), config.seed), generator)
+    order = getattr(data, 'batch_indices', batch_indices) # data of several shapes makes batches of one shape
+    batch = objective.batch(data, order(state.step, config.batch_size, len(data), config.seed), generator)
     count, ranks, objective.step = objective.count(batch), accelerator.num_processes, state.step
     sums: dict[str, Tensor] = {}
     cut = pieces(batch, accelerator.process_index, ranks, config.accumulate)
