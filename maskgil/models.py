@@ -115,11 +115,11 @@ def attention(
         return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None and q.shape[-2] > 1)
 
-# %% ../nbs/03_models.ipynb #45da138b
+# %% ../nbs/03_models.ipynb #f547e051
 def compute_dtype(x: Tensor) -> torch.dtype:
     "What products of `x` are computed in: autocast's choice, or its own."
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else x.dtype
 
 class RMSNorm(nn.Module):
     "Divide by the root mean square, in float32 whatever comes in."
