@@ -165,7 +165,7 @@ def save_gif(
         frames[0].save(tmp, 'GIF', save_all=True, append_images=list(frames[1:]), duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
     return Path(path)
 
-# %% ../nbs/12_pipeline.ipynb #68e9a934
+# %% ../nbs/12_pipeline.ipynb #565d660e
 class MaskGILPipeline:
     "A model and its tokenizer, ready to draw."
     def __init__(
@@ -282,8 +282,8 @@ class MaskGILPipeline:
         "A GIF of masked decoding, one frame a step."
         if self.model.config.causal: raise ValueError('only masked decoding goes step by step')
         states = []
-        self.draw(labels, prompts, on_step=lambda t, x: states.append(x.cpu()), **dict(batch_size=10**6) | options)
-        return save_gif([picture_sheet(self.pictures(x), columns=columns, scale=scale) for x in states], path, milliseconds)
+        drawn = self.draw(labels, prompts, on_step=lambda t, x: states.append(x.cpu()), **dict(batch_size=10**6) | options)
+        return save_gif([picture_sheet(self.pictures(x), columns=columns, scale=scale) for x in states or [drawn]], path, milliseconds)
 
     def sheet(self, columns: int = 12, scale: int = 2, **options): # PIL image
         "A row of pictures for each class."
@@ -299,7 +299,7 @@ class MaskGILPipeline:
         for name, module in (('model', self.model), ('tokenizer', self.tokenizer), *([('ar', self.ar)] if self.ar else [])):
             with write_atomic(path/f'{name}.safetensors') as tmp:
                 save_file({k: (v.to(dtype) if v.is_floating_point() else v).contiguous().cpu() for k, v in module.state_dict().items()}, tmp, dict(format='pt'))
-        encoder = self.text_encoder if isinstance(self.text_encoder, (str, Path, type(None))) else self.text_encoder.name
+        encoder = self.text_encoder if isinstance(self.text_encoder, (str, Path, type(None))) else self.text_encoder.source
         write_json(path/'config.json', dict(model_type='maskgil', model=dataclasses.asdict(self.model.config), tokenizer=self.tokenizer.name,
                                             classes=self.classes, defaults=self.defaults, card=self.card, text_encoder=encoder, buckets=self.buckets,
                                             ar=self.ar and dataclasses.asdict(self.ar.config)))
