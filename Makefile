@@ -7,9 +7,8 @@ else
   BIN := .venv/bin/
 endif
 PYTHON := $(BIN)python
-STUDIES := scaling
 
-.PHONY: help install reproduce report sample test export clean
+.PHONY: help install reproduce reference report sample text test export clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,15 +19,23 @@ help: ## this list
 install: $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,.venv/bin/python) ## install the package with its development extra, if it is not there
 	@$(PYTHON) -c 'import maskgil, nbdev, pytest, nbconvert, psutil' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[dev]'
 
-reproduce: install ## run every study in the profile that fits this machine, and render the report
-	@for study in $(STUDIES); do $(BIN)papermill nbs/$$study.ipynb || exit 1; done
+reproduce: install ## run every cell of every study in the profile that fits this machine, and render the report
+	@$(PYTHON) -m maskgil.cli reproduce
 	@$(MAKE) --no-print-directory report
+
+reference: install ## the committed reference: all seeds of the mini profile, then results/reference/
+	@for seed in 0 1 2; do $(PYTHON) -m maskgil.cli reproduce --profile mini --seed $$seed || exit 1; done
+	@$(PYTHON) -m maskgil.cli promote
 
 report: install ## render reports/ from the records
 	@$(BIN)papermill nbs/report.ipynb
 
 sample: install ## draw a sheet of images from the committed checkpoint
 	@$(PYTHON) -m maskgil.cli sample
+
+text: install ## train text to image in two stages, and render the report
+	@$(BIN)papermill nbs/text_to_image.ipynb
+	@$(MAKE) --no-print-directory report
 
 test: install ## the test suite: notebooks, processes, published checkpoints
 	$(PYTHON) -m pytest

@@ -1,59 +1,79 @@
-"""Memory of the output layer and its loss as the codebook grows, each in a process of its own.
+"""Memory of the output layer and its loss as the codebook grows, each case in a process of its own.
 
-    python benchmarks/head.py [--tokens 16384] [--width 768]
+    python benchmarks/head.py [--tokens 4096] [--width 256] [--codes 16384 262144]
 
-Peak memory above what the process holds before, for one forward and backward pass of a batch: weights, their gradient,
-features and whatever the loss keeps. `plain` makes all logits at once (F.cross_entropy), `sliced` is training.token_loss.
+One forward and backward pass over a batch of tokens. `plain` makes all logits at once (F.cross_entropy), `sliced` is
+training.token_loss. The peak of the resident memory above the start has two parts. The weights of the head and their
+gradient grow with the codebook whatever the loss does: 2 v d numbers. What is beyond them is features, logits and their
+gradients, and that is what slicing bounds. Both are printed, and for both whether the large codebook stays within 1.3
+times the small one. Losses and gradients are compared with F.cross_entropy in float64 on the large codebook.
 """
-import argparse, json, subprocess, sys, threading, time
+import argparse, json, os, subprocess, sys
+from pathlib import Path
 
-import psutil, torch
-import torch.nn.functional as F
+import torch
+
+from maskgil.experiment import HEADS, memory_peak
+
+BOUND = 1.3
+GIVE_BACK = dict(MALLOC_MMAP_THRESHOLD_='131072') # glibc returns a freed matrix at once, so the peak is what was in use
 
 
-def peak(work):
-    "Largest resident memory during `work`, above the start, in GiB."
-    process, highest, done = psutil.Process(), 0, threading.Event()
-    start = process.memory_info().rss
-    def watch():
-        nonlocal highest
-        while not done.is_set():
-            highest = max(highest, process.memory_info().rss)
-            time.sleep(.002)
-    thread = threading.Thread(target=watch)
-    thread.start()
-    began = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - began
-    done.set()
-    thread.join()
-    return (highest - start) / 2**30, seconds
+def batch(codes, tokens, width):
+    torch.manual_seed(0)
+    weight = torch.randn(codes, width).mul_(.02).requires_grad_()
+    return torch.randn(tokens, width, requires_grad=True), weight, torch.randint(codes, (tokens,))
 
 
 def measure(kind, codes, tokens, width):
-    from maskgil.training import token_loss
-    def work():
-        torch.manual_seed(0)
-        head = torch.nn.Linear(width, codes, bias=False)
-        features, targets = torch.randn(tokens, width, requires_grad=True), torch.randint(codes, (tokens,))
-        loss = F.cross_entropy(head(features), targets, label_smoothing=.1, reduction='sum') if kind == 'plain' else token_loss(features, head, targets)[0]
-        (loss / tokens).backward()
-    return peak(work)
+    "Bytes in total, bytes beyond the weights and their gradient, and seconds of one pass."
+    def work(codes=codes, tokens=tokens):
+        features, weight, targets = batch(codes, tokens, width)
+        HEADS[kind](features, weight, targets).backward()
+    work(codes=4096, tokens=64) # libraries and threads are loaded before the start
+    total, seconds = memory_peak(work, torch.device('cpu'))
+    return dict(total=total, beyond=total - 2 * 4 * codes * width, seconds=seconds)
+
+
+def results(loss, codes, tokens, width, dtype=torch.float32):
+    "A loss and its gradients by features and weights."
+    features, weight, targets = batch(codes, tokens, width)
+    value = loss(*(x.to(dtype) for x in (features, weight)), targets)
+    value.backward()
+    return value.detach(), features.grad, weight.grad
+
+
+def compare(codes, tokens, width):
+    "Largest errors of the sliced loss and its gradients, relative to the largest value of the plain ones in float64."
+    found, exact = results(HEADS['sliced'], codes, tokens, width), results(HEADS['plain'], codes, tokens, width, torch.float64)
+    return {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in zip(('loss', 'features', 'weights'), found, exact)}
+
+
+def in_process(function, *arguments):
+    "The result of one of the functions above, run in a fresh process."
+    code = f'import head, json; print(json.dumps(head.{function}(*{arguments!r})))'
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
+    return json.loads(subprocess.run([sys.executable, '-c', code], env=os.environ | GIVE_BACK | dict(PYTHONPATH=path), capture_output=True, text=True, check=True).stdout)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tokens', type=int, default=16384)
-    parser.add_argument('--width', type=int, default=768)
-    parser.add_argument('--one', nargs=2, metavar=('KIND', 'CODES'), help='measure one and print JSON')
+    parser.add_argument('--tokens', type=int, default=4096, help='16 images of 256')
+    parser.add_argument('--width', type=int, default=256)
+    parser.add_argument('--codes', type=int, nargs=2, default=[16_384, 262_144], metavar=('SMALL', 'LARGE'))
     args = parser.parse_args()
-    if args.one: return print(json.dumps(measure(args.one[0], int(args.one[1]), args.tokens, args.width)))
+    small, large = args.codes
+    print(f'{args.tokens:,} tokens of width {args.width}, float32, {torch.get_num_threads()} threads\n{"":23}     total   weights    beyond', flush=True)
     found = {}
-    for kind, codes in (('plain', 16_384), ('sliced', 16_384), ('sliced', 262_144)):
-        out = subprocess.run([sys.executable, __file__, '--tokens', str(args.tokens), '--width', str(args.width), '--one', kind, str(codes)], capture_output=True, text=True, check=True)
-        found[kind, codes] = json.loads(out.stdout)
-        print(f'{kind:6} {codes:7,} codes: {found[kind, codes][0]:6.2f} GiB, {found[kind, codes][1]:6.1f} s', flush=True)
-    print(f"262,144 codes sliced / 16,384 codes plain: memory {found['sliced', 262_144][0] / found['plain', 16_384][0]:.2f}")
+    for kind, codes in (('plain', small), ('sliced', small), ('sliced', large)):
+        found[kind, codes] = m = in_process('measure', kind, codes, args.tokens, args.width)
+        print(f"{kind:6} {codes:9,} codes  " + ''.join(f'{x / 2**20:7.0f} MB' for x in (m['total'], m['total'] - m['beyond'], m['beyond'])) + f"  {m['seconds']:6.1f} s", flush=True)
+    for part, reference in (('beyond', 'sliced'), ('total', 'plain'), ('total', 'sliced')):
+        ratio = found['sliced', large][part] / found[reference, small][part]
+        what = 'beyond the weights' if part == 'beyond' else 'in total'
+        print(f"{what}: {large:,} codes sliced / {small:,} codes {reference} = {ratio:.2f}, {'within' if ratio <= BOUND else 'NOT within'} {BOUND}")
+    errors = in_process('compare', large, 256, args.width)
+    print('relative error against F.cross_entropy in float64, on 256 tokens: ' + ', '.join(f'{k} {v:.0e}' for k, v in errors.items()))
 
 
 if __name__ == '__main__': main()

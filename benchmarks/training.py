@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from maskgil.core import pick_device, pick_dtype
 from maskgil.models import attention, load_model, training_flops
-from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_optimizer, token_loss, train_step
+from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, token_loss, train_step
 
 
 class RandomTokens:
@@ -51,8 +51,9 @@ def main():
         model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
         config = TrainConfig(10**6, batch_size=args.batch)
         step_module, optimizer = accelerator.prepare(Step(model, MaskedObjective(model.config.mask_id), dtype), make_optimizer(model, config))
-        state, data = TrainState(model, optimizer), RandomTokens(model.config.codebook_size, (8, 8))
-        step = lambda: train_step(step_module, state, data, config, accelerator)
+        state = TrainState(model, optimizer)
+        batches = make_batches(step_module.objective, RandomTokens(model.config.codebook_size, (8, 8)), config)
+        step = lambda: train_step(step_module, state, next(batches), config, accelerator)
         flops = training_flops(model.config, args.batch, predicted=2 / torch.pi)
         seconds(step, 2), seconds(matmul, 2)
         speeds = [(flops / seconds(step, 4), matmul_flops / seconds(matmul, 4)) for _ in range(args.rounds)]
@@ -66,7 +67,7 @@ def main():
 
     head, features, targets = torch.nn.Linear(288, 1024, bias=False, device=device), torch.randn(2600, 288, device=device, requires_grad=True), torch.randint(1024, (2600,), device=device)
     def whole(): F.cross_entropy(head(features).float(), targets, label_smoothing=.1, reduction='sum').backward()
-    def sliced(): token_loss(features, head, targets)[0].backward()
+    def sliced(): token_loss(features, head.weight, targets)[0].backward()
     with torch.autocast(device.type, dtype):
         seconds(whole, 2), seconds(sliced, 2)
         print(f'output layer and smoothed loss, F.cross_entropy / as trained: {statistics.median(seconds(whole, 3) / seconds(sliced, 3) for _ in range(args.rounds)):.1f}')

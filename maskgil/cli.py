@@ -152,7 +152,7 @@ def terminal() -> str:
     path = f'/proc/{os.getpid()}/fd/2'
     return path if os.path.exists(path) else 'off'
 
-# %% ../nbs/11_cli.ipynb #6db5cc81
+# %% ../nbs/11_cli.ipynb #325a9239
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
 
 def run_study(
@@ -168,7 +168,9 @@ def run_study(
     root, declared = project_of(input_path), declarations(parameters_cell(input_path))
     os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
     os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
-    try: name = copy_name(Path(input_path).stem, parameters, declared)
+    try:
+        name = copy_name(Path(input_path).stem, parameters, declared)
+        _look_at(parameters.get('data', ''))
     except ParameterError as e: raise click.UsageError(str(e)) from None
     if output_path == NO_OUTPUT:
         output_path = str(runs_folder(root)/Path(input_path).stem/name)
@@ -180,6 +182,12 @@ def run_study(
         raise click.ClickException(f'{e.ename}: {e.evalue}\nin cell {e.exec_count} of {input_path}; the traceback is in {output_path}') from None
     for line in [f'executed copy: {output_path}', *result_lines(notebook, root)]: click.echo(line, err=output_path == '-')
     return notebook
+
+def _look_at(data): # before a kernel starts and torch is imported; `data.load_images` looks closer
+    if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
+    folder = os.path.expanduser(data)
+    if not os.path.isdir(folder): raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with one folder of images a class (the ImageNet layout)")
+    if not any(os.scandir(folder)): raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or *.webp')
 
 # %% ../nbs/11_cli.ipynb #9469a2c0
 def result_lines(
@@ -232,10 +240,13 @@ class NoFiles:
 
 if running_papermill(sys.orig_argv): install()
 
-# %% ../nbs/11_cli.ipynb #8405e4bd
+# %% ../nbs/11_cli.ipynb #f23efc5c
 COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it does
     sample=('maskgil.pipeline:sample', 'draw a sheet of images from a trained checkpoint'),
     report=('maskgil.report:write_report', 'render reports/ from the records'),
+    reproduce=('maskgil.reproduce:reproduce', 'run every cell of every study'),
+    publish=('maskgil.experiment:publish', 'save the checkpoint of a scaling run'),
+    promote=('maskgil.study:promote', 'copy your newest records to results/reference/'),
 )
 
 def options(function: Callable) -> argparse.ArgumentParser:

@@ -20,12 +20,12 @@ from .data import to_float, to_rgb, to_uint8
 from .tokenizers import efficientnet_lite0
 
 # %% auto #0
-__all__ = ['INCEPTION_FILE', 'EXTRACTORS', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'resize_bytes', 'inception_weights',
-           'Extractor', 'load_extractor', 'Features', 'extract', 'frechet_distance', 'mean_and_covariance',
-           'load_statistics', 'Reference', 'principal_components', 'bootstrap_counts', 'frechet_estimates',
-           'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold', 'mean_estimates', 'interval',
-           'metric_key', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'reconstruct', 'psnr',
-           'reconstruction_metrics']
+__all__ = ['INCEPTION_FILE', 'EXTRACTORS', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'EVALUATION_RECIPES', 'resize_bytes',
+           'inception_weights', 'Extractor', 'load_extractor', 'Features', 'extract', 'frechet_distance',
+           'mean_and_covariance', 'load_statistics', 'Reference', 'principal_components', 'bootstrap_counts',
+           'frechet_estimates', 'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold',
+           'mean_estimates', 'interval', 'metric_key', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage',
+           'reconstruct', 'psnr', 'reconstruction_metrics', 'stretch_to_uint8']
 
 # %% ../nbs/07_metrics.ipynb #ddaa56ae
 def resize_bytes(
@@ -563,3 +563,17 @@ def reconstruction_metrics(
         psnr=interval(mean_estimates(ratio, bootstrap_counts(len(ratio), bootstrap, seed)))
         | dict(n=len(ratio), n_reference=len(ratio), label='PSNR', reference=None),
     ) | codebook_usage(ids, tokenizer.codebook_size)
+
+# %% ../nbs/07_metrics.ipynb #789260e6
+EVALUATION_RECIPES = {
+    'paper':    dict(stretch=False),
+    'released': dict(stretch=True),
+}
+
+def stretch_to_uint8(
+    images: torch.Tensor, # (b 3 h w), any float type, not clamped
+) -> torch.Tensor: # (b 3 h w) uint8
+    "Each image by itself from its lowest value, 0, to its highest, 255; fractions are cut off."
+    flat = images.float().flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    return ((flat - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8).view(images.shape)

@@ -25,7 +25,7 @@ __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'PUBLISHED', 'SMALL', 'MINI', '
            'code_entropies', 'PatchDiscriminator', 'hinge', 'Adversary', 'perceptual_distance', 'redraw_codes',
            'CodeKeeper', 'TokenizerObjective']
 
-# %% ../nbs/02_tokenizers.ipynb #aab06ea9
+# %% ../nbs/02_tokenizers.ipynb #bb3a759e
 @dataclass(frozen=True)
 class TokenizerConfig:
     "The architecture of one tokenizer; the defaults are the layout of taming's f16 VQGAN."
@@ -50,6 +50,9 @@ class TokenizerConfig:
 
     @property
     def widths(self) -> list[int]: return [self.channels * m for m in self.multipliers]
+
+    @property
+    def downsample(self) -> int: return 2**(len(self.multipliers) - 1) # pixels of a token, each side
 
     def blocks(self, half: str) -> tuple[int, ...]: # half: 'encoder' or 'decoder'
         n = getattr(self, f'{half}_blocks')
@@ -314,7 +317,7 @@ def check_ids(ids: Tensor, codebook_size: int) -> None:
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:
         raise ValueError(f'ids run from {int(ids.min())} to {int(ids.max())}: the codebook has {codebook_size} codes (is a mask left?)')
 
-# %% ../nbs/02_tokenizers.ipynb #55cf5b8d
+# %% ../nbs/02_tokenizers.ipynb #e15e11fa
 class QuantizedAutoencoder(nn.Module):
     "Encoder, quantizer and decoder of one row of the table, as training sees them."
     def __init__(self, config: TokenizerConfig, name: str = 'custom'):
@@ -324,7 +327,7 @@ class QuantizedAutoencoder(nn.Module):
         self.quantize = QUANTIZERS[check_choice('quantizer', config.quantizer, QUANTIZERS)](config)
         project = nn.Conv2d if config.projected else nn.Identity
         self.quant_conv, self.post_quant_conv = project(config.z_channels, config.code_dim, 1), project(config.code_dim, config.z_channels, 1)
-        self.codebook_size, self.downsample = config.codebook_size, 2**(len(config.multipliers) - 1)
+        self.codebook_size, self.downsample = config.codebook_size, config.downsample
 
     def latents(self, images: Tensor) -> Tensor: # (b 3 H W) -> (b h w d) float32, before quantization
         x = images.to(self.encoder.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
@@ -377,7 +380,7 @@ class Tokenizer(QuantizedAutoencoder):
         "A hash of configuration and weights: a token cache belongs to one tokenizer."
         return fingerprint(asdict(self.config), *(part for key, weight in sorted(self.state_dict().items()) for part in (key, weight.flatten())))
 
-# %% ../nbs/02_tokenizers.ipynb #c7a53007
+# %% ../nbs/02_tokenizers.ipynb #1faee4f8
 PUBLISHED = {
     'maskgit-vq':      TokenizerConfig('vq',      1024, 256, attention_levels=(4,)),
     'chameleon-vq':    TokenizerConfig('vq',      8192, 256),
@@ -386,10 +389,10 @@ PUBLISHED = {
                                        conv_bias=False, code_kernel=1, down='conv', up='shuffle', adaptive_norm=True),
 }
 SMALL = { # what a small row keeps of the published one
-    'maskgit-vq':      dict(quantizer='vq',    codebook_size=64,    code_dim=32),
-    'chameleon-vq':    dict(quantizer='vq',    codebook_size=512,   code_dim=32),
-    'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=1024,  code_dim=8),
-    'open-magvit2-vq': dict(quantizer='lfq',   codebook_size=2**14, code_dim=14, z_channels=14, projected=False, conv_bias=False, adaptive_norm=True),
+    'maskgit-vq':      dict(quantizer='vq',    codebook_size=16,    code_dim=32),
+    'chameleon-vq':    dict(quantizer='vq',    codebook_size=128,   code_dim=32),
+    'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=256,   code_dim=8),
+    'open-magvit2-vq': dict(quantizer='lfq',   codebook_size=2**12, code_dim=12, z_channels=12, projected=False, conv_bias=False, adaptive_norm=True),
 }
 MINI = TokenizerConfig('vq', 1, 1, z_channels=32, channels=16, multipliers=(1, 4, 8), encoder_blocks=0, decoder_blocks=(0, 0, 2), middle='',
                        groups=8, code_kernel=1, down='patch', up='patch', widen='resample')

@@ -1,4 +1,6 @@
 "The three published transformers at full size, in float32, against the outputs of the published implementations."
+import os, time
+
 import pytest, torch
 from safetensors.torch import load_file
 
@@ -55,13 +57,50 @@ def test_converted(files, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters())) and read_header(out)['system'] == 'maskgil'
     with pytest.raises(CheckpointError, match='class_first is False in the file, True asked for'): load_model('maskgil', 'b', checkpoint=out)
 
-@pytest.mark.parametrize('system, kind, size, options, message', [
-    ('maskgil-b', 'llamagen', 'b', {}, 'is a maskgil-b file, you asked for llamagen-gpt-b'),
-    ('llamagen-gpt-b', 'maskgil', 'b', {}, 'is a llamagen-gpt-b file, you asked for maskgil-b'),
-    ('maskgil-b', 'maskgil', 'l', dict(recipe='released'), 'is a maskgil-b file, you asked for maskgil-l'),
-    ('maskgil-b', 'maskgil', 'mini-l', dict(recipe='released'), 'is a maskgil-b file, you asked for maskgil with 2 layers of width 192'),
-    ('maskgil-b', 'maskgil', 'b', {}, "load it with recipe='released'"),
-    ('maskgil-b', 'maskgil', 'b', dict(recipe='released', tokenizer='chameleon-vq'), r'token_embedding.weight is \(16385, 768\), \(8193, 768\) is needed'),
-])
-def test_refused(files, system, kind, size, options, message):
-    with pytest.raises(CheckpointError, match=message): load_model(kind, size, checkpoint=files[system], **options)
+# What must not be loaded. A tensor of one repeated zero has a shape but no size, so these files are small.
+
+class Code:
+    def __reduce__(self): return os.system, ('touch must-not-exist',)
+
+def hollow(folder, system, **changes):
+    path = folder/f'{system}.pt'
+    torch.save({SYSTEMS[system][1]: {k: torch.zeros(()).expand(*shape) for k, (shape, _) in (keys(system) | changes).items()}}, path)
+    return path
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    return path
+
+def written(path, content):
+    torch.save(content, path)
+    return path
+
+RELEASED = dict(recipe='released')
+BAD = { # what is wrong -> the file, what is asked for, the message
+    'another system':     (lambda d: hollow(d, 'maskgil-b'), ('llamagen', 'b', {}), 'is a maskgil-b file, you asked for llamagen-gpt-b'),
+    'and the other way':  (lambda d: hollow(d, 'llamagen-gpt-b'), ('maskgil', 'b', {}), 'is a llamagen-gpt-b file, you asked for maskgil-b'),
+    'another size':       (lambda d: hollow(d, 'maskgil-b'), ('maskgil', 'l', RELEASED), 'is a maskgil-b file, you asked for maskgil-l'),
+    'a size of ours':     (lambda d: hollow(d, 'maskgil-b'), ('maskgil', 'smoke-l', RELEASED), 'is a maskgil-b file, you asked for maskgil with 2 layers of width 32'),
+    'another depth':      (lambda d: hollow(d, 'maskgit-transformer-b'), ('maskgit-transformer', 'besnier', dict(tokenizer='maskgit-vq')), 'you asked for maskgit-transformer-besnier'),
+    'the other recipe':   (lambda d: hollow(d, 'maskgil-b'), ('maskgil', 'b', {}), "load it with recipe='released'"),
+    'other codes':        (lambda d: hollow(d, 'maskgil-b'), ('maskgil', 'b', RELEASED | dict(tokenizer='chameleon-vq')), 'token_embedding.weight is (16385, 768), (8193, 768) is needed'),
+    'one head for two':   (lambda d: hollow(d, 'llamagen-gpt-b'), ('llamagen', 'b', dict(code_groups=(128, 128))), 'head.weight is (16384, 768), (256, 768) is needed'),
+    'an unexpected key':  (lambda d: hollow(d, 'llamagen-gpt-b', extra=([3], 'float32')), ('llamagen', 'b', {}), '1 unexpected: extra'),
+    'truncated':          (lambda d: cut(hollow(d, 'maskgil-b')), ('maskgil', 'b', RELEASED), 'truncated'),
+    'empty':              (lambda d: (d/'e.pt').write_bytes(b'') or d/'e.pt', ('maskgil', 'b', RELEASED), '0 bytes'),
+    'code':               (lambda d: written(d/'c.pt', {'model': Code()}), ('llamagen', 'b', {}), 'weights_only=False'),
+    'a tokenizer':        (lambda d: written(d/'t.pt', {'model': {'encoder.conv_blocks.0.res.0.norm1.weight': torch.zeros(128), 'quantize.embedding.weight': torch.zeros(()).expand(16384, 8)}}), ('llamagen', 'b', {}), 'is a llamagen-vq file'),
+    'a language model':   (lambda d: written(d/'g.pt', {'model.embed_tokens.weight': torch.zeros(()).expand(256000, 2048), 'model.layers.0.mlp.gate_proj.weight': torch.zeros(()).expand(16384, 2048),
+                                                        'model.layers.17.mlp.gate_proj.weight': torch.zeros(()).expand(16384, 2048)}), ('llamagen', 'b', {}), 'is a gemma-2b file'),
+}
+
+@pytest.mark.parametrize('case', BAD)
+def test_refused(case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make, (kind, size, options), message = BAD[case]
+    path = make(tmp_path)
+    started = time.perf_counter()
+    with pytest.raises(CheckpointError) as error: load_model(kind, size, checkpoint=path, **options)
+    assert time.perf_counter() - started < 5
+    assert message in str(error.value) and path.name in str(error.value)
+    assert not (tmp_path/'must-not-exist').exists()

@@ -1,17 +1,18 @@
 "Text to image: every family of encoders, the paper profile's road in small, the pipeline with prompts, the study and the demo."
-import dataclasses, json, os, subprocess, sys
+import dataclasses, json, os, subprocess, sys, time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from maskgil import MaskGILPipeline, text_study
+from maskgil import MaskGILPipeline, external, study, text_study
 from maskgil.core import fingerprint
 from maskgil.models import load_model
 from maskgil.pipeline import known_tokens, outpaint
+from maskgil.study import PROFILES
 from maskgil.text import TextEncoder, encode_captions, held_out, combinations, load_text_encoder
-from maskgil.text_study import TEXT_PROFILES, TextBench, dry_run, text_options, train_stage
+from maskgil.text_study import TextBench, dry_run, text_options, train_stage
 from maskgil.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,12 @@ def test_families(tmp_path, family):
     assert not torch.allclose(before_last.encode(CAPTIONS), text) and before_last.fingerprint() != encoder.fingerprint()
 
 
+def test_there_is_one_loader():
+    assert external.load_text_encoder is load_text_encoder and external.TextEncoder is TextEncoder
+    text, mask = load_text_encoder('minilm')(['a cat', 'a cat next to a tree'])
+    assert text.shape == (2, 8, 384) and mask.sum(1).tolist() == [4, 8] and (text[0, 4:] == 0).all()
+
+
 def test_import_is_light():
     done = subprocess.run([sys.executable, '-c', 'import maskgil.text, sys; print("transformers" in sys.modules)'], capture_output=True, text=True)
     assert done.stdout.strip() == 'False', done.stderr
@@ -79,7 +86,7 @@ def test_features_are_computed_once(gemma, tmp_path, monkeypatch):
 
 
 def test_held_out_combinations_are_not_trained_on(clean_cache):
-    bench = TextBench(TEXT_PROFILES['smoke'])
+    bench = TextBench(PROFILES['smoke'])
     for stage in (0, 1):
         for images in bench.sets(stage): assert not any(held_out(*c) for s in images.scenes for c in combinations(s, images.vocabulary))
         for images in bench.sets(stage, 'held-out', 20): assert all(any(held_out(*c) for c in combinations(s, images.vocabulary)) for s in images.scenes)
@@ -96,7 +103,7 @@ def folder(tmp_path):
 
 def small_paper(folder, gemma, **changes):
     "The paper's row with its sizes made small: the same data, encoder family, stages and objectives."
-    return dataclasses.replace(TEXT_PROFILES['paper'], **dict(data=str(folder), encoder=str(gemma), tokenizer_prefix='smoke-', size_prefix='smoke-', tokenizer_steps=1,
+    return dataclasses.replace(PROFILES['paper'], **dict(data=str(folder), text_encoder=str(gemma), tokenizer_prefix='smoke-', size_prefix='smoke-', tokenizer_steps=1,
                                tokenizer_batch_size=8, budgets=(16, 36), max_ratio=2.5, stage_images=(8, 8), stage_batch=(4, 4), extractor='el0', steps=2) | changes)
 
 
@@ -119,7 +126,7 @@ def test_a_step_of_the_paper_profile(folder, gemma, clean_cache, monkeypatch):
 
 
 def test_dry_run_of_the_smoke_profile():
-    plan = dry_run(TEXT_PROFILES['smoke'])
+    plan = dry_run(PROFILES['smoke'])
     assert plan.groupby('stage').size().tolist() == [1, 3] and (plan.activations_mib > 0).all()
     first = plan[plan.stage == 1].iloc[0]
     assert first.tokens == 16 and first.pixels == '16x16'
@@ -128,8 +135,8 @@ def test_dry_run_of_the_smoke_profile():
 @pytest.fixture(scope='module')
 def pipe(gemma):
     "An untrained pipeline whose output layer says something."
-    bench = dataclasses.replace(TEXT_PROFILES['smoke'], encoder=str(gemma))
-    mar, ar = (load_model(**text_options(bench, 1, 32, ar)) for ar in (False, True))
+    bench = dataclasses.replace(PROFILES['smoke'], text_tokenizer='chameleon-vq', text_encoder=str(gemma))
+    mar, ar = (load_model(**text_options(bench, 1, 32, ar=ar)) for ar in (False, True))
     for m in (mar, ar): torch.nn.init.normal_(m.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
     return MaskGILPipeline(mar, load_tokenizer('smoke-chameleon-vq'), defaults=dict(steps=4, cfg=2., dtype='float32'), text_encoder=str(gemma), ar=ar,
                            buckets=[(4, 4), (4, 8), (6, 6), (8, 4)])
@@ -229,8 +236,13 @@ def test_study(tmp_path):
     told = {(c['stage'], c['told']) for c in record['metrics']['curve'] if 'told' in c}
     assert {(2, t) for t in ('text', 'class', 'nothing', 'seen', 'real')} | {(1, 'text')} <= told
     for c in record['metrics']['curve']:
-        for m in c['metrics'].values(): assert m['low'] <= m['value'] <= m['high'] and m['n'] == 24
+        for name, m in c['metrics'].items(): assert m['n'] == 24 and (name == 'seconds_per_image' or m['low'] <= m['value'] <= m['high'])
     assert {c['pixels'] for c in record['metrics']['curve'] if 'pixels' in c} == {'16x16', '16x32', '24x24', '32x16'}
+    for name in ('samples', 'stages', 'fusion'):
+        sheet = Image.open(path.with_name(record['metrics'][name]))
+        for held in record['metrics'][f'{name}_held']:
+            left, top, width, height = held['box']
+            assert left + width <= sheet.width and top + height <= sheet.height and held['label']
     saved = tmp_path/'results'/'checkpoints'/'text_to_image'/record['key']/'pipeline'
     assert sum(f.stat().st_size for f in saved.iterdir()) < 2**20
 
@@ -248,3 +260,33 @@ def test_study(tmp_path):
 def test_study_mistakes(tmp_path, args, says):
     done = papermill('text_to_image.ipynb', *args, MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
     assert done.returncode and says in done.stderr, done.stderr[-2000:]
+
+
+def test_the_paper_profile_as_a_plan(tmp_path):
+    done = papermill('text_to_image.ipynb', tmp_path/'plan.ipynb', '-p', 'profile', 'paper', '-p', 'dry_run', 'True', MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    text = (tmp_path/'plan.ipynb').read_text()
+    for said in ('756,906,496 parameters', 'GiB', 'EFLOP', 'hours of one H100', '256x256', '512x512'): assert said in text, said
+    assert not list((tmp_path/'results').glob('runs/*/*.json')) # a plan is no run
+
+
+CHECKPOINT = ROOT/'checkpoints'/'openmoji-mini-text'
+
+
+def test_the_committed_checkpoint(tmp_path):
+    "At most 12 MB, and a picture from a sentence in under 10 seconds, import and loading included."
+    assert sum(f.stat().st_size for f in CHECKPOINT.iterdir()) <= 12e6
+    code = f"from maskgil import MaskGILPipeline; p = MaskGILPipeline.from_pretrained({str(CHECKPOINT)!r}); p(prompts=['a red apple on a blue background'], height=32, width=72)[0].save('drawn.png')"
+    started = time.monotonic()
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), check=True, stdin=subprocess.DEVNULL)
+    assert time.monotonic() - started < 10
+    assert Image.open(tmp_path/'drawn.png').size == (72, 32)
+
+
+def test_the_committed_record():
+    "Held-out combinations are found better than by chance, and better than by the baselines."
+    record = next(r for r in study.records('text_to_image', ['reference']) if r.profile == 'mini' and r.seed == 0)
+    assert record.basis == 'measured'
+    at = lambda told: next(c['metrics']['found_caption'] for c in record.metrics['curve'] if (c.get('told'), c['stage'], c.get('ar_share')) == (told, 2, None) and c.get('cfg', 2.) == 2.)
+    assert at('text')['low'] > .1
+    assert at('text')['low'] > max(at('class')['high'], at('nothing')['high'])

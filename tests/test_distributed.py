@@ -1,0 +1,45 @@
+"Several processes learn what one learns; what they leave behind, any number of processes goes on from."
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from maskgil.core import read_json
+
+JOB = Path(__file__).parent/'rank_job.py'
+
+
+def losses(history): return [row['loss'] for row in history]
+def furthest(a, b): return max(abs(x - y) / abs(y) for x, y in zip(losses(a), losses(b), strict=True))
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "One process; two; and one and four that go on from the half-way checkpoints of the two."
+    folder = tmp_path_factory.mktemp('ranks')
+    done = subprocess.run([sys.executable, JOB, folder, '2:ddp,fsdp,accumulated,ddp-half,fsdp-half,tokenizer', '1:ddp,tokenizer,ddp-rest,fsdp-rest', '4:ddp-rest,fsdp-rest'],
+                          env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return lambda job, ranks, rank=0: read_json(folder/f'{job}-{ranks}-{rank}.json')
+
+
+@pytest.mark.parametrize('job', ['ddp', 'fsdp', 'accumulated'])
+def test_two_ranks_learn_as_one(made, job):
+    whole = made('ddp', 1)
+    assert len(whole) == 50 and losses(whole)[-1] < .85 * losses(whole)[0]
+    assert furthest(made(job, 2), whole) < 1e-5
+    assert made(job, 2, 0) == made(job, 2, 1)
+
+
+@pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
+@pytest.mark.parametrize('ranks', [1, 4])
+def test_a_checkpoint_of_two_ranks_resumes_on(made, strategy, ranks):
+    found = made(f'{strategy}-rest', ranks)
+    assert losses(found)[:25] == losses(made(strategy, 2))[:25], 'it did not resume'
+    assert furthest(found, made('ddp', 1)) < 1e-5
+
+
+def test_a_tokenizer_with_redrawn_codes_and_a_discriminator(made):
+    (whole, _), (first, weights), (_, others) = made('tokenizer', 1), made('tokenizer', 2), made('tokenizer', 2, 1)
+    assert weights == others, 'the ranks differ'
+    assert furthest(first[:11], whole[:11]) < 1e-5 # two redraws; later a rounding changes which code is nearest

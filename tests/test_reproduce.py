@@ -1,0 +1,62 @@
+"All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else; a study grows by a few lines."
+import json, os, subprocess, sys, time
+from dataclasses import replace
+
+import pytest
+
+from maskgil import experiment, models, sampling, tokenizers
+from maskgil.reproduce import ALONE, CELLS
+from maskgil.study import PROFILES, long_table, Record
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('smoke')
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(folder/'results'), MASKGIL_CACHE=str(folder/'cache'))
+    def run(*command):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, '-m', *command], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done.stdout, time.monotonic() - start
+    out, seconds = run('maskgil.cli', 'reproduce', '--profile', 'smoke')
+    return folder/'results', run, out, seconds
+
+
+def records(folder): return {p: json.loads(p.read_text()) for p in (folder/'runs').glob('*/*.json')}
+
+
+def test_every_study_leaves_records(results):
+    folder, _, out, seconds = results
+    found = [r['study'] for r in records(folder).values()]
+    assert {s: found.count(s) for s in sorted(set(found))} == dict(departures=7, fusion=1, paradigms=4, scaling=4, stability=4, steps=1, tokenizers=4 + 12 + 8)
+    assert out.count(': done in') == len(CELLS) + len(ALONE)
+    assert seconds < 180
+
+
+def test_a_deleted_record_is_run_again_and_no_other(results):
+    folder, run, *_ = results
+    before = {p: p.stat().st_mtime_ns for p in records(folder)}
+    gone = next(p for p, r in records(folder).items() if r['study'] == 'scaling' and r['parameters']['size'] == 'l')
+    gone.unlink()
+    run('papermill', 'nbs/scaling.ipynb', '-p', 'profile', 'smoke')
+    after = {p: p.stat().st_mtime_ns for p in records(folder)}
+    assert after.keys() == before.keys()
+    assert [p for p in after if after[p] != before[p]] == [gone]
+
+
+@pytest.mark.parametrize('add', ['tokenizer', 'size', 'schedule'])
+def test_a_study_grows_by_a_row(add, monkeypatch, tmp_path):
+    "What index.ipynb shows."
+    monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path))
+    bench, size, options = experiment.Bench(PROFILES['smoke']), 'b', {}
+    if add == 'tokenizer':
+        monkeypatch.setitem(tokenizers.TOKENIZERS, 'smoke-mine', replace(tokenizers.TOKENIZERS['smoke-llamagen-vq'], codebook_size=48))
+        bench = bench.of('mine')
+    elif add == 'size':
+        monkeypatch.setitem(models.SIZES, 'smoke-wide', models.Size(1, 4, 64))
+        size = 'wide'
+    else:
+        monkeypatch.setitem(sampling.SCHEDULES, 'cubic', lambda r: 1 - r**3)
+        options = dict(sampling=dict(schedule='cubic'))
+    table = long_table([Record('mine', 'smoke', dict(size=size), experiment.generation_cell(bench, size, untrained=False, **options))])
+    assert (table.family == 'fid').any() and table.value.notna().all()
