@@ -111,7 +111,7 @@ def outpaint(
     canvas.paste(image, (left, top)); mask.paste(0, (left, top, left + image.width, top + image.height))
     return canvas, mask
 
-# %% ../nbs/12_pipeline.ipynb #b08a3885
+# %% ../nbs/12_pipeline.ipynb #9cb998f6
 class Against:
     "A model that reads a text where it is told to read none."
     def __init__(self, model: nn.Module, text: Tensor): # (1 l width), padded as the prompts are
@@ -123,6 +123,8 @@ class Against:
 
     def logits(self, tokens: Tensor, texts: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         return self.model.logits(tokens, self._swap(texts, drop), None, at)
+
+    def new_cache(self, texts, tokens, dtype): return self.model.new_cache(texts, tokens, dtype)
 
     def decode(self, tokens, texts, drop, cache, grid) -> Tensor: return self.model.decode(tokens, self._swap(texts, drop), None, cache, grid)
 
