@@ -81,7 +81,7 @@ class Profile:
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #2a3d9258
+# %% ../nbs/08_study.ipynb #1ab10f06
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
@@ -89,7 +89,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', limit=96,
             study_epochs=(1,), step_grid=(1, 4), sample_counts=(32, 64), stability_steps=6, stability_learning_rate=5e-3, speed_batches=(1, 2), head=(48, 16),
             budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60), stage_images=(256, 64), stage_batch=(32, 16),
-            ar_images=(64, 32), probe_images=80, judged_images=24, bucket_images=24, bucket_reference=80),
+            ar_images=(64, 32), probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66),
     Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
             tokenizer_steps=1500, tokenizer_batch_size=16, tokenizer_learning_rate=2e-3,
             epochs=(2, 4, 8), batch_size=32, learning_rate=1e-3, warmup_steps=50, dropout=0., copies=2, shift=0, ema=0.99,
