@@ -175,19 +175,19 @@ def save_gif(
         frames[0].save(tmp, 'GIF', save_all=True, append_images=list(frames[1:]), duration=[milliseconds] * (len(frames) - 1) + [hold], loop=0)
     return Path(path)
 
-# %% ../nbs/12_pipeline.ipynb #b71a71a4
+# %% ../nbs/12_pipeline.ipynb #c17081d3
+TASKS = {'class': 'unconditional-image-generation', 'text': 'text-to-image'} # the hub's words, by what the images come from
+
 def card_data(
     name: str,
     metrics: dict[str, dict[str, Any]], # of a record
     license: str,
-    task: str, # a value of `TASKS`
+    task: str = TASKS['class'], # a value of `TASKS`
 ) -> str: # YAML
     "The head of a model card in the hub's own form."
     from huggingface_hub import EvalResult, ModelCardData
     results = [EvalResult(task, (m.get('reference') or 'unknown').split()[0], m.get('reference') or 'unknown', key, m['value'], metric_name=m['label']) for key, m in metrics.items()]
     return ModelCardData(license=license, library_name='maskgil', pipeline_tag=task, **dict(model_name=name, eval_results=results) if results else {}).to_yaml()
-
-TASKS = {'class': 'unconditional-image-generation', 'text': 'text-to-image'} # the hub's words, by what the images come from
 
 # %% ../nbs/12_pipeline.ipynb #67d0569e
 class MaskGILPipeline:
