@@ -684,7 +684,7 @@ def drawn_texts(
         plt.close(fig)
     return fig
 
-# %% ../nbs/10_figures.ipynb #78ff8a99
+# %% ../nbs/10_figures.ipynb #370b4863
 CANDIDATES = 10 # captions to choose from
 
 def told_rows(table: pd.DataFrame) -> pd.DataFrame: # from `over_seeds`
@@ -697,12 +697,17 @@ def told_rows(table: pd.DataFrame) -> pd.DataFrame: # from `over_seeds`
 def found_by_told(table: pd.DataFrame) -> Any: # a matplotlib figure; None if there is nothing to draw
     "How often the text of a picture is found, by what the model was told."
     rows = told_rows(table)
-    def draw(ax, part):
-        part = part.sort_values('told', key=lambda c: c.map({v: i for i, v in enumerate(in_order(part, 'told'))}))
-        draw_dots(ax, [look('told', v)[0] for v in part.told], part, [look('told', v)[1] for v in part.told], '{:.2f}')
-        ax.axvline(1/CANDIDATES, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
-        ax.set(xlim=(0, 1), xlabel=measure(part))
-    return panels_by_source(rows, [f for f in ('found_caption', 'found_emoji', 'found_background') if (rows.family == f).any()], draw, 1.9)
+    questions, panels = [f for f in ('found_caption', 'found_emoji', 'found_background') if (rows.family == f).any()], list(facets(rows))
+    if not panels: return None
+    with canvas(len(panels), len(questions), 1.9) as (fig, axes):
+        for line, (title, part) in zip(axes, panels):
+            line[0].set_title(title)
+            for ax, question in zip(line, questions):
+                one = part[part.family == question].sort_values('told', key=lambda c: c.map({v: i for i, v in enumerate(in_order(part, 'told'))}))
+                draw_dots(ax, [look('told', v)[0] if ax is line[0] else '' for v in one.told], one, [look('told', v)[1] for v in one.told], '{:.2f}')
+                ax.axvline(1/CANDIDATES, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+                ax.set(xlim=(0, 1), xlabel=one.label.iloc[0])
+    return fig
 
 # %% ../nbs/10_figures.ipynb #a7338b7b
 def visible_positions(

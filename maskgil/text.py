@@ -24,13 +24,13 @@ from .core import DTYPES, cache_dir, check_choice, derived_seed, fingerprint, pi
 from .data import OPENMOJI_CLASSES, SPLIT_FOLDERS, SUFFIXES, TokenSet, fill_array, openmoji_table, read_image, render_svg
 
 # %% auto #0
-__all__ = ['TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'RENDERED', 'LISTS', 'FILE_KEYS',
-           'TEXT_KEYS', 'EncoderRow', 'pad_texts', 'shorten', 'TextEncoder', 'weight_files', 'quiet_transformers',
-           'stored_dtype', 'encoder_folder', 'load_text_encoder', 'TextFeatures', 'encode_captions', 'LiveText',
-           'sentence_embedding', 'bucket_table', 'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase',
-           'Vocabulary', 'vocabulary', 'Scene', 'held_out', 'combinations', 'caption_of', 'draw_scenes',
-           'render_vocabulary', 'places', 'compose', 'SceneSet', 'scene_set', 'Captioned', 'list_captioned',
-           'CaptionedFolder', 'image_sizes', 'caption_folders', 'TextTokens']
+__all__ = ['TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'RENDERED', 'DRAWN', 'CELL',
+           'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'EncoderRow', 'pad_texts', 'shorten', 'TextEncoder', 'weight_files',
+           'quiet_transformers', 'stored_dtype', 'encoder_folder', 'load_text_encoder', 'TextFeatures',
+           'encode_captions', 'LiveText', 'sentence_embedding', 'bucket_table', 'overlap', 'nearest_bucket',
+           'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene', 'held_out', 'combinations',
+           'caption_of', 'draw_scenes', 'render_vocabulary', 'places', 'compose', 'SceneSet', 'scene_set', 'Captioned',
+           'list_captioned', 'CaptionedFolder', 'image_sizes', 'caption_folders', 'TextTokens']
 
 # %% ../nbs/15_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def vocabulary(
         kept += list(rows[rows.base.isin(rows.base.drop_duplicates()[:motifs or None])].index)
     return Vocabulary(*(table.loc[kept, f].to_numpy() for f in ('code', 'base', 'label', 'caption', 'file')))
 
-# %% ../nbs/15_text.ipynb #529d778e
+# %% ../nbs/15_text.ipynb #a9b1ccb2
 TEMPLATES = { # name: text, and how often it is drawn
     'full':     ('{things} on {ground}', 6),
     'short':    ('{things}, {colour} background', 2),
@@ -351,7 +351,7 @@ class Scene(NamedTuple):
     background: str # a name of `BACKGROUNDS`
     template: str # a name of `TEMPLATES`
     relation: str # of two emoji: 'next to' or 'above'
-    shift: tuple[float, ...] = () # of each emoji along the longer side, -1 to 1 of the room there is
+    shift: tuple[int, ...] = () # of each emoji along the longer side: -1 begins the room there is, 0 is its middle, 1 its end
 
 def held_out(*combination: str) -> bool:
     "Whether a combination is kept out of training: one in ten."
@@ -371,11 +371,11 @@ def caption_of(scene: Scene, vocabulary: Vocabulary, template: str | None = None
     return text.format(colour=scene.background, ground=f'{with_article(scene.background)} background',
                        things=between.join(vocabulary.phrases[i] for i in scene.emoji), classes=between.join(vocabulary.nouns[i] for i in scene.emoji))
 
-# %% ../nbs/15_text.ipynb #9907eedc
+# %% ../nbs/15_text.ipynb #575925b9
 def draw_scenes(
     vocabulary: Vocabulary,
     count: int,
-    shape: tuple[int, int], # (height, width): two emoji fit where one side is half as long again as the other
+    shape: tuple[int, int], # (height, width): two emoji fit where one side is longer than the other and has room
     part: str = 'train', # or 'held-out'
     seed: int = 0,
     template: str | None = None, # one for all; None draws them
@@ -384,18 +384,18 @@ def draw_scenes(
     check_choice('part', part, ['train', 'held-out'])
     rng = np.random.default_rng(derived_seed('scenes', count, list(shape), part, seed, template))
     variants, names = vocabulary.motifs, [n for n, (_, weight) in TEMPLATES.items() for _ in range(weight)]
-    relation, ratio = ('next to' if shape[1] > shape[0] else 'above'), max(shape) / min(shape)
+    relation, roomy = ('next to' if shape[1] > shape[0] else 'above'), max(shape) >= 2 * places(shape, (0,))[0] and shape[0] != shape[1]
     found = []
     while len(found) < count:
-        things = 2 if ratio >= 1.5 and rng.random() < .5 else 1
+        things = 2 if roomy and rng.random() < .5 else 1
         motifs = rng.choice(len(variants), things, replace=False)
         scene = Scene(tuple(int(rng.choice(variants[m])) for m in motifs), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))],
-                      template or names[rng.integers(len(names))], relation, tuple(rng.uniform(-1, 1, things)))
+                      template or names[rng.integers(len(names))], relation, tuple(int(s) for s in rng.integers(-1, 2, things)))
         if any(held_out(*c) for c in combinations(scene, vocabulary)) == (part == 'held-out'): found.append(scene)
     return found
 
-# %% ../nbs/15_text.ipynb #47180351
-RENDERED = 72 # pixels, each side
+# %% ../nbs/15_text.ipynb #58bed6de
+RENDERED, DRAWN, CELL = 72, 24, 4 # pixels: a side as rendered, a side on a canvas at most, and what sides and places are multiples of
 
 def render_vocabulary(vocabulary: Vocabulary) -> np.ndarray: # (n 4 72 72) uint8, premultiplied
     "Every emoji of a vocabulary, rendered into the cache."
@@ -403,13 +403,13 @@ def render_vocabulary(vocabulary: Vocabulary) -> np.ndarray: # (n 4 72 72) uint8
     block = lambda a, b: np.stack([render_svg(Path(f).read_text(encoding='utf-8'), RENDERED).transpose(2, 0, 1) for f in vocabulary.file[a:b]])
     return fill_array(cache_dir()/'vocabularies'/f'{made_from}.npy', (len(vocabulary), 4, RENDERED, RENDERED), np.uint8, block, label='rendering emoji')
 
-def places(shape: tuple[int, int], shift: Sequence[float]) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
-    "Emoji as large as they can be, each in its share of the longer side."
+def places(shape: tuple[int, int], shift: Sequence[int]) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
+    "Emoji of one size where there is room for it, each in its share of the longer side."
     (short, long), n = sorted(shape), len(shift)
-    side = min(short, long // n)
+    side = min(DRAWN, short, long // n) // CELL * CELL
     room = long / n - side
-    along = [round(long / n * i + room / 2 * (1 + s)) for i, s in enumerate(shift)]
-    across = (short - side) // 2
+    along = [int(long / n * i + room / 2 * (1 + s)) // CELL * CELL for i, s in enumerate(shift)]
+    across = (short - side) // 2 // CELL * CELL
     return side, [(across, a) if shape[1] >= shape[0] else (a, across) for a in along]
 
 def compose(
