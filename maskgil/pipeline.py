@@ -189,7 +189,7 @@ def card_data(
     results = [EvalResult(task, (m.get('reference') or 'unknown').split()[0], m.get('reference') or 'unknown', key, m['value'], metric_name=m['label']) for key, m in metrics.items()]
     return ModelCardData(license=license, library_name='maskgil', pipeline_tag=task, **dict(model_name=name, eval_results=results) if results else {}).to_yaml()
 
-# %% ../nbs/12_pipeline.ipynb #67d0569e
+# %% ../nbs/12_pipeline.ipynb #fdb21dc6
 class MaskGILPipeline:
     "A model and its tokenizer, ready to draw."
     def __init__(
@@ -352,7 +352,7 @@ class MaskGILPipeline:
         "The README of the folder, as the hub shows it."
         c, metrics, name = self.model.config, self.card.get('metrics', {}), self.card.get('name', self.model.config.kind)
         rows = [f"| {m['label']} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} |" for m in metrics.values()]
-        example = f'labels=[{self.classes[0]!r}]' if self.classes else "prompts=['a red apple on a blue background']"
+        example = f'labels=[{self.classes[0]!r}]' if self.classes else "prompts=['a duck on a red background']"
         table = ['| metric | value | 95 % interval | images |', '| --- | --- | --- | --- |', *rows] if rows else ['Not measured.']
         return '\n'.join(['---', card_data(name, metrics, self.card.get('license', 'mit'), TASKS['text' if c.text_width else 'class']), '---',
             f'# {name}', '', self.card.get('description', ''), '',
