@@ -353,7 +353,7 @@ def fidelity_curve(bench: TextBench, models: Sequence[nn.Module], **options) -> 
             print(f"stage {stage + 1}, {curve[-1]['pixels']}:", ', '.join(as_line(m) for m in metrics.values()))
     return curve
 
-# %% ../nbs/17_text_study.ipynb #57bd0be1
+# %% ../nbs/17_text_study.ipynb #4065a822
 AR_SHARES = (0.25, 0.5, 1.0) # of the tokens
 
 def begun_by(bench: TextBench, ar: nn.Module, share: float, shape: tuple[int, int]) -> dict[str, Any]: # of `draw_texts`
@@ -373,10 +373,14 @@ def fusion_curve(bench: TextBench, model: nn.Module, ar: nn.Module) -> list[dict
         print(f"AR draws {share:.0%}: {1000 * seconds['value']:.1f} ms an image,", ', '.join(as_line(m) for m in curve[-1]['metrics'].values() if m['low'] is not None))
     return curve
 
-def text_pipeline(bench: TextBench, model: nn.Module, ar: nn.Module | None = None, card: dict | None = None) -> MaskGILPipeline:
-    "Model, tokenizer, text encoder and shapes of both stages."
+def text_pipeline(
+    bench: TextBench,
+    curve: list[dict[str, Any]] = (), # of its record, for the card
+) -> MaskGILPipeline:
+    "The trained models with tokenizer, text encoder and the shapes of both stages; what is not trained yet is."
     p = bench.profile
-    return MaskGILPipeline(model, bench.tokenizer, defaults=dict(steps=p.steps, cfg=p.main_cfg), card=card, text_encoder=bench.encoder, ar=ar,
+    model, ar = train_stage(bench, 1).model, train_stage(bench, 1, ar=True).model if all(p.ar_images) else None
+    return MaskGILPipeline(model, bench.tokenizer, defaults=dict(steps=p.steps, cfg=p.main_cfg), card=text_card(bench, curve) if curve else None, text_encoder=bench.encoder, ar=ar,
                            buckets=[g for budget in p.budgets for g in bucket_table(budget, p.max_ratio)])
 
 # %% ../nbs/17_text_study.ipynb #a5d98f17
@@ -418,10 +422,10 @@ def save_rows(
     with write_atomic(path) as tmp: sheet.save(tmp, 'PNG')
     return path, held
 
-# %% ../nbs/17_text_study.ipynb #f179a7e0
+# %% ../nbs/17_text_study.ipynb #4c32ba9a
 def text_cell(
     bench: TextBench,
-    folder: Path, # for the sheets and the pipeline
+    folder: Path, # for the sheets
 ) -> dict[str, Any]: # what a record holds
     "Train both stages and measure them."
     p = bench.profile
@@ -433,12 +437,10 @@ def text_cell(
     drawn = {k: v for name, rows in sheets.items() for k, v in zip((name, f'{name}_held'), save_rows(rows, folder/f'{name}.png'))}
     square = next(s for s in bench.sets(1, count=p.bucket_reference, seed=4) if s.shape == square_of(p, 1))
     real = Reference.from_images(square, p.extractor, device=bench.device)
-    result = dict(curve=curve, floor=real_floor(real, min(p.bucket_images, p.bucket_reference // 2), bench.seed), parameters=parameter_count(models[1]), encoder=bench.encoder.name,
-                  history=[dict(stage=s, **row) for s, t in enumerate(trained, 1) for row in t.history], captions=len(bench.data[0].features),
-                  tokens_seen=sum(p.stage_images[s] * int(np.mean([h * w for h, w in bench.data[s].grids])) for s in (0, 1)),
-                  training_flops=sum(stage_flops(bench, s) for s in (0, 1)), ar_flops=sum(stage_flops(bench, s, True) for s in (0, 1)) if ar else None, **drawn)
-    text_pipeline(bench, models[1], ar, text_card(bench, curve)).save_pretrained(folder/'pipeline', torch.bfloat16)
-    return result
+    return dict(curve=curve, floor=real_floor(real, min(p.bucket_images, p.bucket_reference // 2), bench.seed), parameters=parameter_count(models[1]), encoder=bench.encoder.name,
+                history=[dict(stage=s, **row) for s, t in enumerate(trained, 1) for row in t.history], captions=len(bench.data[0].features),
+                tokens_seen=sum(p.stage_images[s] * int(np.mean([h * w for h, w in bench.data[s].grids])) for s in (0, 1)),
+                training_flops=sum(stage_flops(bench, s) for s in (0, 1)), ar_flops=sum(stage_flops(bench, s, True) for s in (0, 1)) if ar else None, **drawn)
 
 def text_card(bench: TextBench, curve: list[dict[str, Any]]) -> dict[str, Any]:
     "What the README of a checkpoint says."

@@ -229,7 +229,8 @@ def papermill(notebook, *args, **env):
 def test_study(tmp_path):
     "The smoke profile from images to a record, and a pipeline that the demo opens."
     env = dict(MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
-    done = papermill('text_to_image.ipynb', '-p', 'profile', 'smoke', **env)
+    saved = tmp_path/'pipeline'
+    done = papermill('text_to_image.ipynb', '-p', 'profile', 'smoke', '-p', 'checkpoint', saved, **env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     path, = (tmp_path/'results'/'runs'/'text_to_image').glob('*.json')
     record = json.loads(path.read_text())
@@ -243,7 +244,6 @@ def test_study(tmp_path):
         for held in record['metrics'][f'{name}_held']:
             left, top, width, height = held['box']
             assert left + width <= sheet.width and top + height <= sheet.height and held['label']
-    saved = tmp_path/'results'/'checkpoints'/'text_to_image'/record['key']/'pipeline'
     assert sum(f.stat().st_size for f in saved.iterdir()) < 2**20
 
     pytest.importorskip('ipywidgets')
