@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report protocol sample test export clean
+.PHONY: help install reproduce reference report text protocol sample test export clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,10 @@ protocol: install ## what each choice of an evaluation is worth in FID points, o
 
 sample: install ## draw a sheet of images from the committed checkpoint
 	@$(PYTHON) -m maskgil.cli sample
+
+text: install ## train text to image in two stages, and render the report
+	@$(BIN)papermill nbs/text_to_image.ipynb
+	@$(MAKE) --no-print-directory report
 
 test: install ## the test suite: notebooks, processes, published checkpoints
 	$(PYTHON) -m pytest

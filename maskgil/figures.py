@@ -20,14 +20,14 @@ from .tokenizers import TOKENIZERS
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'SIZE_COLOURS', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'LOOKS', 'NAMES', 'UNITS',
-           'HIGHER', 'theme', 'look', 'in_order', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line',
-           'draw_lines', 'draw_dots', 'facets', 'canvas', 'in_units', 'measure', 'panels_by_source', 'log_if_wide',
-           'doubling', 'mark', 'at_best_guidance', 'at_the_end', 'one_at_a_time', 'fid_over_epochs',
+           'HIGHER', 'CANDIDATES', 'theme', 'look', 'in_order', 'save_figure', 'spread', 'name_line_ends', 'settle',
+           'draw_line', 'draw_lines', 'draw_dots', 'facets', 'canvas', 'in_units', 'measure', 'panels_by_source',
+           'log_if_wide', 'doubling', 'mark', 'at_best_guidance', 'at_the_end', 'one_at_a_time', 'fid_over_epochs',
            'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
            'head_cost', 'fid_over_steps', 'fid_by_order', 'dots_by_source', 'endless_fid', 'fid_over_images',
            'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
-           'fid_by_rule', 'with_sheet', 'sheets', 'samples_and_seconds', 'visible_positions', 'method_schematic',
-           'fusion_states', 'fusion_timeline']
+           'fid_by_rule', 'with_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'told_rows', 'found_by_told',
+           'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/10_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -43,7 +43,7 @@ def theme() -> dict[str, Any]:
             'ytick.color': INK, 'lines.linewidth': 1.8, 'lines.markersize': 4.5, 'figure.facecolor': 'white', 'svg.hashsalt': 'maskgil', 'savefig.dpi': 160}
     return sns.axes_style('ticks') | sns.plotting_context('paper') | size | look
 
-# %% ../nbs/10_figures.ipynb #77033ca2
+# %% ../nbs/10_figures.ipynb #567c2842
 LOOKS: dict[str, dict[str, tuple[str, str]]] = dict( # column -> value -> name, colour
     size={s: (s.upper(), colour) for s, colour in SIZE_COLOURS.items()},
     tokenizer={'maskgit-vq': ('MaskGIT-VQ', RED), 'chameleon-vq': ('Chameleon-VQ', GREEN), 'llamagen-vq': ('LlamaGen-VQ', BLUE), 'open-magvit2-vq': ('Open-MAGVIT2-VQ', BLACK)}, # by codebook size
@@ -53,6 +53,7 @@ LOOKS: dict[str, dict[str, tuple[str, str]]] = dict( # column -> value -> name, 
     order={o: (o, BLUE) for o in ('confidence', 'halton', 'random', 'raster')},
     head=dict(plain=('plain', RED), sliced=('sliced', BLUE), either=('either', BLACK)),
     change={c: (c, BLACK) for c in ('paper', 'class last', '1d rope', 'all tokens', 'mask logit', 'ramped guidance', 'released')},
+    told={'nothing': ('nothing', BLACK), 'class': ('the class', BLACK), 'text': ('the text', BLUE), 'seen': ('a text of the training set', BLUE), 'tokens': ('(real pictures, as tokens)', GREEN), 'real': ('(real pictures)', GREEN)},
 )
 
 def look(column: str, value: Any) -> tuple[str, str]: # name and colour
@@ -202,11 +203,11 @@ def canvas(
         yield fig, axes
         settle(fig)
 
-# %% ../nbs/10_figures.ipynb #16d60203
+# %% ../nbs/10_figures.ipynb #5cec6dd7
 UNITS: dict[str, tuple[float, str]] = dict( # family -> the unit in what records hold, its name
     seconds_per_image=(1e-3, 'ms per image'), images_per_second=(1, 'images per second'), forward_passes=(1, 'forward passes'), flops_per_image=(1e9, 'GFLOP per image'),
     head_parameters=(1e6, 'output parameters (M)'), head_memory_gib=(2**-10, 'memory of a step (MiB)'), head_seconds=(1e-3, 'ms of a step'), codebook_usage_pct=(1, 'codebook usage (%)'))
-HIGHER = ('is', 'precision', 'recall', 'codebook_usage_pct', 'psnr', 'images_per_second') # is better; of all else lower is
+HIGHER = ('is', 'precision', 'recall', 'codebook_usage_pct', 'psnr', 'images_per_second', 'found_caption', 'found_emoji', 'found_background') # is better; of all else lower is
 
 def in_units(table: pd.DataFrame) -> pd.DataFrame:
     "The same table in units a person reads, named in `label`."
@@ -673,6 +674,62 @@ def samples_and_seconds(
         left.set_title(f"{look('size', r.parameters['size'])[0]} ({NAMES[r.source].lower()}, {r.profile} profile)"); left.grid(visible=False)
         for ax in (left, right): ax.tick_params(axis='y', length=0)
         left.spines[['left', 'bottom']].set_visible(False)
+    return fig
+
+# %% ../nbs/10_figures.ipynb #4ed7c123
+def drawn_texts(
+    records: Iterable[Record], # of the study of text to image
+    name: str = 'samples', # of the file; `<name>_held` says what is where
+    inches: float = 9.6, # width of the figure
+) -> Any: # a matplotlib figure; None if there is nothing to draw
+    "Rows of pictures with their captions, from your newest run, or the reference's."
+    import matplotlib.image, matplotlib.pyplot as plt
+    found = [r for r in records if r.path and r.metrics.get(f'{name}_held') and record_file(r, name)]
+    if not found: return None
+    r = sorted(found, key=lambda r: SOURCES.index(r.source))[-1]
+    sheet, held = matplotlib.image.imread(record_file(r, name)), pd.DataFrame(r.metrics[f'{name}_held'])
+    rows = [part for _, part in held.groupby('row')]
+    wide = max(b[2] for b in held.box) + 6 # pixels of a column
+    points = 72*inches/(wide*max(map(len, rows)) + wide/3) # of a pixel
+    with plt.rc_context(theme()):
+        y, room, fig = 0., 30/points, plt.figure(figsize=(1, 1))
+        ax = fig.add_axes((0, 0, 1, 1))
+        for part in rows:
+            high = max(b[3] for b in part.box)
+            ax.text(-3, y + high/2, part.label.iloc[0], ha='right', va='center', color=FAINT, fontsize=8.5)
+            for i, (caption, (left, top, w, h)) in enumerate(zip(part.caption, part.box)):
+                at = i*wide + (wide - w)/2
+                ax.imshow(sheet[top:top + h, left:left + w], extent=(at, at + w, y + h, y), interpolation='nearest')
+                ax.text(at + w/2, y + h + 3/points, textwrap.fill(caption, int(wide*points/4.6)), ha='center', va='top', fontsize=8.5)
+            y += high + (room if part.caption.any() else 4/points)
+        ax.set(xlim=(-wide/3, wide*max(map(len, rows))), ylim=(y, 0), aspect='equal'); ax.set_axis_off()
+        fig.set_size_inches(inches, inches*y/(wide*max(map(len, rows)) + wide/3))
+        plt.close(fig)
+    return fig
+
+# %% ../nbs/10_figures.ipynb #370b4863
+CANDIDATES = 10 # captions to choose from
+
+def told_rows(table: pd.DataFrame) -> pd.DataFrame: # from `over_seeds`
+    "What was found after the second stage, at the guidance scale of the baselines, without AR."
+    if 'told' not in table: return table.iloc[:0]
+    rows = table[table.family.str.startswith('found_') & (table.stage == 2)]
+    if 'ar_share' in rows: rows = rows[rows.ar_share.isna()]
+    return rows[rows.cfg.isna() | rows.cfg.isin(rows.cfg[rows.told == 'class'])]
+
+def found_by_told(table: pd.DataFrame) -> Any: # a matplotlib figure; None if there is nothing to draw
+    "How often the text of a picture is found, by what the model was told."
+    rows = told_rows(table)
+    questions, panels = [f for f in ('found_caption', 'found_emoji', 'found_background') if (rows.family == f).any()], list(facets(rows))
+    if not panels: return None
+    with canvas(len(panels), len(questions), 1.9) as (fig, axes):
+        for line, (title, part) in zip(axes, panels):
+            line[0].set_title(title)
+            for ax, question in zip(line, questions):
+                one = part[part.family == question].sort_values('told', key=lambda c: c.map({v: i for i, v in enumerate(in_order(part, 'told'))}))
+                draw_dots(ax, [look('told', v)[0] if ax is line[0] else '' for v in one.told], one, [look('told', v)[1] for v in one.told], '{:.2f}')
+                ax.axvline(1/CANDIDATES, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+                ax.set(xlim=(0, 1), xlabel=one.label.iloc[0])
     return fig
 
 # %% ../nbs/10_figures.ipynb #a7338b7b

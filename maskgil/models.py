@@ -20,9 +20,9 @@ from .tokenizers import TOKENIZERS
 # %% auto #0
 __all__ = ['SIZES', 'ROPE_BASE', 'ROPES', 'KINDS', 'RECIPES', 'Size', 'frequencies', 'angles_2d', 'rope_table', 'apply_rope',
            'attention', 'compute_dtype', 'UnitRMS', 'RMSNorm', 'ModelConfig', 'KVCache', 'Attention', 'hidden_width',
-           'FeedForward', 'Block', 'ClassCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'ImageLlama',
-           'initialise', 'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
-           'forward_flops', 'training_flops', 'load_model']
+           'FeedForward', 'Block', 'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits',
+           'ImageLlama', 'initialise', 'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model',
+           'parameter_count', 'forward_flops', 'training_flops', 'load_model']
 
 # %% ../nbs/03_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _turn(pairs, rope):
     (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
 
-# %% ../nbs/03_models.ipynb #5f2352db
+# %% ../nbs/03_models.ipynb #3e267c92
 def attention(
     q: Tensor, k: Tensor, v: Tensor, # (b heads t head_dim)
     causal: bool = False, # a position sees itself and what came before
@@ -109,17 +109,20 @@ def attention(
 ) -> Tensor: # (b heads t head_dim)
     "softmax(q k' / sqrt(head_dim)) v"
     mask = None if key_mask is None else key_mask[:, None, None]
-    if q.device.type == 'cpu' and mask is None and k.shape[-2] <= 512:
+    if mask is not None and causal and q.shape[-2] > 1: # a position sees itself, hidden or not: a row that saw nothing would be NaN
+        mask = (mask | torch.eye(k.shape[-2], dtype=torch.bool, device=q.device)).tril()
+    if q.device.type == 'cpu' and k.shape[-2] <= 512:
         scores = q @ k.transpose(-1, -2) * q.shape[-1]**-.5
         if causal and q.shape[-2] > 1: scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+        if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
         return scores.softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and q.shape[-2] > 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None and q.shape[-2] > 1)
 
-# %% ../nbs/03_models.ipynb #394ad8d1
+# %% ../nbs/03_models.ipynb #9459d604
 def compute_dtype(x: Tensor) -> torch.dtype:
     "What products of `x` are computed in: autocast's choice, or its own."
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else x.dtype
 
 class UnitRMS(torch.autograd.Function):
     "x / sqrt(mean(x^2) + eps) * weight. Its backward pass reads memory half as often as the one autograd would derive."
@@ -147,7 +150,7 @@ class RMSNorm(nn.Module):
         else: y = UnitRMS.apply(x.float(), self.weight, self.eps)
         return y.to(compute_dtype(x))
 
-# %% ../nbs/03_models.ipynb #f46fa7fa
+# %% ../nbs/03_models.ipynb #3155b7ae
 @dataclass(frozen=True)
 class ModelConfig:
     kind: str                    # a name of `KINDS`
@@ -156,6 +159,7 @@ class ModelConfig:
     width: int
     codebook_size: int           # v; the mask id is v
     classes: int = 1000          # the null class is one more
+    text_width: int = 0          # of the text features that it reads in place of a class; 0: it reads a class
     grid: tuple[int, int] = (16, 16) # what it is trained on; learned positions are tied to it
     causal: bool = False         # AR: left to right. MAR: every token sees every token
     class_first: bool = True     # the class token in front (paper) or behind (released MaskGIL)
@@ -253,18 +257,39 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention_post_norm(attended))
         return x + self.dropout(self.feed_forward_post_norm(self.feed_forward(self.feed_forward_norm(x))))
 
-# %% ../nbs/03_models.ipynb #de072d73
+# %% ../nbs/03_models.ipynb #387fba4c
 class ClassCondition(nn.Module):
     "A class label as one embedded token."
-    tokens = 1
-
     def __init__(self, classes: int, width: int):
         super().__init__()
         self.classes, self.embedding = classes, nn.Embedding(classes + 1, width)
 
+    def length(self, labels: Tensor) -> int: return 1
+    def visible(self, labels: Tensor, drop: Tensor | None = None) -> None: "No token of it is hidden."
+
     def forward(self, labels: Tensor, drop: Tensor | None = None) -> Tensor: # (b,) int64, (b,) bool -> (b 1 d)
         if drop is not None: labels = labels.masked_fill(drop.bool(), self.classes)
         return self.embedding(labels)[:, None]
+
+# %% ../nbs/03_models.ipynb #cabfa3e9
+class TextCondition(nn.Module):
+    "Text features as projected tokens, and one more that says whether there is a text."
+    def __init__(self, text_width: int, width: int):
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(text_width, width), nn.GELU(), nn.Linear(width, width))
+        self.end = nn.Embedding(2, width) # behind a text; in place of one
+
+    def length(self, text: Tensor) -> int: return text.shape[1] + 1
+
+    def visible(self, text: Tensor, drop: Tensor | None = None) -> Tensor: # (b l+1) bool
+        "False at padding, and at all of a dropped text."
+        seen = (text != 0).any(-1)
+        if drop is not None: seen = seen & ~drop.bool()[:, None]
+        return F.pad(seen, (0, 1), value=True)
+
+    def forward(self, text: Tensor, drop: Tensor | None = None) -> Tensor: # (b l text_width), (b,) bool -> (b l+1 d)
+        null = ~self.visible(text, drop)[:, :-1].any(1)
+        return torch.cat([self.project(text), self.end(null.long())[:, None]], 1)
 
 # %% ../nbs/03_models.ipynb #b19b2f66
 def code_digits(
@@ -300,7 +325,7 @@ def joint_logits(
     for digit in others: first = (digit[..., :, None] + first[..., None, :]).flatten(-2)
     return first
 
-# %% ../nbs/03_models.ipynb #f104bed5
+# %% ../nbs/03_models.ipynb #95a9ef8d
 class ImageLlama(nn.Module):
     "LlamaGen when causal, MaskGIL when not."
     def __init__(self, config: ModelConfig):
@@ -308,7 +333,7 @@ class ImageLlama(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         self.token_embedding = CodeEmbedding(config.groups, not config.causal, config.width)
-        self.condition = ClassCondition(config.classes, config.width)
+        self.condition = TextCondition(config.text_width, config.width) if config.text_width else ClassCondition(config.classes, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.outputs, bias=False)
@@ -319,21 +344,24 @@ class ImageLlama(nn.Module):
     @property
     def output(self) -> tuple[Tensor, None]: return self.head.weight, None
 
-    def hidden(self, x: Tensor, grid: tuple[int, int], cache: KVCache | None = None) -> Tensor: # (b t d) -> (b t d)
-        "The blocks and the last norm, on embedded tokens that start at the cache's position."
+    def hidden(self, x: Tensor, grid: tuple[int, int], prefix: int, visible: Tensor | None, cache: KVCache | None = None) -> Tensor: # (b t d) -> (b t d)
+        "The blocks and the last norm, on embedded tokens that start at the cache's position; `prefix` of all are the condition, of which `visible` may be seen."
         c, start = self.config, cache.length if cache is not None else 0
-        rope = rope_table(c.rope, grid, c.head_dim, self.condition.tokens, x.device)[start:start + x.shape[1]]
+        rope = rope_table(c.rope, grid, c.head_dim, prefix, x.device)[start:start + x.shape[1]]
+        image = start + x.shape[1] - prefix
+        key_mask = None if visible is None else F.pad(visible, (0, image) if c.class_first else (image, 0), value=True)
         for i, block in enumerate(self.layers):
-            if self.gradient_checkpointing and self.training: x = checkpoint(block, x, rope, use_reentrant=False)
-            else: x = block(x, rope, None, cache, i)
+            if self.gradient_checkpointing and self.training: x = checkpoint(block, x, rope, key_mask, use_reentrant=False)
+            else: x = block(x, rope, key_mask, cache, i)
         return self.norm(x)
 
-    def features(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor: # (b n d), or (b t+1 d) when causal
-        "What the output layer reads: one vector for each prediction."
-        c, prefix = self.config, self.condition.tokens
-        grid = tuple(tokens.shape[1:]) if tokens.ndim == 3 else c.grid
+    def features(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor: # (b n d), or (b t+1 d) when causal
+        "What the output layer reads: one vector for each prediction. `labels` are classes (b,) or a text (b l text_width)."
+        c, prefix = self.config, self.condition.length(labels)
+        grid = grid or (tuple(tokens.shape[1:]) if tokens.ndim == 3 else c.grid)
         parts = [self.condition(labels, drop), self.token_embedding(tokens.flatten(1))]
-        x = self.hidden(self.token_dropout(torch.cat(parts if c.class_first else parts[::-1], 1)), grid)
+        x = self.token_dropout(torch.cat(parts if c.class_first else parts[::-1], 1))
+        x = self.hidden(x, grid, prefix, self.condition.visible(labels, drop))
         if c.causal: return x[:, prefix - 1:]
         return x[:, prefix:] if c.class_first else x[:, :-prefix]
 
@@ -346,12 +374,12 @@ class ImageLlama(nn.Module):
 
     def new_cache(self, labels: Tensor, tokens: int, dtype: torch.dtype) -> KVCache:
         "Room for the condition and all tokens but the last, which is never an input."
-        return KVCache(self.config, len(labels), self.condition.tokens + tokens - 1, labels.device, dtype)
+        return KVCache(self.config, len(labels), self.condition.length(labels) + tokens - 1, labels.device, dtype)
 
     def decode(self, tokens: Tensor | None, labels: Tensor, drop: Tensor | None, cache: KVCache, grid: tuple[int, int]) -> Tensor: # (b v)
-        "Logits of the next token: `tokens` (b t) continue the cache; None starts it with the class."
+        "Logits of the next token: `tokens` (b t) continue the cache; None starts it with the condition."
         x = self.condition(labels, drop) if tokens is None else self.token_embedding(tokens)
-        return joint_logits(self.head(self.hidden(x, grid, cache)[:, -1]).float(), self.config.groups)
+        return joint_logits(self.head(self.hidden(x, grid, self.condition.length(labels), self.condition.visible(labels, drop), cache)[:, -1]).float(), self.config.groups)
 
 # %% ../nbs/03_models.ipynb #8c102668
 def initialise(module: nn.Module) -> None:
@@ -374,11 +402,12 @@ class TransformerBlock(nn.Module):
         x = x + self.out(rearrange(attention(q, k, v), 'b heads t c -> b t (heads c)'))
         return x + self.dropout(self.down(self.dropout(F.gelu(self.up(self.feed_forward_norm(x))))))
 
-# %% ../nbs/03_models.ipynb #22c85650
+# %% ../nbs/03_models.ipynb #12693ec6
 class MaskGITTransformer(nn.Module):
     "MaskGIT's bidirectional Transformer (valeoai/Maskgit-pytorch v1.0, Network/transformer.py)."
     def __init__(self, config: ModelConfig):
         super().__init__()
+        if config.text_width: raise ValueError('MaskGIT\'s Transformer reads a class, not a text: its positions are learned for one')
         self.config = config
         d, n, rows = config.width, config.grid[0] * config.grid[1], config.codebook_size + 1
         self.token_embedding, self.condition = nn.Embedding(rows, d), ClassCondition(config.classes, d)
@@ -448,23 +477,25 @@ def parameter_count(model: nn.Module) -> int:
     "Trainable numbers."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/03_models.ipynb #454a74fe
+# %% ../nbs/03_models.ipynb #434f70d4
 def forward_flops(
     config: ModelConfig,
     grid: tuple[int, int] | None = None, # the trained one if None
     predicted: float = 1.0, # share of positions that reach the output layer
+    prefix: int = 1, # tokens of the condition
 ) -> float: # floating-point operations for one image
     "Multiplications and additions of one forward pass over one image."
     h, w = grid or config.grid
     n, d = h * w, config.width
-    t = n if config.causal else n + 1 # the last token of an AR image is never an input
+    t = n + prefix - config.causal # the last token of an AR image is never an input
     feed_forward = 2 * 4 * d * d if config.kind == 'maskgit-transformer' else 3 * d * hidden_width(d)
     per_token = config.layers * (4 * d * d + feed_forward) + (3 * d * d if config.kind == 'maskgit-transformer' else 0)
-    return 2 * t * per_token + config.layers * 4 * t * t * d + 2 * n * predicted * d * config.outputs
+    text = 2 * (prefix - 1) * (config.text_width + d) * d if config.text_width else 0
+    return 2 * t * per_token + config.layers * 4 * t * t * d + 2 * n * predicted * d * config.outputs + text
 
-def training_flops(config: ModelConfig, images: float, grid: tuple[int, int] | None = None, predicted: float = 1.0) -> float:
+def training_flops(config: ModelConfig, images: float, grid: tuple[int, int] | None = None, predicted: float = 1.0, prefix: int = 1) -> float:
     "Forward and backward over `images` images."
-    return 3 * images * forward_flops(config, grid, predicted)
+    return 3 * images * forward_flops(config, grid, predicted, prefix)
 
 # %% ../nbs/03_models.ipynb #e22b98ca
 def load_model(

@@ -24,7 +24,7 @@ __all__ = ['PROFILES', 'BASES', 'PUBLISHED', 'LABELS', 'CODE', 'COSTS', 'COLUMNS
            'long_table', 'data_label', 'history_table', 'over_seeds', 'best_guidance', 'of_profile', 'compare',
            'as_text']
 
-# %% ../nbs/08_study.ipynb #223dd469
+# %% ../nbs/08_study.ipynb #326e3ca3
 @dataclass(frozen=True)
 class Profile:
     "One row of `PROFILES`."
@@ -62,25 +62,46 @@ class Profile:
     balanced: bool = False # draw as many images of each class; else in the proportion of the data
     adm_reference: str = '' # a file of ADM's in MASKGIL_CHECKPOINTS to measure against, if it is there; else the training images are
     seeds: tuple[int, ...] = (0,) # what the committed reference runs
+    # text to image; a pair has a value for each of the two stages
+    text_tokenizer: str = 'llamagen-vq' # a name of the paper
+    text_encoder: str = 'minilm' # a name of `text.TEXT_ENCODERS`, or a folder
+    live_text: bool = False # read captions when they are needed, in place of a file of features
+    budgets: tuple[int, int] = (64, 144) # tokens of an image
+    max_ratio: float = 2.5 # of the sides of an image
+    caption_tokens: int = 16 # of a usual caption, for plans
+    vocabulary: tuple[tuple[str, int], ...] = () # of OpenMoji: classes, and how many motifs of each (0: all)
+    scenes: tuple[int, int] = (0, 0) # composed pictures, of all shapes together; of files: all there are
+    stage_images: tuple[int, int] = (0, 0) # seen by the model
+    stage_batch: tuple[int, int] = (32, 32)
+    ar_size: str = 'l' # of the AR model that begins a picture in fusion
+    ar_images: tuple[int, int] = (0, 0) # seen by it; 0: none is trained
+    probe_images: int = 1_500 # real ones that the judge of captions learns from
+    judged_images: int = 300 # whose caption it has to find
+    bucket_images: int = 100 # generated for each shape
+    bucket_reference: int = 400 # real ones for each shape
 
     @property
     def extractor_metric(self) -> str: return {'inception': 'fid'}.get(self.extractor, f'fid_{self.extractor}')
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #6731eb4d
+# %% ../nbs/08_study.ipynb #c6771304
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
             epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1, copies=1,
             cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', limit=96,
-            study_epochs=(1,), step_grid=(1, 4), sample_counts=(32, 64), stability_steps=6, stability_learning_rate=5e-3, speed_batches=(1, 2), head=(48, 16)),
+            study_epochs=(1,), step_grid=(1, 4), sample_counts=(32, 64), stability_steps=6, stability_learning_rate=5e-3, speed_batches=(1, 2), head=(48, 16),
+            budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60), stage_images=(256, 64), stage_batch=(32, 16),
+            ar_images=(64, 32), probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66),
     Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
             tokenizer_steps=1500, tokenizer_batch_size=16, tokenizer_learning_rate=2e-3,
             epochs=(2, 4, 8), batch_size=32, learning_rate=1e-3, warmup_steps=50, dropout=0., copies=2, shift=0, ema=0.99,
             cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=400, extractor='el0', seeds=(0, 1, 2),
             study_epochs=(2, 4), step_grid=(1, 2, 4, 8, 16, 32), sample_counts=(100, 200, 400, 800), stability_steps=100,
-            stability_learning_rate=5e-3, speed_batches=(1, 4, 16, 64)),
+            stability_learning_rate=5e-3, speed_batches=(1, 4, 16, 64),
+            budgets=(72, 144), vocabulary=(('Animals & Nature', 24), ('Food & Drink', 24)), scenes=(9_000, 4_000), stage_images=(20_000, 4_000), stage_batch=(16, 16), ar_images=(4_000, 1_000),
+            probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',
             tokenizer_steps=0, tokenizer_batch_size=128, tokenizer_learning_rate=1e-4,
@@ -88,7 +109,10 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, eval_images=50_000, extractor='inception',
             study_epochs=(50, 100, 200), step_grid=(4, 8, 12, 16, 32, 64), sample_counts=(5_000, 10_000, 20_000, 50_000), stability_steps=60_000,
             stability_learning_rate=1e-4, speed_batches=(1, 4, 16, 64, 256),
-            variants='ten-crop', balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz'),
+            variants='ten-crop', balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz',
+            # Section 4.4; how long either stage is, it does not say
+            text_tokenizer='chameleon-vq', text_encoder='gemma-2b', live_text=True, budgets=(256, 1024), max_ratio=4.0, caption_tokens=64,
+            stage_images=(100_000_000, 20_000_000), stage_batch=(256, 256), probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000),
 )}
 
 # %% ../nbs/08_study.ipynb #a01472c5

@@ -183,7 +183,7 @@ class MaskedObjective:
         loss, right = token_loss(features[at], weight, batch['targets'].flatten(1)[at], self.smoothing, model.config.groups, bias, at.nonzero()[:, 1])
         return loss, dict(accuracy=right)
 
-# %% ../nbs/06_training.ipynb #6081ad16
+# %% ../nbs/06_training.ipynb #b8d2c079
 @dataclass
 class CausalObjective:
     "Guess each token from the class and the tokens before it (AR)."
@@ -192,13 +192,14 @@ class CausalObjective:
 
     def batch(self, data, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         tokens, labels = data.batch(indices, torch.randint(data.copies, indices.shape, generator=generator))
-        return dict(tokens=tokens.flatten(1), labels=labels, drop=torch.rand(len(labels), generator=generator) < self.class_dropout)
+        return dict(tokens=tokens, labels=labels, drop=torch.rand(len(labels), generator=generator) < self.class_dropout)
 
     def count(self, batch: dict[str, Tensor]) -> float: return batch['tokens'].numel()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        features = model.features(batch['tokens'][:, :-1], batch['labels'], batch['drop'])
-        loss, right = token_loss(features.flatten(0, 1), model.output[0], batch['tokens'].flatten(), self.smoothing, model.config.groups)
+        tokens, grid = batch['tokens'].flatten(1), tuple(batch['tokens'].shape[1:])
+        features = model.features(tokens[:, :-1], batch['labels'], batch['drop'], grid)
+        loss, right = token_loss(features.flatten(0, 1), model.output[0], tokens.flatten(), self.smoothing, model.config.groups)
         return loss, dict(accuracy=right)
 
 # %% ../nbs/06_training.ipynb #9ff123fc
@@ -320,16 +321,17 @@ def batch_indices(
     epochs, places = position // images, position % images
     return torch.cat([epoch_order(images, seed, e)[places[epochs == e]] for e in epochs.unique().tolist()])
 
-# %% ../nbs/06_training.ipynb #8f0e8acd
+# %% ../nbs/06_training.ipynb #b4c2db25
 def make_batches(
     objective: Objective, data, config: TrainConfig,
     first: int = 0, # step
     ahead: int = 0, # batches made in a thread before they are asked for
 ) -> Iterator[dict[str, Tensor]]:
     "The batches of the steps from `first` on."
+    order = getattr(data, 'batch_indices', batch_indices) # data of several shapes makes batches of one shape
     def make(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(config.seed, 'step', step))
-        return objective.batch(data, batch_indices(step, config.batch_size, len(data), config.seed), generator)
+        return objective.batch(data, order(step, config.batch_size, len(data), config.seed), generator)
     if not ahead: return (yield from map(make, range(first, config.steps)))
     with ThreadPoolExecutor(1) as thread:
         waiting = deque(thread.submit(make, step) for step in range(first, min(first + ahead, config.steps)))

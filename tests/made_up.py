@@ -69,7 +69,16 @@ def protocol(noise):
     change = lambda v: dict(value=v, low=v - 1., high=v + 1., n=400, label='change of FID-EL0')
     yield dict(checkpoint='made-up'), dict(fid_el0=metric(420), floor=FLOOR, curve=[dict(rule=r, kind=k, who='somebody', metrics=dict(fid_change_el0=change(v + .1*noise()))) for r, (k, v) in rules.items()])
 
-STUDIES = dict(scaling=scaling, tokenizers=tokenizers, stability=stability, steps=steps, fusion=fusion, paradigms=paradigms, departures=departures, protocol=protocol)
+def text_to_image(noise):
+    found = lambda share, n=300: {f'found_{q}': dict(value=share + d, low=share + d - .05, high=share + d + .05, n=n, label=f'{q} found among 10') for q, d in dict(caption=.1, emoji=0., background=.2).items()}
+    told = [dict(stage=2, told=t, metrics=found(v), **dict(cfg=2.) if t != 'real' else {}) for t, v in dict(text=.5, nothing=.1, real=.7, seen=.55).items()] + [dict(stage=2, told='class', cfg=2., metrics=found(.2))]
+    held = [dict(row=row, label=f'{h} x {w}', caption=f'a picture of {h} x {w} pixels on a blue background' if row % 2 else '', box=[i*72, top, w, h])
+            for row, (h, w, top) in enumerate(((24, 40, 0), (32, 72, 24), (40, 24, 56), (72, 32, 96))) for i in range(4)]
+    shapes = [dict(stage=s, pixels=p, cfg=2., metrics={k: v for k, v in drawn(400 + 10*noise(), 100).items() if k[:3] in ('fid', 'kid')}) for s, p in ((1, '32x32'), (2, '32x72'), (2, '48x48'))]
+    fusion = [dict(stage=2, told='text', cfg=2., ar_share=s, metrics=found(.5 + .1*s) | dict(seconds_per_image=metric(.01 + .1*s, 'seconds per image'))) for s in (.25, .5, 1.)]
+    yield dict(size='xl', encoder='minilm'), dict(curve=told + shapes + fusion, floor=FLOOR, samples='sheet', stages='sheet', fusion='sheet', samples_held=held, stages_held=held, fusion_held=held)
+
+STUDIES = dict(text_to_image=text_to_image, scaling=scaling, tokenizers=tokenizers, stability=stability, steps=steps, fusion=fusion, paradigms=paradigms, departures=departures, protocol=protocol)
 
 
 def made_up(source='yours', studies=STUDIES, seeds=(0, 1, 2), basis='simulated'):
@@ -86,10 +95,10 @@ def write(folder, **options):
     "Save them below a folder, each sheet of samples as a file beside its record."
     saved = made_up(**options)
     for r in saved:
-        if 'samples' in r.metrics:
-            r.metrics['samples'] = f'{r.key}-samples.png'
+        for name in [k for k, v in r.metrics.items() if v == 'sheet']:
+            r.metrics[name] = f'{r.key}-{name}.png'
             (folder/r.study).mkdir(parents=True, exist_ok=True)
-            sheet(dict(fusion=len(r.metrics.get('curve', [])), tokenizers=2).get(r.study, 9), r.seed).save(folder/r.study/r.metrics['samples'])
+            sheet(dict(fusion=len(r.metrics.get('curve', [])), tokenizers=2).get(r.study, 9), r.seed).save(folder/r.study/r.metrics[name])
         save_record(r, folder/r.study)
     return saved
 

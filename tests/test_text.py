@@ -1,0 +1,292 @@
+"Text to image: every family of encoders, the paper profile's road in small, the pipeline with prompts, the study and the demo."
+import dataclasses, json, os, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from maskgil import MaskGILPipeline, external, study, text_study
+from maskgil.core import fingerprint
+from maskgil.models import load_model
+from maskgil.pipeline import known_tokens, outpaint
+from maskgil.study import PROFILES
+from maskgil.text import TextEncoder, encode_captions, held_out, combinations, load_text_encoder
+from maskgil.text_study import TextBench, dry_run, text_options, train_stage
+from maskgil.tokenizers import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAPERMILL = str(Path(sys.executable).parent/'papermill')
+CAPTIONS = ['a red square', 'a blue square on the left', 'two green squares next to a red one', 'nothing']
+SIZES = dict(
+    gemma=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=8, max_position_embeddings=64),
+    t5=dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4),
+    clip_text_model=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64),
+)
+SIZES['gemma2'] = SIZES['gemma']
+
+
+def save_encoder(path, family):
+    "A text encoder of a family with random weights, in transformers' layout."
+    import tokenizers, transformers
+    words = sorted({w for c in CAPTIONS for w in c.split()})
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(['<pad>', '<unk>', *words])}, '<unk>'))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token='<pad>', unk_token='<unk>', model_max_length=16).save_pretrained(path)
+    config = transformers.AutoConfig.for_model(family, vocab_size=len(words) + 2, pad_token_id=0, bos_token_id=1, eos_token_id=1, **SIZES[family])
+    torch.manual_seed(0)
+    classes = dict(gemma='GemmaModel', gemma2='Gemma2Model', t5='T5EncoderModel', clip_text_model='CLIPTextModel')
+    getattr(transformers, classes[family])(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def gemma(tmp_path_factory): return save_encoder(tmp_path_factory.mktemp('encoders')/'tiny-gemma', 'gemma')
+
+
+@pytest.mark.parametrize('family', ['gemma', 'gemma2', 't5', 'clip_text_model'])
+def test_families(tmp_path, family):
+    encoder = load_text_encoder(save_encoder(tmp_path/family, family))
+    text = encoder.encode(CAPTIONS)
+    assert text.shape == (4, 8, 32) and text.isfinite().all()
+    assert (text != 0).any(-1).sum(1).tolist() == [len(c.split()) for c in CAPTIONS]
+    for i, c in enumerate(CAPTIONS): torch.testing.assert_close(encoder.encode([c])[0], text[i, :len(c.split())], atol=1e-5, rtol=0) # no neighbour matters
+    with pytest.raises(ValueError, match='has 17 tokens, and .* reads at most 16'): encoder.encode(['red ' * 17])
+    before_last = load_text_encoder(tmp_path/family, layer=-2)
+    assert not torch.allclose(before_last.encode(CAPTIONS), text) and before_last.fingerprint() != encoder.fingerprint()
+
+
+def test_there_is_one_loader():
+    assert external.load_text_encoder is load_text_encoder and external.TextEncoder is TextEncoder
+    text, mask = load_text_encoder('minilm')(['a cat', 'a cat next to a tree'])
+    assert text.shape == (2, 8, 384) and mask.sum(1).tolist() == [4, 8] and (text[0, 4:] == 0).all()
+
+
+def test_import_is_light():
+    done = subprocess.run([sys.executable, '-c', 'import maskgil.text, sys; print("transformers" in sys.modules)'], capture_output=True, text=True)
+    assert done.stdout.strip() == 'False', done.stderr
+
+
+def test_features_are_computed_once(gemma, tmp_path, monkeypatch):
+    encoder = load_text_encoder(gemma)
+    path, whole = tmp_path/'texts.npy', encode_captions(encoder, CAPTIONS, tmp_path/'whole.npy')
+    calls = []
+    def failing(self, captions, **options):
+        calls.append(len(captions))
+        if len(calls) == 3: raise KeyboardInterrupt
+        return real(self, captions, **options)
+    real = TextEncoder.texts
+    monkeypatch.setattr(TextEncoder, 'texts', failing)
+    with pytest.raises(KeyboardInterrupt): encode_captions(encoder, CAPTIONS, path, rows=3)
+    resumed = encode_captions(encoder, CAPTIONS * 2, path, rows=3)
+    assert (resumed.values == whole.values).all() and len(resumed) == len(CAPTIONS)
+    seen = len(calls)
+    encode_captions(encoder, CAPTIONS, path)
+    assert len(calls) == seen # found, not computed
+
+
+def test_held_out_combinations_are_not_trained_on(clean_cache):
+    bench = TextBench(PROFILES['smoke'])
+    for stage in (0, 1):
+        for images in bench.sets(stage): assert not any(held_out(*c) for s in images.scenes for c in combinations(s, images.vocabulary))
+        for images in bench.sets(stage, 'held-out', 20): assert all(any(held_out(*c) for c in combinations(s, images.vocabulary)) for s in images.scenes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    "Images of several shapes with captions."
+    for i in range(36):
+        Image.new('RGB', [(40, 20), (24, 24), (20, 40)][i % 3], ['red', 'blue', 'green', 'white'][i % 4]).save(tmp_path/f'{i:02}.png')
+        (tmp_path/f'{i:02}.txt').write_text(CAPTIONS[i % 4])
+    return tmp_path
+
+
+def small_paper(folder, gemma, **changes):
+    "The paper's row with its sizes made small: the same data, encoder family, stages and objectives."
+    return dataclasses.replace(PROFILES['paper'], **dict(data=str(folder), text_encoder=str(gemma), tokenizer_prefix='smoke-', size_prefix='smoke-', tokenizer_steps=1,
+                               tokenizer_batch_size=8, budgets=(16, 36), max_ratio=2.5, stage_images=(8, 8), stage_batch=(4, 4), extractor='el0', steps=2) | changes)
+
+
+def test_a_step_of_the_paper_profile(folder, gemma, clean_cache, monkeypatch):
+    bench = TextBench(small_paper(folder, gemma), device='cpu')
+    assert len(bench.data[0].grids) == 1 and len(bench.data[1].grids) == 3 and len(bench.data[0]) == len(bench.data[1]) == 36
+    started = []
+    real = text_study.fit
+    def fit(model, *args, **options):
+        started.append(fingerprint(*(w.detach() for w in model.state_dict().values())))
+        return real(model, *args, **options)
+    monkeypatch.setattr(text_study, 'fit', fit)
+    first, second = train_stage(bench, 0), train_stage(bench, 1)
+    ended = fingerprint(*(w.detach() for w in first.model.state_dict().values()))
+    assert started[0] != ended == started[-1] # the second stage begins where the first ended
+    assert fingerprint(*(w.detach() for w in second.model.state_dict().values())) != ended
+    assert second.history[-1]['step'] == 2 and second.model.config.text_width == 32 and second.model.config.qk_norm and second.model.config.post_norm
+    images = text_study.draw_texts(bench, second.model, ['a red square', None], (16, 32))
+    assert images.shape == (2, 3, 16, 32)
+
+
+def test_dry_run_of_the_smoke_profile():
+    plan = dry_run(PROFILES['smoke'])
+    assert plan.groupby('stage').size().tolist() == [1, 3] and (plan.activations_mib > 0).all()
+    first = plan[plan.stage == 1].iloc[0]
+    assert first.tokens == 16 and first.pixels == '16x16'
+
+
+@pytest.fixture(scope='module')
+def pipe(gemma):
+    "An untrained pipeline whose output layer says something."
+    bench = dataclasses.replace(PROFILES['smoke'], text_tokenizer='chameleon-vq', text_encoder=str(gemma))
+    mar, ar = (load_model(**text_options(bench, 1, 32, ar=ar)) for ar in (False, True))
+    for m in (mar, ar): torch.nn.init.normal_(m.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
+    return MaskGILPipeline(mar, load_tokenizer('smoke-chameleon-vq'), defaults=dict(steps=4, cfg=2., dtype='float32'), text_encoder=str(gemma), ar=ar,
+                           buckets=[(4, 4), (4, 8), (6, 6), (8, 4)])
+
+
+def same(a, b): return [x.tobytes() for x in a] == [x.tobytes() for x in b]
+
+
+def test_prompts(pipe):
+    a = pipe(prompts=CAPTIONS[:2], height=16, width=32, seed=1)
+    assert [x.size for x in a] == [(32, 16)] * 2
+    assert pipe.draw(prompts=CAPTIONS[:2], height=16, width=32, seed=1).equal(pipe.draw(prompts=CAPTIONS[:2], height=16, width=32, seed=1, batch_size=1)) # a picture does not depend on the batch
+    assert not same(a[:1], pipe(prompts=CAPTIONS[2:3], height=16, width=32, seed=1))
+    assert same(pipe(prompts='a red square'), pipe(prompts=['a red square']))
+    assert pipe(prompts='a red square')[0].size == (24, 24) and pipe(prompts=[]) == []
+    unconditional = pipe(prompts=[None, None], seed=3)
+    assert same(unconditional, pipe(prompts=[None, None], cfg=1., seed=3)) # nothing to be guided by
+
+
+@pytest.mark.parametrize('ar_tokens', [0, 10, 36])
+def test_negative_prompts(pipe, ar_tokens):
+    options = dict(prompts='a red square', ar_tokens=ar_tokens)
+    plain, away = pipe(**options), pipe(**options, negative_prompt='a blue square')
+    assert not same(plain, away)
+    assert same(away, pipe(**options, negative_prompt='a blue square'))
+    # the text itself as what to stay away from: guidance has nowhere to go
+    assert same(pipe(**options, negative_prompt='a red square'), pipe(**options, negative_prompt='a red square', cfg=5.))
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(prompts=['']), 'a text that is not empty'),
+    (dict(prompts=['a cat', '  ']), 'a text that is not empty'),
+    (dict(prompts=[3]), 'a text that is not empty'),
+    (dict(prompts='red ' * 20), 'has 20 tokens, and tiny-gemma reads at most 16'),
+    (dict(prompts='red', negative_prompt='red ' * 20), 'has 20 tokens'),
+    (dict(prompts='red', height=-16), '-16x24 pixels do not fit'),
+    (dict(prompts='red', height=0, width=16), '0x16 pixels do not fit'),
+    (dict(prompts='red', height=18, width=16), 'multiples of 4'),
+    (dict(prompts='red', height=8, width=64), 'at most 2 times the other'),
+    (dict(prompts='red', height=256, width=256), '16 to 36 tokens'),
+    (dict(prompts='red', negative_prompt='blue', cfg=1.), 'cfg is 1'),
+    (dict(prompts='red', ar_tokens=37), 'between 0 and 36'),
+    (dict(labels=[0]), 'this model reads texts: give prompts'),
+    (dict(labels=[0], prompts='red'), 'either labels or prompts'),
+    (dict(), 'either labels or prompts'),
+])
+def test_mistakes_are_named(pipe, options, says):
+    with pytest.raises(ValueError) as e: pipe(**options)
+    assert says in str(e.value)
+
+
+def test_inpainting_keeps_tokens(pipe):
+    image = pipe(prompts='nothing', seed=5)[0]
+    mask = Image.new('L', image.size, 0)
+    mask.paste(255, (9, 3, 20, 17))
+    known = known_tokens(image, mask, pipe.tokenizer)
+    kept = known != pipe.tokenizer.codebook_size
+    assert 0 < kept.sum() < 36
+    drawn = pipe.draw(prompts=CAPTIONS, image=image, mask=mask)
+    for x in drawn: assert x[kept[0]].equal(known[kept])
+    assert not drawn[0].equal(drawn[2]) and (drawn < pipe.tokenizer.codebook_size).all()
+    black = Image.new('L', image.size, 0)
+    assert pipe.draw(prompts='nothing', image=image, mask=black).equal(pipe.tokenizer.encode(pixels_of(image)))
+    canvas, mask = outpaint(pipe(prompts='nothing', height=16, width=16)[0], 16, 32, left=0)
+    assert pipe(prompts='nothing', image=canvas, mask=mask)[0].size == (32, 16)
+    with pytest.raises(ValueError, match='masked decoding'): pipe(prompts='nothing', image=canvas, mask=mask, ar_tokens=4)
+
+
+def pixels_of(image):
+    import numpy as np
+    from maskgil.data import to_float
+    return to_float(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
+
+
+def test_animation_and_saving(pipe, tmp_path):
+    frames = Image.open(pipe.animate(tmp_path/'steps.gif', prompts=['a red square', 'nothing'], steps=3, scale=2))
+    assert frames.n_frames == 3
+    again = MaskGILPipeline.from_pretrained(pipe.save_pretrained(tmp_path/'saved'), device='cpu')
+    for options in (dict(), dict(ar_tokens=12), dict(negative_prompt='nothing')):
+        assert same(pipe(prompts=CAPTIONS[:2], **options), again(prompts=CAPTIONS[:2], **options))
+    assert again.buckets == pipe.buckets and 'text-to-image' in (tmp_path/'saved'/'README.md').read_text()
+    with pytest.raises(ValueError, match='give the text encoder'): MaskGILPipeline(pipe.model, pipe.tokenizer)
+
+
+def papermill(notebook, *args, **env):
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | env
+    return subprocess.run([PAPERMILL, str(ROOT/'nbs'/notebook), *map(str, args)], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=env)
+
+
+def test_study(tmp_path):
+    "The smoke profile from images to a record, and a pipeline that the demo opens."
+    env = dict(MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
+    saved = tmp_path/'pipeline'
+    done = papermill('text_to_image.ipynb', '-p', 'profile', 'smoke', '-p', 'checkpoint', saved, **env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    path, = (tmp_path/'results'/'runs'/'text_to_image').glob('*.json')
+    record = json.loads(path.read_text())
+    told = {(c['stage'], c['told']) for c in record['metrics']['curve'] if 'told' in c}
+    assert {(2, t) for t in ('text', 'class', 'nothing', 'seen', 'real')} | {(1, 'text')} <= told
+    for c in record['metrics']['curve']:
+        for name, m in c['metrics'].items(): assert m['n'] == 24 and (name == 'seconds_per_image' or m['low'] <= m['value'] <= m['high'])
+    assert {c['pixels'] for c in record['metrics']['curve'] if 'pixels' in c} == {'16x16', '16x32', '24x24', '32x16'}
+    for name in ('samples', 'stages', 'fusion'):
+        sheet = Image.open(path.with_name(record['metrics'][name]))
+        for held in record['metrics'][f'{name}_held']:
+            left, top, width, height = held['box']
+            assert left + width <= sheet.width and top + height <= sheet.height and held['label']
+    assert sum(f.stat().st_size for f in saved.iterdir()) < 2**20
+
+    pytest.importorskip('ipywidgets')
+    done = papermill('demo.ipynb', tmp_path/'demo.ipynb', '-p', 'checkpoint', saved, **env)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert 'image/png' in (tmp_path/'demo.ipynb').read_text()
+
+
+@pytest.mark.parametrize('args, says', [
+    (('-p', 'profile', 'paper'), 'the profile paper needs images with captions'),
+    (('-p', 'profile', 'smoke', '-p', 'encoder', 'minlm'), "Did you mean 'minilm'?"),
+    (('-p', 'encodr', 'minilm'), "Did you mean 'encoder'?"),
+])
+def test_study_mistakes(tmp_path, args, says):
+    done = papermill('text_to_image.ipynb', *args, MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
+    assert done.returncode and says in done.stderr, done.stderr[-2000:]
+
+
+def test_the_paper_profile_as_a_plan(tmp_path):
+    done = papermill('text_to_image.ipynb', tmp_path/'plan.ipynb', '-p', 'profile', 'paper', '-p', 'dry_run', 'True', MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    text = (tmp_path/'plan.ipynb').read_text()
+    for said in ('756,906,496 parameters', 'GiB', 'EFLOP', 'hours of one H100', '256x256', '512x512'): assert said in text, said
+    assert not list((tmp_path/'results').glob('runs/*/*.json')) # a plan is no run
+
+
+CHECKPOINT = ROOT/'checkpoints'/'openmoji-mini-text'
+
+
+def test_the_committed_checkpoint(tmp_path):
+    "At most 12 MB, and a picture from a sentence in under 10 seconds, import and loading included."
+    assert sum(f.stat().st_size for f in CHECKPOINT.iterdir()) <= 12e6
+    code = f"from maskgil import MaskGILPipeline; p = MaskGILPipeline.from_pretrained({str(CHECKPOINT)!r}); p(prompts=['a red apple on a blue background'], height=32, width=72)[0].save('drawn.png')"
+    started = time.monotonic()
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), check=True, stdin=subprocess.DEVNULL)
+    assert time.monotonic() - started < 10
+    assert Image.open(tmp_path/'drawn.png').size == (72, 32)
+
+
+def test_the_committed_record():
+    "Held-out combinations are found better than by chance, and better than by the baselines."
+    record = next(r for r in study.records('text_to_image', ['reference']) if r.profile == 'mini' and r.seed == 0)
+    assert record.basis == 'measured'
+    at = lambda told: next(c['metrics']['found_caption'] for c in record.metrics['curve'] if (c.get('told'), c['stage'], c.get('ar_share')) == (told, 2, None) and c.get('cfg', 2.) == 2.)
+    assert at('text')['low'] > .1
+    assert at('text')['low'] > max(at('class')['high'], at('nothing')['high'])
