@@ -58,7 +58,7 @@ def test_objectives_are_the_joint_cross_entropy(kind, groups, loss_on):
     batch = objective.batch(Codes(), torch.arange(8), torch.Generator().manual_seed(0))
     loss, logs = objective.loss(model, batch)
     if model.config.causal:
-        logits, targets = model.logits(batch['tokens'][:, :-1], batch['labels'], batch['drop']).flatten(0, 1), batch['tokens'].flatten()
+        logits, targets = model.logits(batch['tokens'].flatten(1)[:, :-1], batch['labels'], batch['drop']).flatten(0, 1), batch['tokens'].flatten()
     else:
         at = batch['hidden'] if loss_on == 'masked' else torch.ones_like(batch['hidden'])
         logits, targets = model.logits(batch['tokens'], batch['labels'], batch['drop'], at=at), batch['targets'].flatten(1)[at]
