@@ -676,14 +676,14 @@ def samples_and_seconds(
         left.spines[['left', 'bottom']].set_visible(False)
     return fig
 
-# %% ../nbs/10_figures.ipynb #4ed7c123
+# %% ../nbs/10_figures.ipynb #f26db499
 def drawn_texts(
     records: Iterable[Record], # of the study of text to image
     name: str = 'samples', # of the file; `<name>_held` says what is where
     inches: float = 9.6, # width of the figure
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
     "Rows of pictures with their captions, from your newest run, or the reference's."
-    import matplotlib.image, matplotlib.pyplot as plt
+    import matplotlib.image, matplotlib.patches, matplotlib.pyplot as plt
     found = [r for r in records if r.path and r.metrics.get(f'{name}_held') and record_file(r, name)]
     if not found: return None
     r = sorted(found, key=lambda r: SOURCES.index(r.source))[-1]
@@ -700,6 +700,7 @@ def drawn_texts(
             for i, (caption, (left, top, w, h)) in enumerate(zip(part.caption, part.box)):
                 at = i*wide + (wide - w)/2
                 ax.imshow(sheet[top:top + h, left:left + w], extent=(at, at + w, y + h, y), interpolation='nearest')
+                ax.add_patch(matplotlib.patches.Rectangle((at, y), w, h, fill=False, edgecolor=PALE, linewidth=.8)) # a white picture has an end
                 ax.text(at + w/2, y + h + 3/points, textwrap.fill(caption, int(wide*points/4.6)), ha='center', va='top', fontsize=8.5)
             y += high + (room if part.caption.any() else 4/points)
         ax.set(xlim=(-wide/3, wide*max(map(len, rows))), ylim=(y, 0), aspect='equal'); ax.set_axis_off()

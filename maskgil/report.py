@@ -186,7 +186,7 @@ def norm_finding(evidence: Evidence) -> str:
     said = lambda r: f"{named('norms', r.norms)} × {_times(r['last']/r['first'])}, × {_times(r.later)} of it after the first tenth" + (f' ({r.diverged} of {r.seeds} diverged, the first at step {r.stop:,.0f})' if r.diverged else '')
     return 'Growth of the output norm from the first step to the last. ' + told(ends.assign(label='norms'), 'norms', said).replace(' (norms, ', ' (') if len(ends) else ''
 
-# %% ../nbs/14_report.ipynb #ec77fdca
+# %% ../nbs/14_report.ipynb #b6c3cec1
 def over_steps(table: pd.DataFrame, along: str = 'steps') -> pd.DataFrame:
     "FID of the study of decoding along one of its settings."
     rows = at_best_guidance(one_at_a_time(table, along), along) if along != 'order' else one_at_a_time(table, along)
@@ -213,8 +213,10 @@ def fusion_finding(evidence: Evidence) -> str:
 def text_finding(evidence: Evidence) -> str:
     "How often the text of a picture is found, by what the model was told."
     rows = told_rows(evidence.table)
-    said = lambda r: f"{look('told', r.told)[0]} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]"
-    return f'How often the text of a picture is found among {CANDIDATES}, by what the model was told; chance is {1/CANDIDATES:g}. ' + told(rows[rows.family == 'found_caption'], 'told', said) if len(rows) else ''
+    said = lambda r, name: f'{name} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]'
+    parts = told(rows[rows.told == 'text'], 'family', lambda r: said(r, r.label.split()[0])) if len(rows) else ''
+    return (f'How often the text of a picture is found among {CANDIDATES}, by what the model was told; chance is {1/CANDIDATES:g}. '
+            + told(rows[rows.family == 'found_caption'], 'told', lambda r: said(r, look('told', r.told)[0])) + f' What of the text is found: {parts}') if len(rows) else ''
 
 def speed_finding(evidence: Evidence) -> str:
     "Where AR with a cache and MAR are equally fast."

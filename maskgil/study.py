@@ -85,7 +85,7 @@ class Profile:
     def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
     def size(self, name: str) -> str: return self.size_prefix + name
 
-# %% ../nbs/08_study.ipynb #c6771304
+# %% ../nbs/08_study.ipynb #4dbd69d0
 PROFILES: dict[str, Profile] = {p.name: p for p in (
     Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
             tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
@@ -100,7 +100,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=400, extractor='el0', seeds=(0, 1, 2),
             study_epochs=(2, 4), step_grid=(1, 2, 4, 8, 16, 32), sample_counts=(100, 200, 400, 800), stability_steps=100,
             stability_learning_rate=5e-3, speed_batches=(1, 4, 16, 64),
-            budgets=(72, 144), vocabulary=(('Animals & Nature', 24), ('Food & Drink', 24)), scenes=(9_000, 4_000), stage_images=(20_000, 4_000), stage_batch=(16, 16), ar_images=(4_000, 1_000),
+            budgets=(72, 144), vocabulary=(('Animals & Nature', 24), ('Food & Drink', 24)), scenes=(9_000, 4_000), stage_images=(16_000, 3_000), ar_images=(4_000, 1_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',

