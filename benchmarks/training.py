@@ -1,10 +1,11 @@
 """Training speed of the mini models as a share of what a large matrix product reaches, side by side in one run.
 
-    python benchmarks/training.py [--sizes b l xl xxl] [--batch 64] [--rounds 5]
+    python benchmarks/training.py [--sizes b l xl xxl] [--batch 64] [--rounds 5] [--threads 1]
 
 A training step is everything: hiding tokens, forward, loss, backward, clipping, AdamW. Its operations are counted by
 `models.training_flops`, which agrees with torch's own counter (see nbs/03_models.ipynb). Steps and matrix products
-alternate, so a busy machine slows both; the median of the ratios is printed.
+alternate, so a busy machine slows both; the median of the ratios is printed. `make reproduce` trains two models
+at a time with one thread each, so one thread is the default here.
 """
 import argparse, statistics, time
 
@@ -42,7 +43,9 @@ def main():
     parser.add_argument('--sizes', nargs='+', default=['b', 'l', 'xl', 'xxl'])
     parser.add_argument('--batch', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=1, help='0 leaves it to torch')
     args = parser.parse_args()
+    if args.threads: torch.set_num_threads(args.threads)
     device, dtype = pick_device(), pick_dtype()
     matmul, matmul_flops = product(device, dtype)
     print(f'{device}, {dtype}, {torch.get_num_threads()} threads')

@@ -74,11 +74,13 @@ def exactly(value: float, text: str = '', unit: str = '') -> Estimate:
     "A number without doubt."
     return Estimate(value, 0., unit=unit, text=text or f'{value:g}')
 
-# %% ../nbs/09_claims.ipynb #189b8f95
+# %% ../nbs/09_claims.ipynb #f935cea8
 RESULTS = ('seed', 'metric', 'family', 'label', 'value', 'low', 'high', 'n', 'note', 'key') # columns that do not say where a point is
 
 class NoData(Exception):
     "What a claim needs is not in the table."
+
+def _short(value): return f'{value:,.0f}' if abs(value) >= 1e5 else f'{value:.5g}'
 
 def estimate(
     rows: pd.DataFrame, # one point: a row for each seed, as `study.long_table` has them
@@ -91,7 +93,7 @@ def estimate(
     between = float(rows.value.var()) # NaN with one seed
     of_a_run = float(np.fmax(within, between)) # the larger, or the one that is known
     freedom = max(len(rows) - 1, 1) if between > within or math.isnan(within) else math.inf
-    return Estimate(value := float(rows.value.mean()), None if math.isnan(of_a_run) else of_a_run/len(rows), freedom, seeds, unit, f'{name} {value:.5g}')
+    return Estimate(value := float(rows.value.mean()), None if math.isnan(of_a_run) else of_a_run/len(rows), freedom, seeds, unit, f'{name} {_short(value)}')
 
 # %% ../nbs/09_claims.ipynb #27d80f54
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'no data')
@@ -132,7 +134,7 @@ def stated(
     "A verdict that is no measurement."
     return Verdict('supported' if true else 'contradicted', says=says)
 
-# %% ../nbs/09_claims.ipynb #1e0d9672
+# %% ../nbs/09_claims.ipynb #26955811
 BY_SIZE, BY_CODEBOOK, ARCHITECTURES = (ORDER[c] for c in ('size', 'tokenizer', 'architecture'))
 
 def where(
@@ -149,7 +151,7 @@ def at(
     **point: Any, # by column
 ) -> Estimate:
     "One metric at one point."
-    name = ' '.join(v.upper() if k == 'size' else v if isinstance(v, str) else f"{k.replace('_', ' ')} {v:g}" for k, v in point.items())
+    name = ' '.join(v.upper() if k == 'size' else v if isinstance(v, str) else f"{k.replace('_', ' ')} {v:,.0f}" if float(v).is_integer() else f"{k.replace('_', ' ')} {v:g}" for k, v in point.items())
     rows = where(table, family=family, **point)
     if rows.empty: raise NoData(f'no {family} of {name}')
     return estimate(rows, name)

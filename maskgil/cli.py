@@ -240,7 +240,7 @@ class NoFiles:
 
 if running_papermill(sys.orig_argv): install()
 
-# %% ../nbs/11_cli.ipynb #f23efc5c
+# %% ../nbs/11_cli.ipynb #c2940d51
 COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it does
     sample=('maskgil.pipeline:sample', 'draw a sheet of images from a trained checkpoint'),
     report=('maskgil.report:write_report', 'render reports/ from the records'),
@@ -272,6 +272,9 @@ def main(argv: list[str] | None = None) -> None:
     function = getattr(importlib.import_module(module), name)
     try: function(**vars(options(function).parse_args(given.options)))
     except (ValueError, OSError) as e: sys.exit(f'{type(e).__name__}: {e}')
+    except KeyboardInterrupt:
+        print('interrupted: the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
 
 # %% ../nbs/11_cli.ipynb #2eafb4da
 if __name__ == '__main__' and '__file__' in globals(): main() # not in a notebook

@@ -646,7 +646,7 @@ def sheets(
             ax.set_title(f'{look(by, r.parameters[by])[0]} ({NAMES[r.source].lower()}, {r.profile} profile)')
     return fig
 
-# %% ../nbs/10_figures.ipynb #37d4b1e2
+# %% ../nbs/10_figures.ipynb #13405ab6
 def samples_and_seconds(
     records: Iterable[Record], # of the study of fusion
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
@@ -655,7 +655,9 @@ def samples_and_seconds(
     chosen = with_sheet(records, 'size')
     if not chosen: return None
     r = chosen[-1]
-    times = {p['ar_tokens']: p['metrics'].get('seconds_per_image') for p in r.metrics['curve']}
+    seeds = [s for s in records if (s.source, s.parameters, s.profile) == (r.source, r.parameters, r.profile)]
+    timed = [(p['ar_tokens'], p['metrics'].get('seconds_per_image')) for s in seeds for p in s.metrics['curve']]
+    times = {k: [1e3*t['value'] for at, t in timed if at == k and t] for k, _ in timed} # ms of each seed
     picture, tokens = matplotlib.image.imread(record_file(r, 'samples')), sorted(times)
     rows, share = -np.arange(len(tokens)), picture.shape[0]/picture.shape[1]
     with canvas(1, 2, height=6.2*share, sharey=True, width_ratios=[6.2, 2.2]) as (fig, ((left, right),)):
@@ -663,8 +665,10 @@ def samples_and_seconds(
         left.set(yticks=rows, yticklabels=[f'{k}' for k in tokens], xticks=[], ylabel='tokens drawn by AR')
         for y, k in zip(rows, tokens):
             if not times[k]: continue
-            right.barh(y, 1e3*times[k]['value'], height=.5, color=BLUE)
-            right.annotate(f"{1e3*times[k]['value']:.3g} ms", (1e3*times[k]['value'], y), xytext=(4, 0), textcoords='offset points', va='center', fontsize=9)
+            mean, most = sum(times[k])/len(times[k]), max(times[k])
+            right.barh(y, mean, height=.5, color=BLUE)
+            if len(times[k]) > 1: right.plot([min(times[k]), most], [y, y], color=BLACK, linewidth=1.2)
+            right.annotate(f'{mean:.3g} ms', (most, y), xytext=(4, 0), textcoords='offset points', va='center', fontsize=9)
         right.set(xlabel='ms per image', title='Time'); right.grid(visible=False); right.tick_params(labelleft=False)
         left.set_title(f"{look('size', r.parameters['size'])[0]} ({NAMES[r.source].lower()}, {r.profile} profile)"); left.grid(visible=False)
         for ax in (left, right): ax.tick_params(axis='y', length=0)

@@ -20,15 +20,16 @@ from .figures import (LOOKS, NAMES, against, at_best_guidance, at_the_end, cross
 from .study import SOURCES, Record, as_text, best_guidance, compare, history_table, latest, long_table, of_profile, over_seeds, published, records, shown
 
 # %% auto #0
-__all__ = ['HEADS', 'DECIMALS', 'VERDICTS', 'TOKENIZER_NAMES', 'ARCHITECTURES', 'COST', 'SECTIONS', 'LEAD', 'CREDIT', 'CLAIMS',
-           'RUNS', 'STYLE', 'Evidence', 'evident', 'gather', 'told', 'number', 'named', 'lowest', 'optimum', 'duel',
-           'at_the_last_epoch', 'size_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding',
-           'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding',
-           'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'departure_rows',
-           'departure_finding', 'rule_rows', 'rule_finding', 'three_columns', 'frame_table', 'quality_table',
-           'norms_table', 'rules_table', 'departures_table', 'cost_table', 'sizes_table', 'damaged_cells', 'scorecard',
-           'verdict_counts', 'Figure', 'Table', 'Section', 'missing', 'status_table', 'compose', 'anchor', 'html_table',
-           'to_html', 'markdown_table', 'to_markdown', 'write_report']
+__all__ = ['HEADS', 'DECIMALS', 'VERDICTS', 'TOKENIZER_NAMES', 'ARCHITECTURES', 'COST', 'OPTIONS', 'SECTIONS', 'LEAD', 'CREDIT',
+           'CLAIMS', 'RUNS', 'STYLE', 'Evidence', 'evident', 'gather', 'told', 'number', 'signed', 'named', 'lowest',
+           'optimum', 'duel', 'at_the_last_epoch', 'size_finding', 'curve_finding', 'growth_finding',
+           'guidance_finding', 'reconstruction_finding', 'tokenizer_finding', 'tokenizer_values', 'model_finding',
+           'head_finding', 'norm_ends', 'norm_finding', 'over_steps', 'decoding_finding', 'images_finding',
+           'fusion_finding', 'speed_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding',
+           'three_columns', 'frame_table', 'quality_table', 'norms_table', 'rules_table', 'departures_table',
+           'cost_table', 'sizes_table', 'damaged_cells', 'scorecard', 'verdict_counts', 'summary', 'Figure', 'Table',
+           'Section', 'missing', 'status_table', 'compose', 'anchor', 'html_table', 'to_html', 'markdown_table',
+           'to_markdown', 'write_report']
 
 # %% ../nbs/14_report.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def gather(
     kept = set(zip(table.source, table.key))
     return Evidence([r for r in found if (r.source, r.key) in kept], over_seeds(table) if len(table) else table)
 
-# %% ../nbs/14_report.ipynb #f1ae2201
+# %% ../nbs/14_report.ipynb #0595ff23
 def told(
     table: pd.DataFrame, # rows of one metric
     by: str, # the order of the rows
@@ -71,6 +72,8 @@ def _by_source(table, by='size'): # title, rows in the order of LOOKS
 def number(row: pd.Series) -> str:
     "The paper to the digit, ours to one decimal."
     return str(row.value) if row.source == 'paper' else f'{row.value:.1f}'
+
+def signed(value: float) -> str: return f'{value:+.1f}'.replace('-', '−')
 
 def named(column: str, value: Any) -> str: return f'{value:,g}' if isinstance(value, (int, float, np.number)) else look(column, value)[0]
 
@@ -105,17 +108,21 @@ def duel(
         if len(a): said.append(f"{title}: {named(by, first)} is below {named(by, second)} with {int((a.value < b.value).sum())} of {len(a)}" + (f', beyond the intervals with {int((a.high < b.low).sum())}' if a.high.notna().any() else '') + '.')
     return ' '.join(said)
 
-# %% ../nbs/14_report.ipynb #0d1a486e
+# %% ../nbs/14_report.ipynb #ab5ff0c3
 def at_the_last_epoch(evidence: Evidence, *by: str) -> pd.DataFrame:
-    "FID at the end of training and the best guidance scale."
-    last = at_the_end(at_best_guidance(evidence.table), by)
+    "FID at the end of training, at the best of all guidance scales that were measured then."
+    last = at_best_guidance(at_the_end(evidence.table, by))
     return last[last.family == 'fid']
 
 def size_finding(evidence: Evidence) -> str:
     "FID at the end of training, for each size and source."
+    return 'Each size after its last epoch, at its best guidance scale. ' + told(at_the_last_epoch(evidence, 'size'), 'size', lambda r: f"{named('size', r['size'])} {number(r)}")
+
+def curve_finding(evidence: Evidence) -> str:
+    "Where the curves over training end."
     best = best_guidance(evidence.table)
     last = best.loc[best.groupby(['source', 'data', 'size'], sort=False).epoch.idxmax()]
-    return 'Each size after its last epoch. ' + told(last, 'size', lambda r: f"{named('size', r['size'])} {number(r)}")
+    return 'At the best of the guidance scales that were measured at every epoch. ' + told(last, 'size', lambda r: f"{named('size', r['size'])} ends at {number(r)}")
 
 def growth_finding(evidence: Evidence) -> str:
     "How many steps up in size lower the FID."
@@ -161,21 +168,25 @@ def head_finding(evidence: Evidence) -> str:
 
 def _times(ratio): return f'{ratio:,.0f}' if ratio >= 20 else f'{ratio:.3g}'
 
-# %% ../nbs/14_report.ipynb #fe0bb5db
+# %% ../nbs/14_report.ipynb #129218ae
 def norm_ends(history: pd.DataFrame) -> pd.DataFrame: # from `study.history_table`
-    "Output norm at the first and last step of each choice of norms, mean over seeds, and where runs diverged."
+    "Output norm at the first and last step of each choice of norms, its growth from the second tenth to the last, means over seeds; and where runs diverged."
     rows = history[(history.name == 'output_norm') & history.value.notna()].sort_values('step') if len(history) else history
     if rows.empty: return pd.DataFrame()
-    ends = rows.groupby(['source', 'data', 'norms', 'seed'], sort=False).agg(first=('value', 'first'), last=('value', 'last'), stop=('diverged_at', 'first')).reset_index()
-    return ends.groupby(['source', 'data', 'norms'], sort=False).agg(seeds=('seed', 'size'), first=('first', 'mean'), last=('last', 'mean'), diverged=('stop', 'count'), stop=('stop', 'min')).reset_index()
+    run = ['source', 'data', 'norms', 'seed']
+    done = rows.step / rows.groupby(run).step.transform('max')
+    rows = rows.assign(early=rows.value.where(done.between(.1, .2)), late=rows.value.where(done > .9))
+    ends = rows.groupby(run, sort=False).agg(first=('value', 'first'), last=('value', 'last'), early=('early', 'mean'), late=('late', 'mean'), stop=('diverged_at', 'first')).reset_index()
+    ends = ends.assign(later=ends.late/ends.early)
+    return ends.groupby(run[:-1], sort=False).agg(seeds=('seed', 'size'), first=('first', 'mean'), last=('last', 'mean'), later=('later', 'mean'), diverged=('stop', 'count'), stop=('stop', 'min')).reset_index()
 
 def norm_finding(evidence: Evidence) -> str:
     "By how much the output norm grows, and which runs diverged."
     ends = norm_ends(evidence.history)
-    said = lambda r: f"{named('norms', r.norms)} × {r['last']/r['first']:.3g}" + (f' ({r.diverged} of {r.seeds} diverged, the first at step {r.stop:,.0f})' if r.diverged else '')
+    said = lambda r: f"{named('norms', r.norms)} × {_times(r['last']/r['first'])}, × {_times(r.later)} of it after the first tenth" + (f' ({r.diverged} of {r.seeds} diverged, the first at step {r.stop:,.0f})' if r.diverged else '')
     return 'Growth of the output norm from the first step to the last. ' + told(ends.assign(label='norms'), 'norms', said).replace(' (norms, ', ' (') if len(ends) else ''
 
-# %% ../nbs/14_report.ipynb #15c2ca43
+# %% ../nbs/14_report.ipynb #5eb03ccf
 def over_steps(table: pd.DataFrame, along: str = 'steps') -> pd.DataFrame:
     "FID of the study of decoding along one of its settings."
     rows = at_best_guidance(one_at_a_time(table, along), along) if along != 'order' else one_at_a_time(table, along)
@@ -204,8 +215,15 @@ def speed_finding(evidence: Evidence) -> str:
     rows, said = largest_timed(evidence.table), []
     for (source, data), part in rows[rows.family == 'seconds_per_image'].groupby(['source', 'data'], sort=False):
         at, mean = crossover(part), part.groupby('system').value.mean()
-        if len(mean) == 2: said.append(f"{NAMES[source]} ({data}, {named('size', part['size'].iloc[0])}): " + (f'equally fast at batches of {at:.0f}.' if at else f'{mean.idxmin()} is faster at every batch from {part.batch.min():.0f} to {part.batch.max():.0f}.'))
+        if len(mean) == 2: said.append(f"{NAMES[source]} ({data}, {named('size', part['size'].iloc[0])}): " + (f'equally fast in batches of about {at:.0f}; ' + _ends(part) if at else f'{mean.idxmin()} is faster at every batch from {part.batch.min():.0f} to {part.batch.max():.0f}.'))
     return 'AR with a cache against MAR. ' + ' '.join(said) if said else ''
+
+def _ends(part): # who is faster at the two ends of the batches
+    said = []
+    for batch in (part.batch.min(), part.batch.max()):
+        both = [*part[part.batch == batch].sort_values('value').itertuples()]
+        if len(both) == 2: fast, slow = both; said.append(f"{fast.system} is {slow.value/fast.value:.1f} times faster with {batch:,.0f} ({1e3*fast.value:.3g} against {1e3*slow.value:.3g} ms an image)")
+    return ', '.join(said) + '.'
 
 def departure_rows(evidence: Evidence) -> pd.DataFrame:
     "Change in FID of each departure."
@@ -215,8 +233,10 @@ def departure_finding(evidence: Evidence) -> str:
     "Which departures move FID beyond the interval."
     said = []
     for (source, data), part in departure_rows(evidence).groupby(['source', 'data'], sort=False):
+        part, whole = part[part.change != 'released'], part[part.change == 'released']
         clear = part[(part.low > 0) | (part.high < 0)]
-        said.append(f'{NAMES[source]} ({part.label.iloc[0]}, {data}): {len(clear)} of {len(part)} departures change FID beyond the interval' + ''.join(f"{', ' if i else ': '}{c} {v:+.1f}" for i, (c, v) in enumerate(zip(clear.change, clear.value))) + '.')
+        said.append(f'{NAMES[source]} ({part.label.iloc[0]}, {data}): {len(clear)} of {len(part)} departures change FID beyond the interval' + ''.join(f"{', ' if i else ': '}{c} {signed(v)}" for i, (c, v) in enumerate(zip(clear.change, clear.value)))
+                    + ''.join(f'; all together {signed(r.value)} [{signed(r.low)}, {signed(r.high)}]' for _, r in whole.iterrows()) + '.')
     return ' '.join(said)
 
 # %% ../nbs/14_report.ipynb #0a4b9ddc
@@ -233,7 +253,7 @@ def rule_finding(evidence: Evidence) -> str:
         said.append(f'{NAMES[source]} ({data}): {len(clear)} of {len(part)} rules change FID beyond the interval' + (', most of all ' + ', '.join(f'{r.rule} {r.value:+.1f}' for _, r in clear.head(3).iterrows()) if len(clear) else '') + '.')
     return ' '.join(said)
 
-# %% ../nbs/14_report.ipynb #2d3bbf77
+# %% ../nbs/14_report.ipynb #47ce3da0
 HEADS = dict(share='training done', cfg='guidance', codebook_size='codes', ar_tokens='AR tokens', head='output layer', change='departure', system='paradigm')
 
 def three_columns(
@@ -250,7 +270,7 @@ def three_columns(
         sides = [as_text(_ordered(compare(rows, f, by, part=part)), 'fid' if f in UNITS else f) for f in families if (rows.family == f).any()] # one digit is enough for UNITS
         if not sides: return pd.DataFrame()
         once = [side.drop(columns=[c for c in side if c.endswith(': none yet')]) for side in sides[1:]] # what is missing is said once
-        text = pd.concat([sides[0], *once], axis=1).fillna('–')
+        text = pd.concat([sides[0], *once], axis=1).fillna('–').rename(columns={'paper: none yet': 'paper: not printed'})
         return _named(text.loc[:, ~text.columns.duplicated()].reset_index())
     return make
 
@@ -262,7 +282,7 @@ def _named(frame): # values and heads as people read them
     shown = {c: frame[c].map(lambda v, c=c: named(c, v) if v == v else '–') for c in frame if c in LOOKS or pd.api.types.is_float_dtype(frame[c])}
     return frame.assign(**shown).rename(columns=HEADS)
 
-# %% ../nbs/14_report.ipynb #48a32812
+# %% ../nbs/14_report.ipynb #1eb20f69
 def frame_table(evidence: Evidence) -> pd.DataFrame:
     "Before training, after it, and the distance between two halves of the real images."
     t = evidence.table[(evidence.table.source != 'paper') & evidence.table.family.isin(['fid', 'kid'])]
@@ -283,7 +303,7 @@ def _interval(row): # the paper as printed
 
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
-    last, rows = at_the_end(at_best_guidance(evidence.table), ['size']), []
+    last, rows = at_best_guidance(at_the_end(evidence.table, ['size'])), []
     steps = {(r.source, r.parameters.get('size')): r.settings.get('steps') for r in evidence.records}
     for title, part in _by_source(last[last.family.isin(['fid', 'is', 'precision', 'recall'])]):
         for size in in_order(part, 'size'):
@@ -297,7 +317,7 @@ def norms_table(evidence: Evidence) -> pd.DataFrame:
     ends = norm_ends(evidence.history)
     if ends.empty: return ends
     rows = [{'run': f'{NAMES[r.source]} ({r.data})', 'norms': named('norms', r.norms), 'seeds': r.seeds, 'first': f"{r['first']:.3g}", 'last': f"{r['last']:.3g}",
-             'growth': f"× {r['last']/r['first']:.3g}", 'diverged': f'{r.diverged}, the first at step {r.stop:,.0f}' if r.diverged else '0'} for _, r in ends.iterrows()]
+             'growth': f"× {_times(r['last']/r['first'])}", 'after the first tenth': f'× {_times(r.later)}', 'diverged': f'{r.diverged}, the first at step {r.stop:,.0f}' if r.diverged else '0'} for _, r in ends.iterrows()]
     return pd.DataFrame(rows)
 
 def rules_table(evidence: Evidence) -> pd.DataFrame:
@@ -307,11 +327,11 @@ def rules_table(evidence: Evidence) -> pd.DataFrame:
 def departures_table(evidence: Evidence) -> pd.DataFrame:
     "FID of each departure, and how far it is from the recipe of the paper."
     last, change = at_the_last_epoch(evidence, 'change', 'size'), departure_rows(evidence)
-    far = {(r.source, r.data, r.change): f'{r.value:+.1f} [{r.low:+.1f}, {r.high:+.1f}]' for _, r in change.iterrows()}
+    far = {(r.source, r.data, r.change): f'{signed(r.value)} [{signed(r.low)}, {signed(r.high)}]' for _, r in change.iterrows()}
     return pd.DataFrame([{'run': title, 'departure': r.change, 'FID': _interval(r), 'against the paper': far.get((r.source, r.data, r.change), '–'), 'guidance': f'{r.cfg:g}'}
                          for title, part in (_by_source(last, 'change') if 'change' in last else []) for _, r in part.iterrows()])
 
-# %% ../nbs/14_report.ipynb #0ca999c0
+# %% ../nbs/14_report.ipynb #e37d7b18
 def cost_table(evidence: Evidence) -> pd.DataFrame:
     "What each run took, and where it ran."
     varied = [c for c in (*LOOKS, 'batch') if any(c in r.parameters for r in evidence.records if r.source != 'paper')]
@@ -321,7 +341,7 @@ def cost_table(evidence: Evidence) -> pd.DataFrame:
         cell = {HEADS.get(c, c): named(c, r.parameters[c]) if c in r.parameters else '–' for c in varied}
         return {'run': NAMES[r.source]} | cell | {'seed': r.seed, 'parameters (M)': show(r.metrics.get('parameters'), '.2f', 1e6),
                 'tokens seen (M)': show(r.tokens_seen, '.1f', 1e6), 'training (TFLOP)': show(r.training_flops, '.0f', 1e12), 'minutes': show(r.wall_seconds, '.1f', 60),
-                'memory (GiB)': show(r.peak_memory_gib, '.1f'), 'precision': r.dtype, 'device': f"{r.provenance.get('device_name', '–')}, {r.provenance.get('threads', '?')} threads",
+                'memory (GiB)': show(r.peak_memory_gib, '.1f'), 'precision': r.dtype, 'device': f"{r.provenance.get('device_name', '–')}, {r.provenance.get('threads', '?')} thread{'' if r.provenance.get('threads') == 1 else 's'}",
                 'commit': (git.get('commit') or '–')[:8] + (' + changes' if git.get('dirty') else ''), 'ended': r.ended[:10]}
     return pd.DataFrame([row(r) for r in evidence.records if r.source != 'paper'])
 
@@ -337,7 +357,7 @@ def damaged_cells(table: str) -> Callable[[Evidence], pd.DataFrame]:
     def make(evidence): return published(table).query('note != ""').rename(columns=dict(cfg='guidance', fid='FID', note='what is wrong') | {'is': 'IS'})
     return make
 
-# %% ../nbs/14_report.ipynb #892d1121
+# %% ../nbs/14_report.ipynb #ab6eec53
 VERDICTS = {'supported': '#1a7337', 'contradicted': '#b3261e', 'inconclusive': '#8a5a00', 'no data': '#767676'} # word -> colour on the page
 
 def scorecard(
@@ -349,7 +369,7 @@ def scorecard(
     from maskgil import claims
     card = claims.check_claims(table, history, profile)
     says = lambda row, s: row[s] + (f": {row[f'says_{s}']}" if row[s] not in ('–', 'no data') and row[f'says_{s}'] else '')
-    rows = [dict(kind=r.kind, claim=f'“{r.quote}”', place=r.place) | {s: says(r, s) for s in SOURCES} for _, r in card.iterrows()]
+    rows = [dict(kind=r.kind, claim=f'“{r.quote}”' + (f' Read as: {r.reading}.' if r.reading else ''), place=r.place) | {s: says(r, s) for s in SOURCES} for _, r in card.iterrows()]
     return {kind: part.drop(columns='kind') for kind, part in pd.DataFrame(rows).groupby('kind', sort=False)}
 
 def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
@@ -359,6 +379,23 @@ def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
         found = card[s].str.extract(f"^({'|'.join(VERDICTS)})")[0].value_counts()
         if len(found.drop('no data', errors='ignore')): said.append(f"{NAMES[s]}: {', '.join(f'{found[v]} {v}' for v in VERDICTS if v in found)}.")
     return ' '.join(said)
+
+# %% ../nbs/14_report.ipynb #2eacfbd9
+def summary() -> str: # Markdown
+    "What the paper and the committed reference say of the claims, and the FID of each size."
+    from maskgil import claims
+    found = [r for r in evident() if r.source in ('paper', 'reference')]
+    card = claims.check_claims(long_table(found), history_table(found))
+    measured, other, scaling = card[card.kind == 'measured'], card[card.kind != 'measured'], [r for r in found if r.study == 'scaling']
+    count = lambda of, verdict: (of == verdict).sum()
+    lines = [size_finding(Evidence(scaling, over_seeds(long_table(scaling)))), '',
+             f"{len(measured)} sentences of the paper can be repeated by a run. The paper's own tables support {count(measured.paper, 'supported')} of them, contradict {count(measured.paper, 'contradicted')}, "
+             f"and have no numbers for {count(measured.paper, 'no data')}. The reference run, small models on small pictures:", '']
+    for verdict in ('supported', 'contradicted'):
+        lines += [f'- {verdict}:', *(f'  - {r.reading} ({r.place})' for r in measured[measured.reference == verdict].itertuples())]
+    lines += [f"- inconclusive: {count(measured.reference, 'inconclusive')}; without data: {count(measured.reference, 'no data')}", '',
+              f"Of {len(other)} sentences about the tables and the published systems themselves, {count(other.paper, 'contradicted')} are contradicted by them."]
+    return '\n'.join(lines)
 
 # %% ../nbs/14_report.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -395,9 +432,10 @@ class Section:
     finding: Callable[[Evidence], str] = lambda evidence: '' # the answer, from the numbers there are
     note: str = '' # what the records cannot say
 
-# %% ../nbs/14_report.ipynb #bb738d25
+# %% ../nbs/14_report.ipynb #bfbfb971
 TOKENIZER_NAMES, ARCHITECTURES = tuple(LOOKS['tokenizer']), tuple(LOOKS['architecture'])
 COST = Table('What the runs cost', cost_table, folded=True)
+OPTIONS = dict(system='paradigm') # what a notebook calls otherwise than its records
 
 def _plain(text: str) -> Callable[[Evidence], str]: return lambda evidence: text
 
@@ -412,13 +450,13 @@ def _model_tables() -> Iterator[Table]:
         for family, label in (('fid', 'FID'), ('is', 'IS')):
             yield Table(f'{title}, {label}', three_columns(family, ('architecture', 'tokenizer', 'share', 'cfg'), _of_models(paradigm)), folded=True)
 
-# %% ../nbs/14_report.ipynb #73f62590
+# %% ../nbs/14_report.ipynb #5f65abab
 SECTIONS: tuple[Section, ...] = (
     Section('', 'The method', 'Figures 1, 2 and 7',
         'What is compared: a tokenizer turns an image into a grid of tokens; AR draws them one after the other, MAR in a few steps, fusion with both.',
         (Figure('figure-1', sheets, _plain('Samples by class, one row for each, from each size. Samples for texts, the other half of the figure, await the study of text-conditional generation.'), 'records', 'scaling'),
          Figure('figure-2', method_schematic, _plain('The tokenizer of the paper\'s choice, which positions attention sees, and what a step of MAR reveals. Drawn from the code\'s own tables.'), ''),
-         Figure('figure-7', fusion_timeline, _plain('Fusion as the paper describes it: 128 tokens by AR (red) and 4 steps of MAR (blue, new ones dark) are its 132 steps, AR alone takes 256. With the 8 steps used everywhere else it is 136.'), '')), cells=()),
+         Figure('figure-7', fusion_timeline, _plain('Fusion as the paper describes it: 128 tokens by AR (orange) and 4 steps of MAR (blue, new ones dark) are its 132 steps, AR alone takes 256. With the 8 steps used everywhere else it is 136.'), '')), cells=()),
     Section('tokenizers', 'Tokenizers and their codebooks', 'Tables 1, 4, 5 and 6; Figure 3',
         'Does a larger codebook reconstruct better, and does it generate better? Which tokenizer is best for AR, and which for MAR?',
         (Figure('table-1', reconstruction_by_codebook, reconstruction_finding), Figure('figure-3', fid_by_tokenizer, tokenizer_values), Figure('table-5', head_cost, head_finding),
@@ -432,14 +470,14 @@ SECTIONS: tuple[Section, ...] = (
         'Which paradigm and which architecture draw better images, and is MAR faster once AR has a cache?',
         (Figure('figure-4', fid_by_model, model_finding, study='tokenizers'), Figure('speed', speed_over_batch, speed_finding)),
         (Table('Speed', three_columns(('seconds_per_image', 'forward_passes', 'flops_per_image'), ('size', 'system', 'batch'), lambda t: t if 'system' in t or 'paradigm' not in t else t.rename(columns=dict(paradigm='system')), 'point')), COST),
-        (dict(paradigm=('AR', 'MAR')),), speed_finding),
+        (dict(system=('AR', 'MAR')),), speed_finding),
     Section('scaling', 'Model size, training and guidance', 'Tables 2, 3 and 7; Figures 5a and 5b',
         'Does a larger model draw better images, how does that change over training, and which guidance scale suits which size?',
-        (Figure('figure-5a', fid_over_epochs, size_finding), Figure('figure-5b', fid_is_over_guidance, guidance_finding)),
+        (Figure('figure-5a', fid_over_epochs, curve_finding), Figure('figure-5b', fid_is_over_guidance, guidance_finding)),
         (Table('Table 2, the four sizes', sizes_table, 'Layers, width and heads are the paper\'s; a small profile keeps their proportions.'),
          Table('Table 3, what we measure', quality_table, 'The comparison with other systems is missing in the text of the paper that we have, so there is no published column; the paper\'s FID and IS are those of its Table 7. Each size after its last epoch, at its best guidance scale.'),
          Table('FID over training', three_columns('fid', ('size', 'share'), best_guidance),
-               'The best guidance scale at each point, as "value [95 % interval] at scale". Rows are matched by the share of the training done: 100 % is 400 epochs in the paper.'),
+               'The best of the guidance scales that were measured at every epoch, as "value [95 % interval] at scale". Rows are matched by the share of the training done: 100 % is 400 epochs in the paper.'),
          Table('What frames the numbers', frame_table, 'A model before training and after it, at its best guidance scale, and what the metric says of two disjoint halves of the real images: below that nothing can be told apart.'),
          Table('Table 7, FID', three_columns('fid', ('size', 'share', 'cfg')), folded=True),
          Table('Table 7, IS', three_columns('is', ('size', 'share', 'cfg')), folded=True),
@@ -457,20 +495,20 @@ SECTIONS: tuple[Section, ...] = (
         finding=decoding_finding('steps')),
     Section('fusion', 'AR tokens before MAR', 'Figures 8 and 9',
         'What does it bring to draw some tokens with AR first, and what does it cost?',
-        (Figure('figure-8', samples_and_seconds, _plain('A row of samples for each number of tokens drawn by AR, and the time of one image; 0 is MAR alone, the last row AR alone.'), 'records'),
+        (Figure('figure-8', samples_and_seconds, _plain('A row of samples for each number of tokens drawn by AR, and the time of one image (mean over seeds, a line from the fastest to the slowest); 0 is MAR alone, the last row AR alone.'), 'records'),
          Figure('figure-9', fid_over_ar_tokens, fusion_finding)),
         (Table('By number of AR tokens', three_columns(('fid', 'kid', 'seconds_per_image'), ('size', 'ar_tokens'))), COST), finding=fusion_finding),
     Section('', 'Text to image', 'Figures 1 and 6', 'Does MaskGIL draw what a text says, at any resolution?', cells=(),
         note='Figure 6 and the text-conditional half of Figure 1 await the study of text-conditional generation.'),
     Section('departures', 'What the released code does otherwise', 'beyond the paper',
-        'The released code differs from the paper in six ways. What is each worth?',
+        'The released code differs from the paper in the model, the training and the sampler. What is each difference worth, and what are all of them?',
         (Figure('departures', fid_by_departure, departure_finding),), (Table('Each departure', departures_table), COST), (dict(change=tuple(LOOKS['change'])),), departure_finding),
     Section('protocol', 'What the way of measuring is worth', 'beyond the paper',
         'Published FIDs are often not reproduced. The same model is measured by other rules, one at a time: by how much does FID move?',
         (Figure('protocol', fid_by_rule, rule_finding),), (Table('Each rule', rules_table), COST), finding=rule_finding),
 )
 
-# %% ../nbs/14_report.ipynb #e95eb5a8
+# %% ../nbs/14_report.ipynb #732fb096
 def missing(
     section: Section,
     evidence: Evidence,
@@ -485,7 +523,7 @@ def missing(
     if not evidence.of('yours'): return [f'No run of yours yet: `{run}`.', *said]
     if not (left := lacking['yours']): return said
     some = ', '.join(' '.join(map(str, c.values())) for c in left[:4]) + (f' and {len(left) - 4} more' if len(left) > 4 else '')
-    options = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in left[0].items())
+    options = ' '.join(f'-p {OPTIONS.get(k, k)} {shlex.quote(str(v))}' for k, v in left[0].items())
     return [f'Not run yet: {some}. `{run} {options}` runs one, `{run}` all.', *said]
 
 def status_table(gathered: dict[str, Evidence]) -> pd.DataFrame:
@@ -497,10 +535,10 @@ def status_table(gathered: dict[str, Evidence]) -> pd.DataFrame:
         return f"{many(len(found), 'run')}, {found[-1].profile} profile, {many(len({r.seed for r in found}), 'seed')}"
     return pd.DataFrame([{'study': s.title, 'covers': s.covers} | {NAMES[c].lower(): has(gathered[s.study], c) for c in SOURCES} for s in SECTIONS if s.study])
 
-# %% ../nbs/14_report.ipynb #39304a22
+# %% ../nbs/14_report.ipynb #6c4d9f37
 LEAD = ('The paper, the committed reference run and your own run, side by side. The paper\'s numbers are FID on ImageNet from 50,000 images. '
         'The small profiles measure FID-EL0 and KID-EL0 on OpenMoji, with features of EfficientNet-Lite0: their shape may be held against the paper\'s, their size may not. '
-        'Brackets and bands are 95 % intervals by bootstrap over the generated images; over several seeds they reach from the lowest to the highest. A dash is a cell nobody has run.')
+        'Brackets and bands are 95 % intervals by bootstrap over the generated images; over several seeds they reach from the lowest to the highest. Verdicts on claims use the interval of a difference of means instead. A dash is a cell that was not run, or not printed.')
 CREDIT = 'Emoji in samples are by OpenMoji (openmoji.org), CC BY-SA 4.0; what a model drew after them is shared under the same licence.'
 CLAIMS, RUNS = 'What the paper claims', 'What was run'
 
@@ -521,7 +559,8 @@ def compose(
             drawn = f.draw() if not f.reads else f.draw(getattr(of, f.reads)) if of.records else None
             if drawn is None: waiting.append(f.title); continue
             save_figure(drawn, f.name, folder/'figures')
-            blocks.append(('figure', f'figures/{f.name}', f.title, f.caption(of)))
+            caption = f.caption(of)
+            blocks.append(('figure', f'figures/{f.name}', f.title, '' if ('finding', caption) in blocks else caption)) # said already
         if waiting: blocks.append(('missing', f"Not drawn, for want of numbers: {', '.join(waiting)}."))
         made = [(t, t.make(of)) for t in s.tables if (of := gathered[t.study or s.study]).records]
         blocks += [('table', t.title, frame, t.caption, t.folded) for t, frame in made if len(frame)]

@@ -13,7 +13,7 @@ from typing import Any, Iterable, Iterator
 from .core import check_choice, progress, project_root, results_dir
 
 # %% auto #0
-__all__ = ['CELLS', 'ALONE', 'Job', 'start', 'run_all', 'reproduce']
+__all__ = ['CELLS', 'ALONE', 'Job', 'start', 'as_ctrl_c', 'run_all', 'reproduce']
 
 # %% ../nbs/23_reproduce.ipynb #8c0c3088
 CELLS: list[tuple[str, dict[str, Any]]] = [ # study, and the parameters that make a cell
@@ -69,7 +69,16 @@ def start(
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     return Job(name, process, log, bar, time.monotonic())
 
-# %% ../nbs/23_reproduce.ipynb #7766d4e4
+# %% ../nbs/23_reproduce.ipynb #82a83697
+@contextlib.contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    "A closed terminal or a polite `kill` ends the block as Ctrl-C does."
+    def interrupt(*_): raise KeyboardInterrupt
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGTERM))}
+    try: yield
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
+
 def run_all(
     cells: Iterable[tuple[str, dict[str, Any]]], # as `CELLS`
     lanes: int = 1, # how many at a time
@@ -81,6 +90,7 @@ def run_all(
     total = len(waiting)
     with progress(total=total, desc='cells', unit='cell', bar_format='{desc} {n_fmt}/{total_fmt} [{elapsed}]{postfix}') as shown, contextlib.ExitStack() as stack:
         stack.callback(lambda: [job.stop() for job in running])
+        stack.enter_context(as_ctrl_c())
         while waiting or running:
             while waiting and len(running) < lanes: running.append(start((cell := waiting.pop(0))[0], cell[1] | parameters, threads))
             for job in [j for j in running if j.process.poll() is not None]:

@@ -115,7 +115,7 @@ def draw(
     cumulative = log_p.exp().cumsum(-1)
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)
 
-# %% ../nbs/05_sampling.ipynb #679b91c6
+# %% ../nbs/05_sampling.ipynb #893d1520
 def filter_logits(
     logits: Tensor, # (k v)
     temperature: float = 1.0, # divides the logits, must be above 0
@@ -125,7 +125,7 @@ def filter_logits(
     "Temperature, then top-k, then top-p (nucleus), as LlamaGen orders them; normalised again."
     if temperature <= 0: raise ValueError(f'temperature must be above 0 here, not {temperature}')
     if not 0 < top_p <= 1: raise ValueError(f'top_p must be in (0, 1], not {top_p}')
-    logits = logits.float() / temperature
+    logits = logits.float() if temperature == 1 else logits.float() / temperature
     if 0 < top_k < logits.shape[-1]: logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
         ordered, index = logits.sort(descending=True)

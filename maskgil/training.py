@@ -52,7 +52,7 @@ class Objective(Protocol):
     def count(self, batch: dict[str, Tensor]) -> float: "What the loss is a mean over."
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]: "Sum of losses, and sums to log."
 
-# %% ../nbs/06_training.ipynb #f09f56c5
+# %% ../nbs/06_training.ipynb #95a59b41
 def slices(length: int, size: int) -> list[slice]:
     "Consecutive slices of at most `size`."
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
@@ -64,12 +64,15 @@ class Normaliser:
         self.log_sum, self.sum, self.true = nothing - torch.inf, nothing, nothing
         self.best, self.guess = nothing - torch.inf, torch.zeros_like(targets)
 
-    def add(self, logits: Tensor, codes: slice) -> None: # (k c)
-        "Take in the logits of a slice."
-        best, guess = logits.max(-1)
-        self.guess, self.best = torch.where(best > self.best, guess + codes.start, self.guess), best.maximum(self.best)
-        self.log_sum, self.sum = torch.logaddexp(self.log_sum, logits.logsumexp(-1)), self.sum + logits.sum(-1)
+    def add(self, logits: Tensor, codes: slice, keep: bool = False) -> tuple[Tensor, Tensor] | None: # (k c), overwritten
+        "Take in the logits of a slice; with `keep`, return what `rescaled` needs."
+        top, guess = logits.max(-1)
+        self.guess, self.best = torch.where(top > self.best, guess + codes.start, self.guess), top.maximum(self.best)
+        self.sum = self.sum + logits.sum(-1)
         self.true = self.true + (logits.gather(1, self.column(codes)) * self.inside(codes)).sum(-1)
+        powers = logits.sub_(top[:, None]).exp_()
+        self.log_sum = torch.logaddexp(self.log_sum, powers.sum(-1).log_() + top)
+        return (powers, top) if keep else None
 
     def inside(self, codes: slice) -> Tensor: return ((self.targets >= codes.start) & (self.targets < codes.stop))[:, None]
     def column(self, codes: slice) -> Tensor: return (self.targets[:, None] - codes.start).clamp(0, codes.stop - codes.start - 1)
@@ -78,12 +81,15 @@ class Normaliser:
         "Label-smoothed cross-entropy of each token."
         return self.log_sum - (1 - smoothing) * self.true - smoothing / v * self.sum
 
-    def gradient(self, logits: Tensor, codes: slice, smoothing: float, v: int) -> Tensor: # (k c), in place of the logits
+    def softmax(self, logits: Tensor) -> Tensor: return logits.sub_(self.log_sum[:, None]).exp_() # once all slices are in
+    def rescaled(self, powers: Tensor, top: Tensor) -> Tensor: return powers.mul_((top - self.log_sum).exp_()[:, None]) # the same, of what `add` kept
+
+    def gradient(self, softmax: Tensor, codes: slice, smoothing: float, v: int) -> Tensor: # (k c), in place of the softmax
         "softmax(logits) - target, of a slice."
-        d = logits.sub_(self.log_sum[:, None]).exp_().sub_(smoothing / v)
+        d = softmax.sub_(smoothing / v)
         return d.scatter_add_(1, self.column(codes), self.inside(codes) * (smoothing - 1.))
 
-# %% ../nbs/06_training.ipynb #5ba30d58
+# %% ../nbs/06_training.ipynb #648c1d2c
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     "total += a @ b, without a matrix in between where the types agree."
     if a.dtype == b.dtype == total.dtype: total.addmm_(a, b)
@@ -101,15 +107,17 @@ class SmoothedCrossEntropy(torch.autograd.Function):
             def logits(codes):
                 z = F.linear(x, weight[codes])
                 return z.float() if bias is None else z.float() + bias[places[part], codes]
-            for codes in cuts: normaliser.add(z := logits(codes), codes)
+            for codes in cuts: left = normaliser.add(logits(codes), codes, keep=len(cuts) == 1)
             loss, right[part] = loss + normaliser.loss(smoothing, v).sum(), normaliser.guess == targets[part]
             if not any(ctx.needs_input_grad): continue
             d_x, kind = torch.zeros_like(x, dtype=torch.float32), compute_dtype(x)
             for codes in cuts:
-                d = normaliser.gradient(z if len(cuts) == 1 else logits(codes), codes, smoothing, v)
+                softmax = normaliser.rescaled(*left) if len(cuts) == 1 else normaliser.softmax(logits(codes))
+                d = normaliser.gradient(softmax, codes, smoothing, v)
                 if bias is not None: d_bias[:, codes].index_add_(0, places[part], d)
-                add_product(d_x, d.to(kind), weight[codes].to(kind))
-                add_product(d_weight[codes], d.to(kind).T, x.to(kind))
+                d = d.to(kind)
+                add_product(d_x, d, weight[codes].to(kind))
+                add_product(d_weight[codes], d.T, x.to(kind))
             d_features[part] = d_x
         ctx.gradients = d_features, d_weight, d_bias
         ctx.mark_non_differentiable(right)

@@ -1,5 +1,5 @@
 "The notebooks are the source: they run, they are clean, and maskgil/ is what they export."
-import filecmp, os, shutil, subprocess, sys
+import ast, filecmp, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,17 @@ def test_parameters_keep_their_tag(copy):
     "papermill would silently run the defaults without it."
     for notebook in (p for p in (copy/'nbs').glob('*.ipynb') if p.stem in ('scaling',)):
         assert '"parameters"' in notebook.read_text(), notebook.name
+
+
+def test_what_is_shown_has_an_output():
+    "A cell that ends in a value was executed, and no cell marker ended up inside a cell."
+    missing = []
+    for notebook in LIBRARY:
+        for cell in json.loads(notebook.read_text())['cells']:
+            source = ''.join(cell['source'])
+            assert not re.search(r'^# %+ ?(\[|$)', source, re.M), f'{notebook.name}: {source}'
+            if cell['cell_type'] != 'code' or source.lstrip().startswith('#|') or cell['outputs']: continue
+            last = ast.parse(source).body[-1]
+            checks = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and re.match('test_|torch.testing', ast.unparse(last.value.func))
+            if isinstance(last, ast.Expr) and not checks: missing.append(f'{notebook.name}: {ast.unparse(last)}')
+    assert not missing, f'execute and save: {missing}'

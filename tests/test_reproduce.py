@@ -1,8 +1,8 @@
 "All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else; a study grows by a few lines."
-import json, os, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from dataclasses import replace
 
-import pytest
+import psutil, pytest
 
 from maskgil import experiment, models, sampling, tokenizers
 from maskgil.reproduce import ALONE, CELLS
@@ -42,6 +42,18 @@ def test_a_deleted_record_is_run_again_and_no_other(results):
     after = {p: p.stat().st_mtime_ns for p in records(folder)}
     assert after.keys() == before.keys()
     assert [p for p in after if after[p] != before[p]] == [gone]
+
+
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing_running(how, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
+    run = subprocess.Popen([sys.executable, '-m', 'maskgil.cli', 'reproduce', '--profile', 'smoke'], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    running = lambda: [p for p in psutil.process_iter(['cmdline', 'environ']) if 'papermill' in (p.info['cmdline'] or []) and (p.info['environ'] or {}).get('MASKGIL_RESULTS') == environment['MASKGIL_RESULTS']]
+    until = lambda what: next((True for _ in range(300) if what() or time.sleep(.1)), False)
+    assert until(running)
+    run.send_signal(how)
+    assert 'the same command goes on' in run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and until(lambda: not running())
 
 
 @pytest.mark.parametrize('add', ['tokenizer', 'size', 'schedule'])
