@@ -32,7 +32,7 @@ CELLS: list[tuple[str, dict[str, Any]]] = [ # study, and the parameters that mak
 ]
 ALONE: list[tuple[str, dict[str, Any]]] = [('paradigms', {})]
 
-# %% ../nbs/23_reproduce.ipynb #d3eeebf1
+# %% ../nbs/23_reproduce.ipynb #5f10aefe
 @dataclass
 class Job:
     "A papermill process, and where it writes."
@@ -66,7 +66,8 @@ def start(
     environment = os.environ | dict(MASKGIL_PROGRESS=str(bar)) | (dict(OMP_NUM_THREADS=str(threads)) if threads else {})
     command = [sys.executable, '-m', 'papermill', str(notebook), *(part for k, v in parameters.items() for part in ('-p', k, str(v)))]
     with open(log, 'wb') as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # which `nohup ... &` turns off
     return Job(name, process, log, bar, time.monotonic())
 
 # %% ../nbs/23_reproduce.ipynb #82a83697

@@ -47,7 +47,8 @@ def test_a_deleted_record_is_run_again_and_no_other(results):
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing_running(how, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
-    run = subprocess.Popen([sys.executable, '-m', 'maskgil.cli', 'reproduce', '--profile', 'smoke'], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    run = subprocess.Popen([sys.executable, '-m', 'maskgil.cli', 'reproduce', '--profile', 'smoke'], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # also where the tests run in the background
     running = lambda: [p for p in psutil.process_iter(['cmdline', 'environ']) if 'papermill' in (p.info['cmdline'] or []) and (p.info['environ'] or {}).get('MASKGIL_RESULTS') == environment['MASKGIL_RESULTS']]
     until = lambda what: next((True for _ in range(300) if what() or time.sleep(.1)), False)
     assert until(running)
