@@ -22,12 +22,12 @@ from .tokenizers import TOKENIZERS
 __all__ = ['INK', 'FAINT', 'PALE', 'SIZE_COLOURS', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'LOOKS', 'NAMES', 'UNITS',
            'HIGHER', 'CANDIDATES', 'theme', 'look', 'in_order', 'save_figure', 'spread', 'name_line_ends', 'settle',
            'draw_line', 'draw_lines', 'draw_dots', 'facets', 'canvas', 'in_units', 'measure', 'panels_by_source',
-           'log_if_wide', 'doubling', 'mark', 'at_best_guidance', 'at_the_end', 'one_at_a_time', 'fid_over_epochs',
-           'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
-           'head_cost', 'fid_over_steps', 'fid_by_order', 'dots_by_source', 'endless_fid', 'fid_over_images',
-           'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
-           'fid_by_rule', 'with_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'told_rows', 'found_by_told',
-           'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
+           'log_if_wide', 'doubling', 'mark', 'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time',
+           'fid_over_epochs', 'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model',
+           'reconstruction_by_codebook', 'head_cost', 'fid_over_steps', 'fid_by_order', 'dots_by_source', 'endless_fid',
+           'fid_over_images', 'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against',
+           'fid_by_departure', 'fid_by_rule', 'with_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'told_rows',
+           'found_by_told', 'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/10_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -280,7 +280,7 @@ def mark(ax: Any, x: float, text: str, top: bool = True) -> None:
     ax.annotate(text, (x, top), xycoords=('data', 'axes fraction'), xytext=(-4 if right else 4, -2 if top else 3), textcoords='offset points',
                 ha='right' if right else 'left', va='top' if top else 'bottom', color=FAINT, fontsize=8.5)
 
-# %% ../nbs/10_figures.ipynb #e307f68f
+# %% ../nbs/10_figures.ipynb #3c91772e
 def at_best_guidance(
     table: pd.DataFrame, # from `over_seeds`
     x: str = 'epoch', # the coordinate along which a curve runs
@@ -296,12 +296,16 @@ def at_best_guidance(
     return curve.merge(best[at], on=at)
 
 def at_the_end(
-    table: pd.DataFrame, # from `at_best_guidance`
+    table: pd.DataFrame, # from `over_seeds`
     by: Iterable[str], # what makes a curve, besides source and data
 ) -> pd.DataFrame:
     "The last epoch of each curve."
     by = ['source', 'data', *(c for c in by if c in table)]
     return table[table.epoch == table.groupby(by, dropna=False).epoch.transform('max')] if len(table) else table
+
+def last_and_best(table: pd.DataFrame, by: Iterable[str], family: str = 'fid') -> pd.DataFrame:
+    "The last epoch of each curve, at the best of all guidance scales that were measured then."
+    return at_best_guidance(at_the_end(table, by), 'epoch', family)
 
 def one_at_a_time(
     table: pd.DataFrame, # of the study of decoding
@@ -408,13 +412,13 @@ def fid_by_tokenizer(
             line[0].set_ylabel(f'{title.split(": ")[1]}\n{measure(part)}')
     return fig
 
-# %% ../nbs/10_figures.ipynb #5e45745f
+# %% ../nbs/10_figures.ipynb #4e85af07
 def fid_by_model(
     table: pd.DataFrame, # from `over_seeds`
     family: str = 'fid',
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
     "FID at the end of training for each tokenizer, a line a model (Figure 4)."
-    last = at_the_end(at_best_guidance(table, 'epoch', family), ['tokenizer', 'architecture'])
+    last = last_and_best(table, ['tokenizer', 'architecture'], family)
     if last.empty or 'tokenizer' not in last: return None
     known = in_order(last, 'tokenizer')
     last = last.assign(place=last.tokenizer.map(known.index))
@@ -567,7 +571,7 @@ def speed_over_batch(
         ax.set(xlabel='images in a batch', ylabel=measure(part))
     return panels_by_source(largest_timed(table), ['seconds_per_image', 'images_per_second'], draw)
 
-# %% ../nbs/10_figures.ipynb #9dec2334
+# %% ../nbs/10_figures.ipynb #c36e11c4
 def against(
     rows: pd.DataFrame, # one for each value of `by`, source and data set
     by: str,
@@ -589,7 +593,7 @@ def fid_by_departure(
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
     "Change in FID at the end of training for each departure of the released code, ranked."
     if 'change' not in table: return None
-    last = at_the_end(at_best_guidance(table, 'epoch', family), ['change', 'size'])
+    last = last_and_best(table, ['change', 'size'], family)
     rows = against(last[last.family == family], 'change', 'paper')
     if rows.empty: return None
     def draw(ax, part):

@@ -101,22 +101,21 @@ def _turn(pairs, rope):
     (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1)
 
-# %% ../nbs/03_models.ipynb #3e267c92
+# %% ../nbs/03_models.ipynb #e6d8459f
 def attention(
     q: Tensor, k: Tensor, v: Tensor, # (b heads t head_dim)
     causal: bool = False, # a position sees itself and what came before
     key_mask: Tensor | None = None, # (b t_k) bool, False hides a key from every query
 ) -> Tensor: # (b heads t head_dim)
     "softmax(q k' / sqrt(head_dim)) v"
-    mask = None if key_mask is None else key_mask[:, None, None]
-    if mask is not None and causal and q.shape[-2] > 1: # a position sees itself, hidden or not: a row that saw nothing would be NaN
-        mask = (mask | torch.eye(k.shape[-2], dtype=torch.bool, device=q.device)).tril()
-    if q.device.type == 'cpu' and k.shape[-2] <= 512:
-        scores = q @ k.transpose(-1, -2) * q.shape[-1]**-.5
-        if causal and q.shape[-2] > 1: scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
-        if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None and q.shape[-2] > 1)
+    n, plain = k.shape[-2], q.device.type == 'cpu' and k.shape[-2] <= 512
+    mask, causal = None if key_mask is None else key_mask[:, None, None], causal and q.shape[-2] > 1
+    if causal and mask is not None: mask = (mask | torch.eye(n, dtype=torch.bool, device=q.device)).tril() # a position sees itself, hidden or not: a row that saw nothing would be NaN
+    elif causal and plain: mask = torch.ones(n, n, dtype=torch.bool).tril()
+    if not plain: return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1]**-.5
+    if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 # %% ../nbs/03_models.ipynb #9459d604
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -39,13 +39,14 @@ def class_ids(
         else: raise ValueError(f'class {label} is out of range: 0 to {len(classes) - 1}')
     return torch.tensor(numbers)
 
-# %% ../nbs/12_pipeline.ipynb #346cb8bf
+# %% ../nbs/12_pipeline.ipynb #10b1bcd7
 def draw_tokens(
     model: nn.Module, # MAR or AR; the paradigm is the model's
     labels: Tensor, # (n,) int64, or texts (n l width)
     batch_size: int = 64,
-    seed: int = 0,
+    seed: int = 0, # of the set
     grid: tuple[int, int] | None = None, # the trained one if None
+    first: int = 0, # index of the first image in the set
     show_progress: bool = False,
     start: Tensor | None = None, # (n h w) int64, the mask id where a token is to be drawn
     sampler: Callable | None = None, # called as `sample_mar` is; the one of the model's paradigm if None
@@ -55,7 +56,7 @@ def draw_tokens(
     sample, device = sampler or (sample_ar if model.config.causal else sample_mar), next(model.parameters()).device
     known = start.split(batch_size) if start is not None else None
     batches = list(enumerate(labels.split(batch_size)))
-    return torch.cat([sample(model, part.to(device), grid or model.config.grid, seed=seed, first=i * batch_size, **options,
+    return torch.cat([sample(model, part.to(device), grid or model.config.grid, seed=seed, first=first + i * batch_size, **options,
                              **dict(tokens=known[i].to(device)) if known else {}).cpu()
                       for i, part in progress(batches, desc='sampling', unit='batch', disable=not show_progress, leave=False)])
 
@@ -189,7 +190,7 @@ def card_data(
     results = [EvalResult(task, (m.get('reference') or 'unknown').split()[0], m.get('reference') or 'unknown', key, m['value'], metric_name=m['label']) for key, m in metrics.items()]
     return ModelCardData(license=license, library_name='maskgil', pipeline_tag=task, **dict(model_name=name, eval_results=results) if results else {}).to_yaml()
 
-# %% ../nbs/12_pipeline.ipynb #fdb21dc6
+# %% ../nbs/12_pipeline.ipynb #295846f7
 class MaskGILPipeline:
     "A model and its tokenizer, ready to draw."
     def __init__(
@@ -224,9 +225,7 @@ class MaskGILPipeline:
             from maskgil.text import load_text_encoder # a later notebook; a pipeline of classes needs none of it
             self.text_encoder = load_text_encoder(self.text_encoder, next(self.model.parameters()).device)
         if self.text_encoder.width != width: raise ValueError(f'the model reads {width} features and {self.text_encoder} has others')
-        given = torch.tensor([p is not None for p in prompts], dtype=torch.bool)
-        texts = self.text_encoder.encode([p for p in prompts if p is not None]) if given.any() else torch.zeros(0, 1, width)
-        return torch.zeros(len(given), *texts.shape[1:]).index_put((given.nonzero()[:, 0],), texts)
+        return self.text_encoder.condition(prompts)
 
     @torch.no_grad()
     def draw(

@@ -64,7 +64,7 @@ def shorten(text: str, longest: int = 40) -> str:
     "The beginning of a text, for messages."
     return text if len(text) <= longest else text[:longest - 1] + '…'
 
-# %% ../nbs/15_text.ipynb #20b04ca9
+# %% ../nbs/15_text.ipynb #47889636
 class TextEncoder(torch.nn.Module):
     "A language model that is only read from."
     def __init__(
@@ -116,6 +116,12 @@ class TextEncoder(torch.nn.Module):
     def encode(self, captions: Sequence[str], **options) -> Tensor: # (b l width)
         "Captions as one padded tensor: what stands in place of labels."
         return pad_texts(self.texts(captions, **options))
+
+    def condition(self, captions: Sequence[str | None], **options) -> Tensor: # (b l width)
+        "As `encode`; None is the null caption, and all zeros."
+        given = torch.tensor([c is not None for c in captions], dtype=torch.bool)
+        texts = self.encode([c for c in captions if c is not None], **options) if given.any() else torch.zeros(0, 1, self.width)
+        return torch.zeros(len(given), *texts.shape[1:]).index_put((given.nonzero()[:, 0],), texts)
 
     def forward(self, captions: Sequence[str], **options) -> tuple[Tensor, Tensor]: # (b l width), (b l) bool
         "The same, and which rows are tokens."

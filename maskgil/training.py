@@ -25,13 +25,13 @@ from .models import code_digits, compute_dtype
 from .sampling import SCHEDULES
 
 # %% auto #0
-__all__ = ['TRAINING_RECIPES', 'FOR_MEMORY', 'DECAYS', 'STRATEGIES', 'hide_tokens', 'Objective', 'slices', 'Normaliser',
-           'add_product', 'SmoothedCrossEntropy', 'token_loss', 'MaskedObjective', 'CausalObjective', 'rank_count',
-           'total', 'gather', 'from_first', 'AllRanks', 'average_gradients', 'ReconstructionObjective', 'TrainConfig',
-           'learning_rate', 'epoch_order', 'batch_indices', 'make_batches', 'pieces', 'accumulation', 'TrainState',
-           'save_parts', 'load_parts', 'NotFinite', 'Checkpoint', 'Step', 'make_optimizer', 'wrap_ddp', 'wrap_fsdp',
-           'compile_blocks', 'fit', 'settings_print', 'train_step', 'full', 'update_average', 'save_milestone',
-           'load_milestone', 'start_from']
+__all__ = ['LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'FOR_MEMORY', 'DECAYS', 'STRATEGIES', 'hide_tokens', 'Objective', 'slices',
+           'Normaliser', 'add_product', 'SmoothedCrossEntropy', 'token_loss', 'MaskedObjective', 'CausalObjective',
+           'rank_count', 'total', 'gather', 'from_first', 'AllRanks', 'average_gradients', 'ReconstructionObjective',
+           'TrainConfig', 'learning_rate', 'epoch_order', 'batch_indices', 'make_batches', 'pieces', 'accumulation',
+           'TrainState', 'save_parts', 'load_parts', 'NotFinite', 'Checkpoint', 'Step', 'make_optimizer', 'wrap_ddp',
+           'wrap_fsdp', 'compile_blocks', 'fit', 'settings_print', 'train_step', 'full', 'update_average',
+           'save_milestone', 'load_milestone', 'start_from']
 
 # %% ../nbs/06_training.ipynb #e1f9ff82
 def hide_tokens(
@@ -129,7 +129,9 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = [g if g is None else g.mul_(d_loss) for g in ctx.gradients], None
         return *gradients, None, None, None, None, None
 
-# %% ../nbs/06_training.ipynb #9ae1b54a
+# %% ../nbs/06_training.ipynb #ba5538f0
+LOGITS_AT_ONCE = dict(cpu=2**20, gpu=2**27)
+
 def token_loss(
     features: Tensor, # (k d)
     weight: Tensor, # (v d), or the sum of the groups instead of v
@@ -137,10 +139,10 @@ def token_loss(
     smoothing: float = 0.1,
     groups: tuple[int, ...] = (), # sizes of a code's digits, see `models.code_digits`; fewer than two are one head
     bias: Tensor | None = None, places: Tensor | None = None, # (n v) and (k,): row of the bias that each token adds to its logits
-    chunk: tuple[int, int] | None = None, # tokens and codes at a time; None: about 2^20 logits on a CPU and 2^27 on a GPU
+    chunk: tuple[int, int] | None = None, # tokens and codes at a time; None: about `LOGITS_AT_ONCE`
 ) -> tuple[Tensor, Tensor]: # sum of the losses, number of right guesses
     "Sum of label-smoothed cross-entropies and the number of codes that were the likeliest."
-    budget = 2**20 if features.device.type == 'cpu' else 2**27
+    budget = LOGITS_AT_ONCE['cpu' if features.device.type == 'cpu' else 'gpu']
     def one(weight, targets):
         v, tokens = len(weight), budget // len(weight)
         block, width = chunk or ((tokens, v) if tokens >= 512 else (2048, budget // 2048))
