@@ -1,5 +1,5 @@
 "All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else; a study grows by a few lines."
-import json, os, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys, time
 from dataclasses import replace
 
 import psutil, pytest
@@ -9,15 +9,21 @@ from maskgil.reproduce import ALONE, CELLS
 from maskgil.study import PROFILES, long_table, Record
 
 
+def processor_seconds():
+    "Of all processes that have ended below this one."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
     environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(folder/'results'), MASKGIL_CACHE=str(folder/'cache'))
     def run(*command):
-        start = time.monotonic()
+        spent = processor_seconds()
         done = subprocess.run([sys.executable, '-m', *command], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        return done.stdout, time.monotonic() - start
+        return done.stdout, processor_seconds() - spent
     out, seconds = run('maskgil.cli', 'reproduce', '--profile', 'smoke')
     return folder/'results', run, out, seconds
 
@@ -30,7 +36,7 @@ def test_every_study_leaves_records(results):
     found = [r['study'] for r in records(folder).values()]
     assert {s: found.count(s) for s in sorted(set(found))} == dict(departures=7, fusion=1, paradigms=4, scaling=4, stability=4, steps=1, tokenizers=4 + 12 + 8)
     assert out.count(': done in') == len(CELLS) + len(ALONE)
-    assert seconds < 180
+    assert seconds < 2 * 180 # three minutes of two cores, whatever else they do meanwhile
 
 
 def test_a_deleted_record_is_run_again_and_no_other(results):
