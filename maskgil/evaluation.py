@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import check_choice, fingerprint, pick_device, progress, read_json, weights_print, write_atomic, write_json
+from .core import check_choice, fingerprint, keep_freed_memory, pick_device, progress, read_json, weights_print, write_atomic, write_json
 from .metrics import EXTRACTORS, Features, Reference, evaluate, extract, inception_weights, load_extractor, load_statistics
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
 from .shards import local_device, place, run_here, shard_ranges
@@ -347,5 +347,6 @@ def evaluate_checkpoint(
 
 if __name__ == '__main__' and '__file__' in globals():
     from maskgil.cli import options
+    keep_freed_memory()
     try: evaluate_checkpoint(**vars(options(evaluate_checkpoint).parse_args()))
     except (ValueError, OSError, RuntimeError) as e: sys.exit(f'{type(e).__name__}: {e}')

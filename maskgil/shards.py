@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .core import cache_dir, check_choice, derived_seed, fingerprint, pick_device, pick_dtype, progress, read_json, write_atomic, write_json
+from .core import cache_dir, check_choice, derived_seed, fingerprint, keep_freed_memory, pick_device, pick_dtype, progress, read_json, write_atomic, write_json
 from .data import SUFFIXES, TokenSet, _encode, _same_cache, fill_array, image_folder, load_images, read_image
 from .training import rank_count, slices
 
@@ -459,5 +459,6 @@ def run_here(
 
 if __name__ == '__main__' and '__file__' in globals():
     from maskgil.cli import options
+    keep_freed_memory()
     try: encode(**vars(options(encode).parse_args()))
     except (ValueError, OSError, RuntimeError) as e: sys.exit(f'{type(e).__name__}: {e}')
