@@ -13,7 +13,7 @@ from typing import Any, Iterable, Iterator
 from .core import as_ctrl_c, check_choice, progress, project_root, results_dir
 
 # %% auto #0
-__all__ = ['CELLS', 'ALONE', 'Job', 'start', 'run_all', 'reproduce']
+__all__ = ['CELLS', 'ALONE', 'Job', 'stop', 'start', 'run_all', 'reproduce']
 
 # %% ../nbs/23_reproduce.ipynb #8c0c3088
 CELLS: list[tuple[str, dict[str, Any]]] = [ # study, and the parameters that make a cell
@@ -46,9 +46,16 @@ class Job:
         with contextlib.suppress(OSError): return self.bar.read_text(errors='replace').replace('\r', '\n').strip().rpartition('\n')[2][:90]
         return ''
 
-    def stop(self) -> None:
-        "As Ctrl-C would: checkpoints are kept."
-        if self.process.poll() is None: os.killpg(self.process.pid, signal.SIGINT)
+def stop(
+    jobs: list[Job],
+    patience: float = 20, # seconds to leave, for each of two Ctrl-C
+) -> None:
+    "Ctrl-C, so that checkpoints are kept; once more for what was too young to hear it; then `kill -9`."
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
+        for job in jobs:
+            if job.process.poll() is None: os.killpg(job.process.pid, number)
+        last = time.monotonic() + patience
+        while any(job.process.poll() is None for job in jobs) and time.monotonic() < last: time.sleep(.1)
 
 def start(
     study: str, # a notebook of `nbs/`
@@ -81,7 +88,7 @@ def run_all(
     waiting, running, failed = list(cells), [], []
     total = len(waiting)
     with progress(total=total, desc='cells', unit='cell', bar_format='{desc} {n_fmt}/{total_fmt} [{elapsed}]{postfix}') as shown, contextlib.ExitStack() as stack:
-        stack.callback(lambda: [job.stop() for job in running])
+        stack.callback(stop, running)
         stack.enter_context(as_ctrl_c('SIGTERM', 'SIGHUP'))
         while waiting or running:
             while waiting and len(running) < lanes: running.append(start((cell := waiting.pop(0))[0], cell[1] | parameters, threads))
