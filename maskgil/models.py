@@ -382,9 +382,11 @@ class ImageLlama(nn.Module):
 
 # %% ../nbs/03_models.ipynb #8c102668
 def initialise(module: nn.Module) -> None:
-    "Normal with deviation 0.02 for matrices and tables, zero for biases (LlamaGen, MaskGIL)."
+    "Normal with deviation 0.02 for matrices and tables, zero for biases (LlamaGen, MaskGIL); what reads a text keeps the scale of its features."
     if isinstance(module, (nn.Linear, nn.Embedding)): nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None: nn.init.zeros_(module.bias)
+    if isinstance(module, TextCondition): # after its layers; at 0.02 a text begins a tenth as strong, and is heard later
+        for layer in module.project[::2]: nn.init.normal_(layer.weight, std=layer.in_features**-.5)
 
 # %% ../nbs/03_models.ipynb #e0b7c913
 class TransformerBlock(nn.Module):

@@ -351,7 +351,7 @@ class MaskGILPipeline:
         "The README of the folder, as the hub shows it."
         c, metrics, name = self.model.config, self.card.get('metrics', {}), self.card.get('name', self.model.config.kind)
         rows = [f"| {m['label']} | {m['value']:.4g} | {m['low']:.4g} to {m['high']:.4g} | {m['n']} |" for m in metrics.values()]
-        example = f'labels=[{self.classes[0]!r}]' if self.classes else "prompts=['a duck on a red background']"
+        example = f'labels=[{self.classes[0]!r}]' if self.classes else "prompts=['a fox face on a red background']"
         table = ['| metric | value | 95 % interval | images |', '| --- | --- | --- | --- |', *rows] if rows else ['Not measured.']
         return '\n'.join(['---', card_data(name, metrics, self.card.get('license', 'mit'), TASKS['text' if c.text_width else 'class']), '---',
             f'# {name}', '', self.card.get('description', ''), '',

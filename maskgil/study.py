@@ -73,6 +73,7 @@ class Profile:
     scenes: tuple[int, int] = (0, 0) # composed pictures, of all shapes together; of files: all there are
     stage_images: tuple[int, int] = (0, 0) # seen by the model
     stage_batch: tuple[int, int] = (32, 32)
+    text_size: str = 'xl' # of the model, a name of the paper
     ar_size: str = 'l' # of the AR model that begins a picture in fusion
     ar_images: tuple[int, int] = (0, 0) # seen by it; 0: none is trained
     probe_images: int = 1_500 # real ones that the judge of captions learns from
@@ -100,7 +101,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=400, extractor='el0', seeds=(0, 1, 2),
             study_epochs=(2, 4), step_grid=(1, 2, 4, 8, 16, 32), sample_counts=(100, 200, 400, 800), stability_steps=100,
             stability_learning_rate=5e-3, speed_batches=(1, 4, 16, 64),
-            budgets=(72, 144), vocabulary=(('Animals & Nature', 24), ('Food & Drink', 24)), scenes=(9_000, 4_000), stage_images=(16_000, 3_000), ar_images=(4_000, 1_000),
+            budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), text_size='l', scenes=(12_000, 6_000), stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',

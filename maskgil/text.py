@@ -357,7 +357,6 @@ class Scene(NamedTuple):
     background: str # a name of `BACKGROUNDS`
     template: str # a name of `TEMPLATES`
     relation: str # of two emoji: 'next to' or 'above'
-    shift: tuple[int, ...] = () # of each emoji along the longer side: -1 begins the room there is, 0 is its middle, 1 its end
 
 def held_out(*combination: str) -> bool:
     "Whether a combination is kept out of training: one in ten."
@@ -380,12 +379,11 @@ def caption_of(scene: Scene, vocabulary: Vocabulary, template: str | None = None
 # %% ../nbs/15_text.ipynb #4ee9bdab
 DRAWN, CELL = 24, 4 # pixels: the side of an emoji on a canvas at most, and what sides and places are multiples of
 
-def places(shape: tuple[int, int], shift: Sequence[int]) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
-    "Emoji of one size where there is room for it, each in its share of the longer side."
-    (short, long), n = sorted(shape), len(shift)
-    side = min(DRAWN, short, long // n) // CELL * CELL
-    room = long / n - side
-    along = [int(long / n * i + room / 2 * (1 + s)) // CELL * CELL for i, s in enumerate(shift)]
+def places(shape: tuple[int, int], things: int) -> tuple[int, list[tuple[int, int]]]: # side, and (top, left) of each emoji
+    "Emoji of one size where there is room for it, each in the middle of its share of the longer side."
+    short, long = sorted(shape)
+    side = min(DRAWN, short, long // things) // CELL * CELL
+    along = [int(long / things * (i + .5) - side / 2) // CELL * CELL for i in range(things)]
     across = (short - side) // 2 // CELL * CELL
     return side, [(across, a) if shape[1] >= shape[0] else (a, across) for a in along]
 
@@ -402,13 +400,13 @@ def draw_scenes(
     check_choice('part', part, ['train', 'held-out'])
     rng = np.random.default_rng(derived_seed('scenes', count, list(shape), part, seed, template))
     variants, names = vocabulary.motifs, [n for n, (_, weight) in TEMPLATES.items() for _ in range(weight)]
-    relation, roomy = ('next to' if shape[1] > shape[0] else 'above'), max(shape) >= 2 * places(shape, (0,))[0] and shape[0] != shape[1]
+    relation, roomy = ('next to' if shape[1] > shape[0] else 'above'), max(shape) >= 2 * places(shape, 1)[0] and shape[0] != shape[1]
     found = []
     while len(found) < count:
         things = 2 if roomy and rng.random() < .5 else 1
         motifs = rng.choice(len(variants), things, replace=False)
         scene = Scene(tuple(int(rng.choice(variants[m])) for m in motifs), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))],
-                      template or names[rng.integers(len(names))], relation, tuple(int(s) for s in rng.integers(-1, 2, things)))
+                      template or names[rng.integers(len(names))], relation)
         if any(held_out(*c) for c in combinations(scene, vocabulary)) == (part == 'held-out'): found.append(scene)
     return found
 
@@ -430,11 +428,11 @@ def compose(
     canvas = torch.tensor([BACKGROUNDS[s.background] for s in scenes])[:, :, None, None].repeat(1, 1, *shape).float()
     for things in sorted({len(s.emoji) for s in scenes}):
         some = [i for i, s in enumerate(scenes) if len(s.emoji) == things]
-        side, _ = places(shape, (0.,) * things)
+        side, corners = places(shape, things)
         emoji = torch.from_numpy(drawn[[e for i in some for e in scenes[i].emoji]]).float()
         emoji = F.interpolate(emoji, (side, side), mode='bicubic', antialias=True).clamp(0, 255).unflatten(0, (len(some), things))
         for i, group in zip(some, emoji):
-            for one, (top, left) in zip(group, places(shape, scenes[i].shift)[1]):
+            for one, (top, left) in zip(group, corners):
                 patch = canvas[i, :, top:top + side, left:left + side]
                 patch.mul_(1 - one[3] / 255).add_(one[:3])
     return canvas.round().clamp(0, 255).to(torch.uint8)

@@ -55,14 +55,13 @@ def text_options(
     profile: Profile,
     stage: int, # 0 or 1
     width: int, # of the text features
-    size: str = 'xl', # a name of the paper
     ar: bool = False, # the causal model that begins a picture in fusion
 ) -> dict[str, Any]: # of `load_model`
     "What a stage's model is."
     side = token_pixels(profile)
     shared = dict(tokenizer=profile.tokenizer(profile.text_tokenizer), text_width=width, grid=tuple(n // side for n in square_of(profile, stage)), classes=0, dropout=profile.dropout)
     if ar: return dict(kind='llamagen', size=profile.size(profile.ar_size), rope='2d', **shared) # LlamaGen's own table has no angle for its text, and so no attention by content
-    return dict(kind='maskgil', size=profile.size(size), qk_norm=True, post_norm=True, **shared)
+    return dict(kind='maskgil', size=profile.size(profile.text_size), qk_norm=True, post_norm=True, **shared)
 
 # %% ../nbs/17_text_study.ipynb #fb702242
 GPUS = dict(A100=HARDWARE['1xA100'], H100=HARDWARE['8xH100']) # one of each
@@ -82,14 +81,13 @@ def kept_for_backward(model: nn.Module, *inputs: Tensor) -> int: # bytes
 # %% ../nbs/17_text_study.ipynb #17901da5
 def dry_run(
     profile: Profile,
-    size: str = 'xl', # a name of the paper
     text_tokens: int = 256, # of the longest caption
 ) -> pd.DataFrame: # one row for each shape of each stage
     "Build each stage's model without memory, run every shape through it, and say what training would take."
     import pandas as pd
     rows, width, usual = [], encoder_width(profile.text_encoder), profile.caption_tokens + 1
     for stage in (0, 1):
-        config, shapes, table = model_config(**text_options(profile, stage, width, size)), shapes_of(profile, stage), bucket_table(profile.budgets[stage], profile.max_ratio)
+        config, shapes, table = model_config(**text_options(profile, stage, width)), shapes_of(profile, stage), bucket_table(profile.budgets[stage], profile.max_ratio)
         with torch.device('meta'): model = build_model(config).to(torch.bfloat16).train()
         for shape, grid in zip(shapes, table):
             inputs = torch.zeros(1, *grid, dtype=torch.long, device='meta'), torch.zeros(1, text_tokens, width, dtype=torch.bfloat16, device='meta'), torch.zeros(1, dtype=torch.bool, device='meta')
@@ -120,7 +118,6 @@ def plan_line(plan: pd.DataFrame) -> str: # of `dry_run`
 @dataclass
 class TextBench(Bench):
     "What a text study shares: images with captions at each shape, tokenizer, tokens, text features."
-    size: str = 'xl' # of the model, a name of the paper
     modules = (*Bench.modules, 'text', 'text_study')
 
     def __post_init__(self):
@@ -196,7 +193,7 @@ def _train_stage(bench, stage, ar):
     p, before = bench.profile, train_stage(bench, stage - 1, ar) if stage else None
     images, batch, data = (p.ar_images if ar else p.stage_images)[stage], p.stage_batch[stage], bench.data[stage]
     config = TrainConfig(max(1, images // batch), batch, p.learning_rate, warmup_steps=p.warmup_steps, ema=p.ema, seed=bench.seed)
-    options = text_options(p, stage, bench.encoder.width, bench.size, ar)
+    options = text_options(p, stage, bench.encoder.width, ar)
     model = load_model(**options, seed=bench.seed)
     if before: start_from(model, before.folder/f'weights-{before.steps[1]}.safetensors')
     folder = bench.folder('text-models', options=options, config=dataclasses.asdict(config), before=before and before.folder.name, encoder=bench.encoder.fingerprint(), code=code_version(['text']),
@@ -212,7 +209,7 @@ def stage_flops(bench: TextBench, stage: int, ar: bool = False) -> float:
     p, data = bench.profile, bench.data[stage]
     images, lengths = (p.ar_images if ar else p.stage_images)[stage], data.features.lengths
     prefix = int(np.mean(-(-lengths // data.features.multiple) * data.features.multiple)) + 1
-    config = model_config(**text_options(p, stage, bench.encoder.width, bench.size, ar))
+    config = model_config(**text_options(p, stage, bench.encoder.width, ar))
     return sum(training_flops(config, images * len(part) / len(data), grid, 1. if ar else hidden_share(), prefix) for part, grid in zip(data.parts, data.grids))
 
 # %% ../nbs/17_text_study.ipynb #bf8eb440
