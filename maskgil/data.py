@@ -430,6 +430,10 @@ class TokenSet:
         indices = np.asarray(indices)
         return torch.from_numpy(self.tokens[indices, np.asarray(copy_indices)].astype(np.int64)), torch.from_numpy(self.labels[indices])
 
+    def stored(self, folder: Path | str = '') -> Path: # `folder` is for data that have to be written first
+        "Where another process can `load` them."
+        return Path(self.tokens.filename).parent
+
     @classmethod
     def load(cls, path: Path | str) -> TokenSet:
         "Open a finished cache."

@@ -23,13 +23,13 @@ from .tokenizers import PUBLISHED, TOKENIZERS, Tokenizer
 from .training import LOGITS_AT_ONCE, TRAINING_RECIPES, accumulation
 
 # %% auto #0
-__all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'SPARE', 'SIZE_NAMES', 'STUDIES', 'AT_STUDY_EPOCHS',
-           'IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'Hardware', 'this_machine', 'find_hardware', 'hidden_share',
-           'step_flops', 'tokenizer_flops', 'sampling_flops', 'kept_bytes', 'kept_lines', 'Setup', 'sizes', 'memory',
-           'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells', 'stability_cells',
-           'steps_cells', 'fusion_cells', 'departures_cells', 'protocol_cells', 'defaults', 'image_count',
-           'class_count', 'cell_config', 'training_steps', 'plan_cell', 'plan_tokens', 'plan', 'all_cells',
-           'has_record', 'as_plan', 'print_table', 'print_plan', 'grid_cells', 'commands', 'main']
+__all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'SIZE_NAMES', 'STUDIES',
+           'AT_STUDY_EPOCHS', 'IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'Hardware', 'this_machine', 'find_hardware',
+           'hidden_share', 'step_flops', 'tokenizer_flops', 'sampling_flops', 'kept_bytes', 'kept_lines', 'Setup',
+           'sizes', 'memory', 'peak_bytes', 'lay_out', 'Cell', 'scaling_cells', 'tokenizers_cells', 'paradigms_cells',
+           'stability_cells', 'steps_cells', 'fusion_cells', 'departures_cells', 'protocol_cells', 'defaults',
+           'image_count', 'class_count', 'cell_config', 'training_steps', 'plan_cell', 'plan_tokens', 'plan',
+           'all_cells', 'has_record', 'as_plan', 'print_table', 'print_plan', 'grid_cells', 'commands', 'main']
 
 # %% ../nbs/19_planner.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ def _attention(fused: bool) -> Iterator[None]: # a GPU's attention on tensors th
     try: yield
     finally: models.attention = was
 
+TEXT_TOKENS = 64 # of a long caption
+
 def kept_bytes(
     config: ModelConfig,
     images: int,
@@ -129,9 +131,10 @@ def kept_bytes(
     with torch.device('meta'): model = build_model(config).train()
     with FakeTensorMode(allow_non_fake_inputs=True), _attention(fused):
         model, tokens = model.to_empty(device='cpu'), torch.zeros(images, *config.grid, dtype=torch.long)
+        told = torch.zeros(images, TEXT_TOKENS, config.text_width) if config.text_width else torch.zeros(images, dtype=torch.long)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
-            features = model.features(tokens.flatten(1)[:, :-1] if config.causal else tokens, torch.zeros(images, dtype=torch.long))
+            features = model.features(tokens.flatten(1)[:, :-1] if config.causal else tokens, told)
         total = sum(s.nbytes() for k, s in kept.items() if k not in weights)
     models.rope_table.cache_clear() # its entries are fake
     return total
@@ -171,7 +174,7 @@ def memory(config: ModelConfig, setup: Setup) -> dict[str, float]: # GiB by purp
     (everything, block), d, n = sizes(config), config.width, math.prod(config.grid)
     held = everything / (setup.ranks if setup.strategy == 'fsdp' else 1)
     casts, image, layer = kept_lines(config, setup.bf16, setup.fused)
-    kept = image + config.layers * (4 * d * (n + 1) if setup.checkpointing else layer) # a block's input, or all it keeps
+    kept = image + config.layers * (4 * d * (n + 1 + TEXT_TOKENS * bool(config.text_width)) if setup.checkpointing else layer) # a block's input, or all it keeps
     predicted = setup.images * n * (1. if config.causal else hidden_share())
     number = 2 if setup.bf16 else 4
     logits = min(predicted * config.outputs, max(LOGITS_AT_ONCE['gpu' if setup.fused else 'cpu'], config.outputs)) * (number + 4 + 4)

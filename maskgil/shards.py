@@ -19,14 +19,14 @@ from PIL import Image
 
 from .core import cache_dir, check_choice, derived_seed, fingerprint, keep_freed_memory, pick_device, pick_dtype, progress, read_json, write_atomic, write_json
 from .data import SUFFIXES, TokenSet, _encode, _same_cache, fill_array, image_folder, load_images, read_image
-from .training import rank_count, slices
+from .training import Shares, slices
 
 # %% auto #0
 __all__ = ['SPLIT_PREFIXES', 'SOURCES', 'VARIANTS', 'COPIES', 'PLACES', 'Raw', 'Source', 'FolderSource', 'split_files', 'needs',
            'ParquetSource', 'index_tar', 'TarSource', 'source_kind', 'open_source', 'open_rgb', 'resized', 'cropped',
            'mirrored', 'centre', 'random_crop', 'ten_crops', 'copy_count', 'SourceSet', 'open_images', 'Encoding',
            'decoded', 'encode_range', 'place', 'local_device', 'shard_ranges', 'encode_shards', 'join_shards',
-           'skipped_images', 'this_rank', 'OnlineTokens', 'encode', 'run_here']
+           'skipped_images', 'OnlineTokens', 'encode', 'run_here']
 
 # %% ../nbs/18_shards.ipynb #518b615d
 class Raw(NamedTuple):
@@ -384,10 +384,6 @@ def skipped_images(tokens: TokenSet) -> list[dict[str, str]]: # name and reason
     return tokens.manifest.get('skipped', [])
 
 # %% ../nbs/18_shards.ipynb #2b30b8c4
-def this_rank() -> int:
-    "From 0; the first one writes what all have made."
-    return torch.distributed.get_rank() if rank_count() > 1 else 0
-
 class OnlineTokens:
     "Tokens made when they are asked for."
     copies = 2**31 - 1
@@ -396,7 +392,7 @@ class OnlineTokens:
         self.source, self.tokenizer, self.size, self.device, self.workers = source, tokenizer, size, local_device(device), workers
         self.dtype, self.skipped = pick_dtype(dtype, self.device), {} # name -> reason
         if isinstance(tokenizer, torch.nn.Module): tokenizer.to(self.device)
-        self.group = torch.distributed.new_group(backend='gloo') if rank_count() > 1 else None # apart from the gradients: batches are made in a thread
+        self.shares = Shares()
 
     def __len__(self): return len(self.source)
 
@@ -410,15 +406,11 @@ class OnlineTokens:
 
     def batch(self, indices: Sequence[int], copy_indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]: # (b h w) int64, (b,) int64
         "Tokens and labels for a model."
-        mine = slice(None) if rank_count() == 1 else np.array_split(np.arange(len(indices)), rank_count())[this_rank()]
+        mine = self.shares.mine(len(indices))
         with ThreadPoolExecutor(self.workers) as pool:
             images, labels = zip(*pool.map(self.image, np.asarray(indices)[mine].tolist(), np.asarray(copy_indices)[mine].tolist()))
         tokens = torch.from_numpy(_encode(self.tokenizer, torch.from_numpy(np.stack(images)), self.device, self.dtype))
-        parts = [(tokens, torch.tensor(labels))]
-        if self.group:
-            mine, parts = parts[0], [None] * rank_count()
-            torch.distributed.all_gather_object(parts, mine, group=self.group)
-        return tuple(torch.cat(part) for part in zip(*parts))
+        return tuple(torch.cat(part) for part in zip(*self.shares.all((tokens, torch.tensor(labels)))))
 
 # %% ../nbs/18_shards.ipynb #dcd3aa8f
 def encode(

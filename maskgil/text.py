@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from .checkpoints import CheckpointError, find_folder, read_header
-from .core import DTYPES, cache_dir, check_choice, derived_seed, fingerprint, pick_device, read_json
+from .core import DTYPES, cache_dir, check_choice, derived_seed, fingerprint, pick_device, read_json, write_json
 from .data import OPENMOJI_CLASSES, SPLIT_FOLDERS, SUFFIXES, TokenSet, fill_array, openmoji_table, read_image, render_svg
+from .training import Shares
 
 # %% auto #0
 __all__ = ['TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'DRAWN', 'CELL', 'RENDERED',
-           'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'EncoderRow', 'pad_texts', 'shorten', 'TextEncoder', 'weight_files',
-           'quiet_transformers', 'stored_dtype', 'encoder_folder', 'load_text_encoder', 'TextFeatures',
+           'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'TEXTS', 'EncoderRow', 'pad_texts', 'shorten', 'TextEncoder',
+           'weight_files', 'quiet_transformers', 'stored_dtype', 'encoder_folder', 'load_text_encoder', 'TextFeatures',
            'encode_captions', 'LiveText', 'sentence_embedding', 'bucket_table', 'overlap', 'nearest_bucket',
            'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene', 'held_out', 'combinations',
            'caption_of', 'places', 'draw_scenes', 'render_vocabulary', 'compose', 'SceneSet', 'scene_set', 'Captioned',
@@ -217,6 +218,8 @@ class TextFeatures:
         "Some captions as a condition, padded with zeros."
         return pad_texts([torch.from_numpy(self.values[self.starts[i]:self.starts[i] + self.lengths[i]].astype(np.float32)) for i in rows], self.multiple)
 
+    def stored(self) -> dict[str, Any]: return dict(values=str(self.values.filename), starts=self.starts.tolist(), lengths=self.lengths.tolist())
+
 # %% ../nbs/15_text.ipynb #534c08d0
 def encode_captions(
     encoder: TextEncoder,
@@ -246,7 +249,7 @@ class LiveText:
     "The features of captions, computed when asked for."
     def __init__(self, encoder: TextEncoder, captions: Iterable[str], multiple: int = 8):
         self.encoder, self.captions, self.multiple = encoder, tuple(sorted(set(captions))), multiple
-        self.index = {c: i for i, c in enumerate(self.captions)}
+        self.index, self.shares = {c: i for i, c in enumerate(self.captions)}, Shares()
 
     def __len__(self): return len(self.captions)
 
@@ -256,8 +259,11 @@ class LiveText:
     rows = TextFeatures.rows
 
     def batch(self, rows: Sequence[int]) -> Tensor: # (b l width) float32
-        "As `TextFeatures.batch`."
-        return pad_texts(self.encoder.texts([self.captions[i] for i in rows], cut=True), self.multiple)
+        "As `TextFeatures.batch`; each rank reads its share."
+        texts = self.encoder.texts([self.captions[i] for i in rows[self.shares.mine(len(rows))]], cut=True)
+        return pad_texts([t for piece in self.shares.all([t.clone() for t in texts]) for t in piece], self.multiple)
+
+    def stored(self) -> dict[str, Any]: return dict(encoder=self.encoder.source)
 
 # %% ../nbs/15_text.ipynb #a1b9afa4
 def sentence_embedding(
@@ -574,6 +580,8 @@ def _part_of(root, part):
     return root, [f for f in list_captioned(root) if (derived_seed('folder split', f.file, f.start) % 100 == 0) == (part == 'held-out')]
 
 # %% ../nbs/15_text.ipynb #9a1b953c
+TEXTS = 'texts.json'
+
 class TextTokens:
     "Token caches of several shapes, and the features of their captions."
     def __init__(self,
@@ -608,6 +616,20 @@ class TextTokens:
         inside = indices - self.starts[part]
         if inside.min() < 0 or inside.max() >= len(self.parts[part]): raise ValueError('the images of a batch have one shape: take them from `batch_indices`')
         return self.parts[part].batch(inside, copy_indices)[0], self.features.batch(self.rows[part][inside])
+
+    def stored(self, folder: Path | str) -> Path: # `folder`
+        "Write down where everything is, so that another process can `load` it."
+        write_json(Path(folder)/TEXTS, dict(parts=[str(p.stored()) for p in self.parts], captions=self.features.captions, rows=[r.tolist() for r in self.rows], features=self.features.stored()))
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: str | torch.device = 'cpu') -> TextTokens: # `device` is the encoder's, if texts are read live
+        "Open what `stored` has written."
+        found = read_json(Path(folder)/TEXTS)
+        captions, features = tuple(found['captions']), found['features']
+        if 'encoder' in features: features = LiveText(load_text_encoder(features['encoder'], device), captions)
+        else: features = TextFeatures(np.load(features['values'], mmap_mode='r'), np.array(features['starts']), np.array(features['lengths']), captions)
+        return cls([TokenSet.load(p) for p in found['parts']], [[captions[i] for i in rows] for rows in found['rows']], features)
 
 @functools.lru_cache(maxsize=2)
 def _epoch(data, batch_size, seed, epoch):

@@ -27,7 +27,8 @@ from .study import PROFILES, Profile, code_version
 from .text import (BACKGROUNDS, TEXT_ENCODERS, CaptionedFolder, LiveText, SceneSet, TextTokens, bucket_table, caption_folders, caption_of,
                           encode_captions, load_text_encoder, nearest_bucket, scene_set, sentence_embedding, vocabulary)
 from .tokenizers import TOKENIZERS
-from .training import CausalObjective, MaskedObjective, TrainConfig, fit, load_milestone, start_from
+from .train import fit_on_all
+from .training import CausalObjective, MaskedObjective, TrainConfig, load_milestone
 
 # %% auto #0
 __all__ = ['GPUS', 'QUESTIONS', 'AR_SHARES', 'token_pixels', 'shapes_of', 'square_of', 'text_options', 'kept_for_backward',
@@ -194,14 +195,13 @@ def _train_stage(bench, stage, ar):
     images, batch, data = (p.ar_images if ar else p.stage_images)[stage], p.stage_batch[stage], bench.data[stage]
     config = TrainConfig(max(1, images // batch), batch, p.learning_rate, warmup_steps=p.warmup_steps, ema=p.ema, seed=bench.seed)
     options = text_options(p, stage, bench.encoder.width, ar)
-    model = load_model(**options, seed=bench.seed)
-    if before: start_from(model, before.folder/f'weights-{before.steps[1]}.safetensors')
+    model, start = load_model(**options, seed=bench.seed), before.folder/f'weights-{before.steps[1]}.safetensors' if before else ''
     folder = bench.folder('text-models', options=options, config=dataclasses.asdict(config), before=before and before.folder.name, encoder=bench.encoder.fingerprint(), code=code_version(['text']),
                           tokens=[part.manifest['images'] for part in data.parts], tokenizer=data.parts[0].manifest['tokenizer'])
     objective = CausalObjective() if ar else MaskedObjective(model.config.mask_id)
     with locked(folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(folder, ignore_errors=True)
-        history = fit(model, objective, data, config, folder, [config.steps], bench.device, p.dtype, name=f"{'AR' if ar else 'MAR'}, stage {stage + 1}")
+        history = fit_on_all(model, options, objective, data, config, folder, [config.steps], bench.device, p.dtype, f"{'AR' if ar else 'MAR'}, stage {stage + 1}", start)
     return Trained(load_milestone(model, folder, config.steps), options, folder, {1: config.steps}, history)
 
 def stage_flops(bench: TextBench, stage: int, ar: bool = False) -> float:

@@ -18,13 +18,14 @@ from .core import as_ctrl_c, check_choice, peak_memory, pick_device, pick_dtype,
 from .data import TokenSet
 from .models import load_model, parameter_count, training_flops
 from .planner import hidden_share, lay_out, this_machine
-from .shards import OnlineTokens, needs, open_source, this_rank
-from .training import CausalObjective, MaskedObjective, TrainConfig, TrainState, accumulation, fit, full, load_milestone, start_from
+from .shards import OnlineTokens, local_device, needs, open_source
+from .text import TEXTS, TextTokens
+from .training import CausalObjective, MaskedObjective, TrainConfig, TrainState, accumulation, fit, full, load_milestone, start_from, this_rank
 
 # %% auto #0
 __all__ = ['PATHS', 'TRACKERS', 'Job', 'check_job', 'read_job', 'write_job', 'JsonLines', 'open_tracker', 'block_norms',
-           'sample_images', 'Monitor', 'run_job', 'job_tokenizer', 'process_group', 'job_record', 'device_count',
-           'launch', 'failure', 'where_it_stands', 'main', 'fit_on_all']
+           'sample_images', 'Monitor', 'run_job', 'job_data', 'job_tokenizer', 'process_group', 'job_record',
+           'device_count', 'launch', 'failure', 'where_it_stands', 'main', 'fit_on_all']
 
 # %% ../nbs/20_train.ipynb #c04081ba
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Job:
     folder: str                        # for checkpoints, milestones, trackers and the record
     model: dict[str, Any]              # of `load_model`: kind, size, recipe, tokenizer, classes, grid, ...
     train: dict[str, Any]              # of `TrainConfig`: steps, batch_size, learning_rate, ...
-    tokens: str = ''                   # a token set, from `maskgil.shards`
+    tokens: str = ''                   # a token set, from `maskgil.shards`, or what `TextTokens.stored` wrote
     images: str = ''                   # or a source of images, encoded in every step as the released code does
     resolution: int = 256              # of these images
     tokenizer_checkpoint: str = ''     # the tokenizer's file: for `images`, and for samples
@@ -119,7 +120,8 @@ def block_norms(
     with torch.compiler.set_stance('force_eager'), contextlib.ExitStack() as stack:
         for hook in hooks: stack.callback(hook.remove)
         stack.callback(model.train, was)
-        model.eval().logits(tokens.flatten(1) if c.causal else tokens, torch.arange(images, device=device) % c.classes)
+        told = torch.zeros(images, 1, c.text_width, device=device) if c.text_width else torch.arange(images, device=device) % c.classes
+        model.eval().logits(tokens.flatten(1) if c.causal else tokens, told)
     weights = [torch.stack([full(p.detach().float().square().sum()) for p in block.parameters()]).sum().sqrt() for block in model.layers]
     return {f'{kind}/block {i}': float(v) for kind, values in (('weights', weights), ('outputs', seen)) for i, v in enumerate(values)}
 
@@ -174,12 +176,16 @@ def run_job(job: Job) -> list[dict[str, float]]: # the history
     monitor = Monitor(job, tokenizer)
     with process_group(job.device) as ranks:
         if job.images_at_once: config = dataclasses.replace(config, accumulate=accumulation(config.batch_size, ranks, job.images_at_once))
-        data = TokenSet.load(job.tokens) if job.tokens else OnlineTokens(open_source(job.images), tokenizer, job.resolution, job.device)
-        history = fit(model, objective, data, config, job.folder, job.milestones, job.device, job.dtype, job.save_seconds, job.log_every,
+        history = fit(model, objective, job_data(job, tokenizer), config, job.folder, job.milestones, job.device, job.dtype, job.save_seconds, job.log_every,
                       strategy=job.strategy, compile=job.compile, on_log=monitor)
         monitor.close()
         if this_rank() == 0: write_json(Path(job.folder)/'record.json', job_record(job, model, history, ranks, time.monotonic() - started))
     return history
+
+def job_data(job: Job, tokenizer: nn.Module | None) -> TokenSet | TextTokens | OnlineTokens:
+    "What is trained on."
+    if not job.tokens: return OnlineTokens(open_source(job.images), tokenizer, job.resolution, job.device)
+    return TextTokens.load(job.tokens, local_device(job.device)) if (Path(job.tokens)/TEXTS).is_file() else TokenSet.load(job.tokens)
 
 def job_tokenizer(job: Job) -> nn.Module | None:
     "The tokenizer, if images are encoded or samples are drawn."
@@ -265,22 +271,25 @@ def fit_on_all(
     model: nn.Module, # gets the weights of the last step
     options: dict[str, Any], # of `load_model`, that made it
     objective: Any, # a `MaskedObjective` or a `CausalObjective`
-    data: TokenSet, # on disk
+    data: TokenSet | TextTokens, # on disk
     config: TrainConfig,
     folder: Path | str,
     milestones: Sequence[int], # the last step among them
     device: str = 'auto', dtype: str = 'auto',
     name: str = 'training',
+    start: Path | str = '', # weights to begin with, if `folder` has no checkpoint
 ) -> list[dict[str, float]]: # the history
     "Train on all GPUs of this machine; if `folder` has a checkpoint, go on from it."
     processes, place = device_count(), pick_device(device)
-    if place.type == 'cpu' and processes == 1: return fit(model, objective, data, config, folder, milestones, device, dtype, name=name)
+    if place.type == 'cpu' and processes == 1:
+        if start: start_from(model, start)
+        return fit(model, objective, data, config, folder, milestones, device, dtype, name=name)
     machine = dataclasses.replace(this_machine(), count=processes)
     setup, needed = lay_out(model.config, machine, config.batch_size, bool(config.ema), pick_dtype(dtype, place) == torch.bfloat16)
     if setup is None: raise ValueError(f"{name} does not fit: {needed['total']:.1f} GiB of {machine.memory} on each of {processes}; more GPUs or a smaller batch would do")
-    job = Job(str(folder), options, dataclasses.asdict(dataclasses.replace(config, gradient_checkpointing=setup.checkpointing)), tokens=str(Path(data.tokens.filename).parent),
+    job = Job(str(folder), options, dataclasses.asdict(dataclasses.replace(config, gradient_checkpointing=setup.checkpointing)), tokens=str(data.stored(folder)), start=str(start),
               objective={k: v for k, v in dataclasses.asdict(objective).items() if k != 'mask_id'}, milestones=list(milestones), images_at_once=setup.images,
-              strategy=setup.strategy, compile=place.type == 'cuda', device=device, dtype=dtype)
+              strategy=setup.strategy, compile=place.type == 'cuda' and not model.config.text_width, device=device, dtype=dtype)
     history = launch(job, setup.ranks)['history']
     load_milestone(model.cpu(), folder, config.steps)
     return history

@@ -27,11 +27,11 @@ from .sampling import SCHEDULES
 # %% auto #0
 __all__ = ['LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'FOR_MEMORY', 'DECAYS', 'STRATEGIES', 'hide_tokens', 'Objective', 'slices',
            'Normaliser', 'add_product', 'SmoothedCrossEntropy', 'token_loss', 'MaskedObjective', 'CausalObjective',
-           'rank_count', 'total', 'gather', 'from_first', 'AllRanks', 'average_gradients', 'ReconstructionObjective',
-           'TrainConfig', 'learning_rate', 'epoch_order', 'batch_indices', 'make_batches', 'pieces', 'accumulation',
-           'TrainState', 'save_parts', 'load_parts', 'NotFinite', 'Checkpoint', 'Step', 'make_optimizer', 'wrap_ddp',
-           'wrap_fsdp', 'compile_blocks', 'fit', 'settings_print', 'train_step', 'full', 'update_average',
-           'save_milestone', 'load_milestone', 'start_from']
+           'rank_count', 'this_rank', 'total', 'gather', 'from_first', 'Shares', 'AllRanks', 'average_gradients',
+           'ReconstructionObjective', 'TrainConfig', 'learning_rate', 'epoch_order', 'batch_indices', 'make_batches',
+           'pieces', 'accumulation', 'TrainState', 'save_parts', 'load_parts', 'NotFinite', 'Checkpoint', 'Step',
+           'make_optimizer', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'fit', 'settings_print', 'train_step', 'full',
+           'update_average', 'save_milestone', 'load_milestone', 'start_from']
 
 # %% ../nbs/06_training.ipynb #e1f9ff82
 def hide_tokens(
@@ -209,6 +209,10 @@ def rank_count() -> int:
     "Processes that train together."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
+def this_rank() -> int:
+    "From 0; the first one writes what all have made."
+    return dist.get_rank() if rank_count() > 1 else 0
+
 def _meeting_place() -> torch.device: return torch.device('cuda', torch.cuda.current_device()) if dist.get_backend() == 'nccl' else torch.device('cpu')
 
 def total(x: Tensor) -> Tensor:
@@ -231,6 +235,21 @@ def from_first(x: Tensor) -> Tensor:
     shared = x.to(_meeting_place(), copy=True)
     dist.broadcast(shared, 0)
     return shared.to(x.device)
+
+class Shares:
+    "What each rank does of a batch, for all of them: images encoded, captions read. Batches are made in a thread, so not among the gradients."
+    def __init__(self): self.group = dist.new_group(backend='gloo') if rank_count() > 1 else None
+
+    def mine(self, count: int) -> slice: # of `count` things
+        "This rank's share."
+        return slice(*(count * (this_rank() + i) // rank_count() for i in (0, 1)))
+
+    def all(self, piece: Any) -> list[Any]: # in the order of the ranks
+        "Every rank's piece."
+        if self.group is None: return [piece]
+        pieces = [None] * rank_count()
+        dist.all_gather_object(pieces, piece, group=self.group)
+        return pieces
 
 # %% ../nbs/06_training.ipynb #0c6e7b4a
 class AllRanks:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskgil import MaskGILPipeline, external, study, text_study
+from maskgil import MaskGILPipeline, external, study, text_study, train
 from maskgil.core import fingerprint
 from maskgil.models import load_model
 from maskgil.pipeline import known_tokens, outpaint
@@ -111,11 +111,11 @@ def test_a_step_of_the_paper_profile(folder, gemma, clean_cache, monkeypatch):
     bench = TextBench(small_paper(folder, gemma), device='cpu')
     assert len(bench.data[0].grids) == 1 and len(bench.data[1].grids) == 3 and len(bench.data[0]) == len(bench.data[1]) == 36
     started = []
-    real = text_study.fit
+    real = train.fit
     def fit(model, *args, **options):
         started.append(fingerprint(*(w.detach() for w in model.state_dict().values())))
         return real(model, *args, **options)
-    monkeypatch.setattr(text_study, 'fit', fit)
+    monkeypatch.setattr(train, 'fit', fit)
     first, second = train_stage(bench, 0), train_stage(bench, 1)
     ended = fingerprint(*(w.detach() for w in first.model.state_dict().values()))
     assert started[0] != ended == started[-1] # the second stage begins where the first ended
@@ -123,6 +123,19 @@ def test_a_step_of_the_paper_profile(folder, gemma, clean_cache, monkeypatch):
     assert second.history[-1]['step'] == 2 and second.model.config.text_width == 32 and second.model.config.qk_norm and second.model.config.post_norm
     images = text_study.draw_texts(bench, second.model, ['a red square', None], (16, 32))
     assert images.shape == (2, 3, 16, 32)
+
+
+@pytest.mark.parametrize('live', [True, False])
+def test_both_stages_on_two_processes(live, folder, gemma, tmp_path_factory, monkeypatch):
+    "The losses of one, whether captions are read while training or before. Dropout is off, since each rank draws its own."
+    losses = {}
+    for ranks in (1, 2):
+        monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path_factory.mktemp('cache')))
+        monkeypatch.setenv('MASKGIL_PROCESSES', str(ranks))
+        bench = TextBench(small_paper(folder, gemma, live_text=live, dtype='float32', dropout=0.), device='cpu')
+        losses[ranks] = [row['loss'] for stage in (0, 1) for row in train_stage(bench, stage).history]
+        assert (train_stage(bench, 1).folder/'record.json').exists() == (ranks == 2)
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_dry_run_of_the_smoke_profile():
