@@ -47,6 +47,7 @@ export: install ## notebooks to maskgil/*.py and README.md, and clean
 	$(BIN)nbdev_export && $(BIN)nbdev_clean
 	$(BIN)jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README \
 	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_input_tags hide-input
+	cat -s README.md > README.md.part && mv README.md.part README.md # the empty lines of what was hidden
 
 clean: ## remove what can be made again
 	rm -rf .cache build dist *.egg-info
