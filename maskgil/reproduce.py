@@ -99,7 +99,7 @@ def run_all(
                 if job.process.returncode: failed.append(job.name)
                 shown.write(said, file=sys.stdout)
                 shown.update()
-            shown.set_postfix_str(' | '.join(f'{j.name}: {j.progress() or "starting"}' for j in running))
+            shown.set_postfix_str(' | '.join(f'{j.name}: {j.progress() or "running"}' for j in running))
             time.sleep(.5)
     return failed
 
