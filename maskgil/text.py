@@ -218,7 +218,9 @@ class TextFeatures:
         "Some captions as a condition, padded with zeros."
         return pad_texts([torch.from_numpy(self.values[self.starts[i]:self.starts[i] + self.lengths[i]].astype(np.float32)) for i in rows], self.multiple)
 
-    def stored(self) -> dict[str, Any]: return dict(values=str(self.values.filename), starts=self.starts.tolist(), lengths=self.lengths.tolist())
+    def origin(self) -> dict[str, Any]:
+        "What another process needs to open them, beside the captions."
+        return dict(values=str(self.values.filename), starts=self.starts.tolist(), lengths=self.lengths.tolist())
 
 # %% ../nbs/15_text.ipynb #534c08d0
 def encode_captions(
@@ -261,9 +263,9 @@ class LiveText:
     def batch(self, rows: Sequence[int]) -> Tensor: # (b l width) float32
         "As `TextFeatures.batch`; each rank reads its share."
         texts = self.encoder.texts([self.captions[i] for i in rows[self.shares.mine(len(rows))]], cut=True)
-        return pad_texts([t for piece in self.shares.all([t.clone() for t in texts]) for t in piece], self.multiple)
+        return pad_texts([t for piece in self.shares.all(texts) for t in piece], self.multiple)
 
-    def stored(self) -> dict[str, Any]: return dict(encoder=self.encoder.source)
+    def origin(self) -> dict[str, Any]: return dict(encoder=self.encoder.source)
 
 # %% ../nbs/15_text.ipynb #a1b9afa4
 def sentence_embedding(
@@ -619,7 +621,7 @@ class TextTokens:
 
     def stored(self, folder: Path | str) -> Path: # `folder`
         "Write down where everything is, so that another process can `load` it."
-        write_json(Path(folder)/TEXTS, dict(parts=[str(p.stored()) for p in self.parts], captions=self.features.captions, rows=[r.tolist() for r in self.rows], features=self.features.stored()))
+        write_json(Path(folder)/TEXTS, dict(parts=[str(p.stored()) for p in self.parts], captions=self.features.captions, rows=[r.tolist() for r in self.rows], features=self.features.origin()))
         return Path(folder)
 
     @classmethod

@@ -289,7 +289,8 @@ def fit_on_all(
     if setup is None: raise ValueError(f"{name} does not fit: {needed['total']:.1f} GiB of {machine.memory} on each of {processes}; more GPUs or a smaller batch would do")
     job = Job(str(folder), options, dataclasses.asdict(dataclasses.replace(config, gradient_checkpointing=setup.checkpointing)), tokens=str(data.stored(folder)), start=str(start),
               objective={k: v for k, v in dataclasses.asdict(objective).items() if k != 'mask_id'}, milestones=list(milestones), images_at_once=setup.images,
-              strategy=setup.strategy, compile=place.type == 'cuda' and not model.config.text_width, device=device, dtype=dtype)
+              strategy=setup.strategy, compile=place.type == 'cuda' and not model.config.text_width, # each shape and length of text would be compiled anew
+              device=device, dtype=dtype)
     history = launch(job, setup.ranks)['history']
     load_milestone(model.cpu(), folder, config.steps)
     return history
