@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from maskgil.experiment import HEADS, memory_peak
+from maskgil.cells import HEAD_LOSSES, memory_peak
 
 BOUND = 1.3
 GIVE_BACK = dict(MALLOC_MMAP_THRESHOLD_='131072') # glibc returns a freed matrix at once, so the peak is what was in use
@@ -29,7 +29,7 @@ def measure(kind, codes, tokens, width):
     "Bytes in total, bytes beyond the weights and their gradient, and seconds of one pass."
     def work(codes=codes, tokens=tokens):
         features, weight, targets = batch(codes, tokens, width)
-        HEADS[kind](features, weight, targets).backward()
+        HEAD_LOSSES[kind](features, weight, targets).backward()
     work(codes=4096, tokens=64) # libraries and threads are loaded before the start
     total, seconds = memory_peak(work, torch.device('cpu'))
     return dict(total=total, beyond=total - 2 * 4 * codes * width, seconds=seconds)
@@ -45,7 +45,7 @@ def results(loss, codes, tokens, width, dtype=torch.float32):
 
 def compare(codes, tokens, width):
     "Largest errors of the sliced loss and its gradients, relative to the largest value of the plain ones in float64."
-    found, exact = results(HEADS['sliced'], codes, tokens, width), results(HEADS['plain'], codes, tokens, width, torch.float64)
+    found, exact = results(HEAD_LOSSES['sliced'], codes, tokens, width), results(HEAD_LOSSES['plain'], codes, tokens, width, torch.float64)
     return {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in zip(('loss', 'features', 'weights'), found, exact)}
 
 

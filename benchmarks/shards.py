@@ -18,7 +18,8 @@ from maskgil.core import pick_device, pick_dtype, write_json
 from maskgil.data import TokenSet
 from maskgil.models import load_model
 from maskgil.tokenizers import TOKENIZERS
-from maskgil.training import MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+from maskgil.losses import MaskedObjective
+from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
 
 
 CODES = TOKENIZERS['mini-llamagen-vq'].codebook_size

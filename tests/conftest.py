@@ -1,10 +1,11 @@
-import shutil
+import shutil, sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT/'tests'/'helpers'))
 
 
 @pytest.fixture(autouse=True)

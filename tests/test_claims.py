@@ -6,8 +6,13 @@ import pandas as pd
 import pytest
 
 from maskgil import claims, study
-from maskgil.claims import ARCHITECTURES, BY_CODEBOOK, BY_SIZE, CLAIMS, VERDICTS, Estimate, check_claims, decide, evidence, judge, paper_inconsistencies, verdicts
-from maskgil.study import PROFILES, Record, long_table, settings_of
+from maskgil.claims import (
+    ARCHITECTURES, BY_CODEBOOK, BY_SIZE, CLAIMS, VERDICTS, Estimate, check_claims, decide, claim_rows, judge,
+    paper_inconsistencies, verdicts,
+)
+from maskgil.profiles import PROFILES, settings_of
+from maskgil.records import Record
+from maskgil.tables import long_table
 
 AR, TRANSFORMER, LLAMA = ARCHITECTURES
 MEASURED = [k for k, c in CLAIMS.items() if c.kind == 'measured']
@@ -259,7 +264,7 @@ def test_evidence_is_one_profile_one_recipe_one_data_set():
     mixed = pd.concat([bad.assign(profile='smoke'), bad.assign(recipe='released'), bad.assign(data='photos'), bad.assign(study='steps'), good])
     assert judge(row, mixed, 'yours').verdict == 'supported'
     assert judge(row, mixed, 'yours', 'smoke').verdict == 'contradicted'
-    assert len(evidence(row, mixed, 'yours')) == len(good)
+    assert len(claim_rows(row, mixed, 'yours')) == len(good)
     assert judge(row, good.assign(recipe='released'), 'yours').verdict == 'no data'
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from maskgil.core import read_json
 
-JOB = Path(__file__).parent/'rank_job.py'
+JOB = Path(__file__).parent/'helpers'/'training_on_ranks.py'
 
 
 def losses(history): return [row['loss'] for row in history]

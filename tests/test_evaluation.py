@@ -8,10 +8,11 @@ import torch
 
 from maskgil.data import openmoji, to_float, to_rgb
 from maskgil.evaluation import balanced_labels, draw_range, npz_layout
-from maskgil.metrics import Reference, extract
+from maskgil.metrics import Reference
+from maskgil.features import extract
 from maskgil.models import load_model
 from maskgil.pipeline import MaskGILPipeline
-from maskgil.protocol import RULES, Bench, rule_effect
+from maskgil.protocol import RULES, Subject, rule_effect
 from maskgil.sampling import sample_mar
 from maskgil.tokenizers import load_tokenizer
 
@@ -66,7 +67,7 @@ pictures = lambda images, rows: to_float(to_rgb(images.batch(rows)))
 def bench(draw, n=150, reference=None, other=None, labels=None):
     reference = reference or Reference.from_features(extract(to_rgb(TRAIN.batch(range(300)))), 'train', '')
     labels = torch.from_numpy(np.sort(TRAIN.labels[:n])) if labels is None else labels
-    return Bench(draw, labels, reference, other or reference, device='cpu')
+    return Subject(draw, labels, reference, other or reference, device='cpu')
 
 
 def fixed(images): return lambda labels, seeds, **options: images[:len(labels)]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from maskgil.core import project_root
 from maskgil.models import build_model, joint_logits, model_config
-from maskgil.training import CausalObjective, MaskedObjective, token_loss
+from maskgil.losses import CausalObjective, MaskedObjective, token_loss
 
 spec = importlib.util.spec_from_file_location('benchmark', project_root()/'benchmarks'/'head.py')
 benchmark = importlib.util.module_from_spec(spec)

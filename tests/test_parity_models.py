@@ -4,7 +4,8 @@ import os, time
 import pytest, torch
 from safetensors.torch import load_file
 
-from maskgil.checkpoints import CheckpointError, convert, read_header, synthetic_weights
+from maskgil.weights import CheckpointError, read_header
+from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import project_root, read_json
 from maskgil.models import load_model
 from maskgil.sampling import sample_ar
@@ -52,7 +53,7 @@ def test_causal_logits_and_greedy_tokens(files):
         assert torch.equal(tokens, g['greedy_cfg4_tokens'][:, :n])
 
 def test_converted(files, tmp_path):
-    out = convert(files['maskgil-b'], 'maskgil-b', tmp_path/'ours.safetensors')
+    out = convert_checkpoint(files['maskgil-b'], 'maskgil-b', tmp_path/'ours.safetensors')
     ours, theirs = load_model('maskgil', 'b', checkpoint=out, recipe='released'), load(files, 'maskgil-b')
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters())) and read_header(out)['system'] == 'maskgil'
     with pytest.raises(CheckpointError, match='class_first is False in the file, True asked for'): load_model('maskgil', 'b', checkpoint=out)

@@ -4,7 +4,8 @@ import argparse, os, time
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from maskgil.checkpoints import CheckpointError, convert, meta_state, read_header, read_weights, recognise, save_weights, synthetic_weights, unnest
+from maskgil.weights import CheckpointError, meta_state, read_header, read_weights, recognise, save_weights, unnest
+from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import project_root, read_json
 from maskgil.tokenizers import PUBLISHED, load_tokenizer
 
@@ -71,7 +72,7 @@ def test_plain_weights_are_used_where_there_is_no_average(tmp_path):
 
 def test_converted_file_is_the_same_tokenizer(tmp_path):
     source = write(tmp_path, 'chameleon-vq')
-    out = convert(source, 'chameleon-vq', tmp_path/'ours.safetensors')
+    out = convert_checkpoint(source, 'chameleon-vq', tmp_path/'ours.safetensors')
     assert read_header(out)['fingerprint'] == load_tokenizer('chameleon-vq', checkpoint=out).fingerprint()
     assert all(torch.equal(a, b) for a, b in zip(load_tokenizer('chameleon-vq', checkpoint=source).parameters(), load_tokenizer('chameleon-vq', checkpoint=out).parameters()))
 

@@ -5,7 +5,7 @@ import huggingface_hub, pytest, torch
 from safetensors.torch import load_file, save_file
 
 from maskgil import MaskGILPipeline
-from maskgil.checkpoints import CheckpointError, read_header
+from maskgil.weights import CheckpointError, read_header
 from maskgil.core import project_root
 from maskgil.models import load_model
 from maskgil.tokenizers import load_tokenizer

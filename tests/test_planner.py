@@ -10,9 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskgil.core import set_seed
 from maskgil.models import ModelConfig, build_model, model_config
-from maskgil.planner import IN_PLACE, STUDIES, Setup, all_cells, defaults, memory, peak_bytes, plan, step_flops
-from maskgil.study import PROFILES, records
-from maskgil.training import CausalObjective, MaskedObjective, Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+from maskgil.machines import IN_PLACE, TrainingLayout, memory_per_rank, peak_bytes, step_flops
+from maskgil.studies import STUDIES, defaults
+from maskgil.planner import all_cells, plan
+from maskgil.profiles import PROFILES
+from maskgil.records import records
+from maskgil.losses import CausalObjective, MaskedObjective
+from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,13 +54,13 @@ def held(config, images, **options):
 @pytest.mark.parametrize('images, checkpointing, changes', [(16, False, {}), (16, True, {}), (4, False, {}), (16, False, dict(qk_norm=True, post_norm=True)), (16, False, dict(kind='llamagen')), (8, False, dict(codebook_size=16384))])
 def test_planned_memory_is_measured_memory(images, checkpointing, changes):
     config = ModelConfig(**dict(kind='maskgil', layers=4, heads=4, width=192, codebook_size=1024, classes=10, dropout=.1) | changes)
-    planned = memory(config, Setup(images=images, bf16=False, fused=False, checkpointing=checkpointing))['total']
+    planned = memory_per_rank(config, TrainingLayout(images=images, bf16=False, fused=False, checkpointing=checkpointing))['total']
     assert planned == pytest.approx(held(config, images, gradient_checkpointing=checkpointing), rel=.2)
 
 
 def test_memory_moves_the_right_way():
     config = model_config('maskgil', 'xxl')
-    total = lambda *args, **options: memory(config, Setup(*args, **options))['total']
+    total = lambda *args, **options: memory_per_rank(config, TrainingLayout(*args, **options))['total']
     assert total(8, 16) < total(8, 32) and total(8, 32, checkpointing=True) < total(8, 32) and total(8, 32, 'fsdp') < total(8, 32)
     assert total(8, 32, ema=True) - total(8, 32) == pytest.approx(4 * 1.411e9 / 2**30, rel=.02)
 

@@ -4,12 +4,12 @@ import dataclasses
 import torch
 
 from maskgil.data import to_uint8
-from maskgil.metrics import EVALUATION_RECIPES, stretch_to_uint8
+from maskgil.data import EVALUATION_RECIPES, stretch_to_uint8
 from maskgil.models import RECIPES, SIZES, load_model, model_config
 from maskgil.pipeline import decode_tokens
 from maskgil.sampling import SAMPLING_RECIPES, sample_mar
 from maskgil.tokenizers import load_tokenizer
-from maskgil.training import TRAINING_RECIPES, MaskedObjective
+from maskgil.losses import TRAINING_RECIPES, MaskedObjective
 
 SWITCHES = { # part -> switch -> the paper's value and the released code's
     'model': dict(class_first=(True, False), rope=('2d', '1d-released'), mask_logit=(False, True), qk_norm=(True, False), post_norm=(True, False)),

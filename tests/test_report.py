@@ -4,7 +4,8 @@ import dataclasses, re, time
 import pytest
 
 from maskgil import report, study
-from maskgil.study import PROFILES, Record, save_record, settings_of
+from maskgil.profiles import PROFILES, settings_of
+from maskgil.records import Record, save_record
 
 MINI = PROFILES['mini']
 
@@ -81,8 +82,8 @@ def test_a_study_is_a_row(pages, monkeypatch):
 
 def test_the_whole_paper(pages, tmp_path):
     "Records of every study: each table and figure of the paper has its place, every published number its cell, the scorecard comes first."
-    import made_up
-    made_up.write(tmp_path/'results'/'runs', basis='measured')
+    import made_up_records
+    made_up_records.write(tmp_path/'results'/'runs', basis='measured')
     start = time.monotonic()
     page, text = pages()
     assert time.monotonic() - start < 60

@@ -6,7 +6,9 @@ import psutil, pytest
 
 from maskgil import experiment, models, sampling, tokenizers
 from maskgil.reproduce import ALONE, CELLS
-from maskgil.study import PROFILES, long_table, Record
+from maskgil.profiles import PROFILES
+from maskgil.tables import long_table
+from maskgil.records import Record
 
 
 def processor_seconds():

@@ -10,7 +10,7 @@ from maskgil import MaskGILPipeline, external, study, text_study, train
 from maskgil.core import fingerprint
 from maskgil.models import load_model
 from maskgil.pipeline import known_tokens, outpaint
-from maskgil.study import PROFILES
+from maskgil.profiles import PROFILES
 from maskgil.text import TextEncoder, encode_captions, held_out, combinations, load_text_encoder
 from maskgil.text_study import TextBench, dry_run, text_options, train_stage
 from maskgil.tokenizers import load_tokenizer

@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from maskgil.core import read_json, write_json
-from maskgil.train import Job, launch, open_tracker, run_job, where_it_stands
-from maskgil.training import MaskedObjective, TrainConfig, fit
+from maskgil.jobs import Job, launch, open_tracker, run_job, where_it_stands
+from maskgil.losses import MaskedObjective
+from maskgil.training import TrainConfig, fit
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_tensorboard(job):
     (dict(strategy='dpd'), "Did you mean 'ddp'?"),
 ])
 def test_mistakes(job, changes, said):
-    from maskgil.train import check_job
+    from maskgil.jobs import check_job
     with pytest.raises(ValueError, match=said): run_job(check_job(dataclasses.asdict(job) | changes))
 
 
@@ -93,8 +94,9 @@ def test_a_study_on_two_processes(tmp_path, monkeypatch):
     "The same cell alone and on two ranks: shards, training, samples and metrics. Dropout is off, since each rank draws its own."
     from PIL import Image
     from maskgil.data import openmoji, to_rgb
-    from maskgil.experiment import Bench, generation_cell, reconstruction_cell
-    from maskgil.study import PROFILES
+    from maskgil.bench import Bench
+    from maskgil.cells import generation_cell, reconstruction_cell
+    from maskgil.profiles import PROFILES
     emoji = openmoji('train', limit=120)
     for i, image in enumerate(to_rgb(emoji.batch(range(120))).permute(0, 2, 3, 1).numpy()):
         for split in ('train', 'val'):

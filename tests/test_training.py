@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent/'kill_me.py'
+SCRIPT = Path(__file__).parent/'helpers'/'training_to_kill.py'
 
 
 def test_kill_and_resume(tmp_path):
