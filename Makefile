@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report text protocol sample test export clean
+.PHONY: help install reproduce reference report page text protocol sample plan test check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,14 @@ reference: install ## the committed reference: all seeds of the mini profile, th
 	@for seed in 0 1 2; do $(PYTHON) -m maskgil.cli reproduce --profile mini --seed $$seed || exit 1; done
 	@$(PYTHON) -m maskgil.cli promote
 
-report: install ## render reports/ from the records
+report: install ## render reports/yours/ from the records: the paper, the reference, your runs
 	@$(BIN)papermill nbs/report.ipynb
+
+page: install ## render the committed reports/ from the paper and the reference alone
+	@$(PYTHON) -m maskgil.cli report --reference True
+
+plan: install ## what every study takes in the paper's profile, on several machines
+	@$(PYTHON) -m maskgil.planner profile=paper
 
 protocol: install ## what each choice of an evaluation is worth in FID points, on the committed checkpoint
 	@$(BIN)papermill nbs/protocol.ipynb
@@ -43,11 +49,22 @@ text: install ## train text to image in two stages, and render the report
 test: install ## the test suite: notebooks, processes, published checkpoints
 	$(PYTHON) -m pytest
 
+check: install ## ruff on notebooks and tests, mypy on the library
+	$(BIN)ruff check nbs maskgil tests benchmarks scripts
+	$(BIN)mypy
+
 export: install ## notebooks to maskgil/*.py and README.md, and clean
 	$(BIN)nbdev_export && $(BIN)nbdev_clean
 	$(BIN)jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README \
 	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_input_tags hide-input
 	cat -s README.md > README.md.part && mv README.md.part README.md # the empty lines of what was hidden
 
+notebooks: install ## execute the study notebooks with the records of the reference, and keep their outputs
+	$(PYTHON) scripts/show_reference.py
+
+docs: install ## the documentation site, in site/
+	@$(PYTHON) -c 'import mkdocs, mkdocs_jupyter, material' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
+	$(PYTHON) docs/build.py
+
 clean: ## remove what can be made again
-	rm -rf .cache build dist *.egg-info
+	rm -rf .cache build dist site docs/pages *.egg-info

@@ -3,7 +3,7 @@
     python benchmarks/head.py [--tokens 4096] [--width 256] [--codes 16384 262144]
 
 One forward and backward pass over a batch of tokens. `plain` makes all logits at once (F.cross_entropy), `sliced` is
-training.token_loss. The peak of the resident memory above the start has two parts. The weights of the head and their
+losses.token_loss. The peak of the resident memory above the start has two parts. The weights of the head and their
 gradient grow with the codebook whatever the loss does: 2 v d numbers. What is beyond them is features, logits and their
 gradients, and that is what slicing bounds. Both are printed, and for both whether the large codebook stays within 1.3
 times the small one. Losses and gradients are compared with F.cross_entropy in float64 on the large codebook.
@@ -45,15 +45,26 @@ def results(loss, codes, tokens, width, dtype=torch.float32):
 
 def compare(codes, tokens, width):
     "Largest errors of the sliced loss and its gradients, relative to the largest value of the plain ones in float64."
-    found, exact = results(HEAD_LOSSES['sliced'], codes, tokens, width), results(HEAD_LOSSES['plain'], codes, tokens, width, torch.float64)
-    return {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in zip(('loss', 'features', 'weights'), found, exact)}
+    found = results(HEAD_LOSSES['sliced'], codes, tokens, width)
+    exact = results(HEAD_LOSSES['plain'], codes, tokens, width, torch.float64)
+    named = zip(('loss', 'features', 'weights'), found, exact)
+    return {name: ((a - b).abs().max() / b.abs().max()).item() for name, a, b in named}
 
 
 def in_process(function, *arguments):
     "The result of one of the functions above, run in a fresh process."
     code = f'import head, json; print(json.dumps(head.{function}(*{arguments!r})))'
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])
-    return json.loads(subprocess.run([sys.executable, '-c', code], env=os.environ | GIVE_BACK | dict(PYTHONPATH=path), capture_output=True, text=True, check=True).stdout)
+    environment = os.environ | GIVE_BACK | dict(PYTHONPATH=path)
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def as_row(kind, codes, measured):
+    "One line of the table."
+    parts = measured['total'], measured['total'] - measured['beyond'], measured['beyond']
+    sizes = ''.join(f'{size / 2**20:7.0f} MB' for size in parts)
+    return f"{kind:6} {codes:9,} codes  {sizes}  {measured['seconds']:6.1f} s"
 
 
 def main():
@@ -63,17 +74,20 @@ def main():
     parser.add_argument('--codes', type=int, nargs=2, default=[16_384, 262_144], metavar=('SMALL', 'LARGE'))
     args = parser.parse_args()
     small, large = args.codes
-    print(f'{args.tokens:,} tokens of width {args.width}, float32, {torch.get_num_threads()} threads\n{"":23}     total   weights    beyond', flush=True)
+    print(f'{args.tokens:,} tokens of width {args.width}, float32, {torch.get_num_threads()} threads')
+    print(f'{"":23}     total   weights    beyond', flush=True)
     found = {}
     for kind, codes in (('plain', small), ('sliced', small), ('sliced', large)):
-        found[kind, codes] = m = in_process('measure', kind, codes, args.tokens, args.width)
-        print(f"{kind:6} {codes:9,} codes  " + ''.join(f'{x / 2**20:7.0f} MB' for x in (m['total'], m['total'] - m['beyond'], m['beyond'])) + f"  {m['seconds']:6.1f} s", flush=True)
+        found[kind, codes] = in_process('measure', kind, codes, args.tokens, args.width)
+        print(as_row(kind, codes, found[kind, codes]), flush=True)
     for part, reference in (('beyond', 'sliced'), ('total', 'plain'), ('total', 'sliced')):
         ratio = found['sliced', large][part] / found[reference, small][part]
         what = 'beyond the weights' if part == 'beyond' else 'in total'
-        print(f"{what}: {large:,} codes sliced / {small:,} codes {reference} = {ratio:.2f}, {'within' if ratio <= BOUND else 'NOT within'} {BOUND}")
+        verdict = f"{'within' if ratio <= BOUND else 'NOT within'} {BOUND}"
+        print(f'{what}: {large:,} codes sliced / {small:,} codes {reference} = {ratio:.2f}, {verdict}')
     errors = in_process('compare', large, 256, args.width)
-    print('relative error against F.cross_entropy in float64, on 256 tokens: ' + ', '.join(f'{k} {v:.0e}' for k, v in errors.items()))
+    named = ', '.join(f'{name} {error:.0e}' for name, error in errors.items())
+    print(f'relative error against F.cross_entropy in float64, on 256 tokens: {named}')
 
 
 if __name__ == '__main__': main()

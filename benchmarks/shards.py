@@ -10,17 +10,16 @@ machine with nothing else to do.
 import argparse, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
-import numpy as np, torch
+import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
 from maskgil.core import pick_device, pick_dtype, write_json
 from maskgil.data import TokenSet
-from maskgil.models import load_model
 from maskgil.tokenizers import TOKENIZERS
+from maskgil.models import load_model
 from maskgil.losses import MaskedObjective
 from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
-
 
 CODES = TOKENIZERS['mini-llamagen-vq'].codebook_size
 
@@ -46,7 +45,8 @@ def learning(size, tokens, batch, steps=6):
     "Images a second of whole training steps."
     device, dtype = pick_device(), pick_dtype()
     accelerator = Accelerator(cpu=device.type == 'cpu')
-    model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
+    shape = dict(classes=9, grid=(8, 8), dropout=0.)
+    model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', device=device, **shape).train()
     config, objective = TrainConfig(steps + 2, batch_size=batch), MaskedObjective(CODES)
     state, module = TrainState(model, make_optimizer(model, config)), Step(model, objective, dtype)
     batches = list(make_batches(objective, tokens, config))
@@ -58,11 +58,25 @@ def learning(size, tokens, batch, steps=6):
 
 def encoding(folder, photos, processes, tokenizer, size, shard):
     "Seconds for all photos."
-    command = [sys.executable, '-m', 'maskgil.shards', '--data', photos, '--tokenizer', tokenizer, '--out', folder, '--split', 'all', '--size', size, '--shard-size', shard,
-               '--workers', 1, '--device', 'cpu', '--processes', processes]
+    given = {
+        'data': photos, 'tokenizer': tokenizer, 'out': folder, 'split': 'all', 'size': size, 'shard-size': shard,
+        'workers': 1, 'device': 'cpu', 'processes': processes,
+    }
+    arguments = [str(word) for name, value in given.items() for word in (f'--{name}', value)]
+    command = [sys.executable, '-m', 'maskgil.shards', *arguments]
+    quiet = os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off')
     started = time.perf_counter()
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=quiet)
     return time.perf_counter() - started
+
+
+def save_photos(folder, count, size):
+    "Coloured squares as JPEG files, in one class."
+    rng = np.random.default_rng(0)
+    (folder/'a').mkdir(parents=True)
+    for i in range(count):
+        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse.repeat(size // 8, 0).repeat(size // 8, 1)).save(folder/'a'/f'{i:05}.jpeg')
 
 
 def main():
@@ -73,21 +87,22 @@ def main():
     parser.add_argument('--shard-size', type=int, default=4)
     parser.add_argument('--batch', type=int, default=32)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as d:
-        d = Path(d)
-        (d/'set').mkdir()
-        tokens = token_set(d/'set')
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work/'set').mkdir()
+        tokens = token_set(work/'set')
         read = reading(tokens, args.batch)
         for size in ('b', 'xxl'):
             learned = learning(size, tokens, args.batch)
-            print(f'tokens are read at {read:,.0f} images/s, mini-{size} learns from {learned:,.0f}: {read / learned:.0f} times', flush=True)
-        rng, photos = np.random.default_rng(0), d/'photos'
-        (photos/'a').mkdir(parents=True)
-        for i in range(args.images):
-            coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(coarse.repeat(args.size // 8, 0).repeat(args.size // 8, 1)).save(photos/'a'/f'{i:05}.jpeg')
-        one, two = (encoding(d/f'by-{n}', photos, n, args.tokenizer, args.size, args.shard_size) for n in (1, 2))
-        print(f'encoding {args.images} images: {one:.1f} s in one process, {two:.1f} s in two, {one / two:.2f} times as fast')
+            speeds = f'tokens are read at {read:,.0f} images/s, mini-{size} learns from {learned:,.0f}'
+            print(f'{speeds}: {read / learned:.0f} times', flush=True)
+        save_photos(work/'photos', args.images, args.size)
+        def timed(processes):
+            into = work/f'by-{processes}'
+            return encoding(into, work/'photos', processes, args.tokenizer, args.size, args.shard_size)
+        one, two = timed(1), timed(2)
+        print(f'encoding {args.images} images: {one:.1f} s in one process, {two:.1f} s in two, '
+              f'{one / two:.2f} times as fast')
 
 
 if __name__ == '__main__': main()

@@ -3,7 +3,7 @@
     python benchmarks/training.py [--sizes b l xl xxl] [--batch 64] [--rounds 5] [--threads 1]
 
 A training step is everything: hiding tokens, forward, loss, backward, clipping, AdamW. Its operations are counted by
-`models.training_flops`, which agrees with torch's own counter (see nbs/03_models.ipynb). Steps and matrix products
+`models.training_flops`, which agrees with torch's own counter (see nbs/24_machines.ipynb). Steps and matrix products
 alternate, so a busy machine slows both; the median of the ratios is printed. `make reproduce` trains two models
 at a time with one thread each, so one thread is the default here.
 """
@@ -39,6 +39,49 @@ def product(device, dtype, n=2048):
     return lambda: a @ b, 2 * n**3
 
 
+def time_training(size, batch, rounds, device, dtype, accelerator):
+    "Print how close a model's training comes to a matrix product."
+    matmul, matmul_flops = product(device, dtype)
+    shape = dict(classes=9, grid=(8, 8), dropout=0.)
+    model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', device=device, **shape).train()
+    config, objective = TrainConfig(10**6, batch_size=batch), MaskedObjective(model.config.mask_id)
+    step_module, optimizer = accelerator.prepare(Step(model, objective, dtype), make_optimizer(model, config))
+    state = TrainState(model, optimizer)
+    batches = make_batches(step_module.objective, RandomTokens(model.config.codebook_size, (8, 8)), config)
+    def step(): train_step(step_module, state, next(batches), config, accelerator)
+    flops = training_flops(model.config, batch, predicted=2 / torch.pi)
+    seconds(step, 2), seconds(matmul, 2)
+    speeds = [(flops / seconds(step, 4), matmul_flops / seconds(matmul, 4)) for _ in range(rounds)]
+    ratio, (trained, multiplied) = statistics.median(a / b for a, b in speeds), speeds[-1]
+    speed = f'{trained / 1e9:5.0f} of {multiplied / 1e9:5.0f} GFLOP/s'
+    print(f'mini-{size:4} {batch * trained / flops:6.0f} images/s  {speed}  ratio {ratio:.0%}', flush=True)
+
+
+def time_ratio(first, second, rounds):
+    "The median of how much longer the first takes than the second."
+    seconds(first, 2), seconds(second, 2)
+    return statistics.median(seconds(first, 3) / seconds(second, 3) for _ in range(rounds))
+
+
+def time_attention(device, dtype, rounds):
+    "Print what torch's fused attention takes beside ours."
+    q, k, v = (torch.randn(64, 6, 65, 48, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    def plain(): attention(q, k, v).sum().backward()
+    def fused(): F.scaled_dot_product_attention(q, k, v).sum().backward()
+    print(f'attention forward and backward, fused / as trained: {time_ratio(fused, plain, rounds):.1f}')
+
+
+def time_output_layer(device, dtype, rounds):
+    "Print what all logits at once take beside slices of them."
+    head = torch.nn.Linear(288, 1024, bias=False, device=device)
+    features = torch.randn(2600, 288, device=device, requires_grad=True)
+    targets = torch.randint(1024, (2600,), device=device)
+    def whole(): F.cross_entropy(head(features).float(), targets, label_smoothing=.1, reduction='sum').backward()
+    def sliced(): token_loss(features, head.weight, targets)[0].backward()
+    with torch.autocast(device.type, dtype): ratio = time_ratio(whole, sliced, rounds)
+    print(f'output layer and smoothed loss, F.cross_entropy / as trained: {ratio:.1f}')
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', nargs='+', default=['b', 'l', 'xl', 'xxl'])
@@ -48,33 +91,11 @@ def main():
     args = parser.parse_args()
     if args.threads: torch.set_num_threads(args.threads)
     device, dtype = pick_device(), pick_dtype()
-    matmul, matmul_flops = product(device, dtype)
     print(f'{device}, {dtype}, {torch.get_num_threads()} threads')
     accelerator = Accelerator(cpu=device.type == 'cpu')
-    for size in args.sizes:
-        model = load_model('maskgil', f'mini-{size}', tokenizer='mini-llamagen-vq', classes=9, grid=(8, 8), dropout=0., device=device).train()
-        config = TrainConfig(10**6, batch_size=args.batch)
-        step_module, optimizer = accelerator.prepare(Step(model, MaskedObjective(model.config.mask_id), dtype), make_optimizer(model, config))
-        state = TrainState(model, optimizer)
-        batches = make_batches(step_module.objective, RandomTokens(model.config.codebook_size, (8, 8)), config)
-        step = lambda: train_step(step_module, state, next(batches), config, accelerator)
-        flops = training_flops(model.config, args.batch, predicted=2 / torch.pi)
-        seconds(step, 2), seconds(matmul, 2)
-        speeds = [(flops / seconds(step, 4), matmul_flops / seconds(matmul, 4)) for _ in range(args.rounds)]
-        ratio = statistics.median(a / b for a, b in speeds)
-        print(f'mini-{size:4} {args.batch * speeds[-1][0] / flops:6.0f} images/s  {speeds[-1][0] / 1e9:5.0f} of {speeds[-1][1] / 1e9:5.0f} GFLOP/s  ratio {ratio:.0%}', flush=True)
-
-    q, k, v = (torch.randn(64, 6, 65, 48, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    plain, fused = (lambda f=f: f(q, k, v).sum().backward() for f in (attention, F.scaled_dot_product_attention))
-    seconds(plain, 2), seconds(fused, 2)
-    print(f'attention forward and backward, fused / as trained: {statistics.median(seconds(fused, 3) / seconds(plain, 3) for _ in range(args.rounds)):.1f}')
-
-    head, features, targets = torch.nn.Linear(288, 1024, bias=False, device=device), torch.randn(2600, 288, device=device, requires_grad=True), torch.randint(1024, (2600,), device=device)
-    def whole(): F.cross_entropy(head(features).float(), targets, label_smoothing=.1, reduction='sum').backward()
-    def sliced(): token_loss(features, head.weight, targets)[0].backward()
-    with torch.autocast(device.type, dtype):
-        seconds(whole, 2), seconds(sliced, 2)
-        print(f'output layer and smoothed loss, F.cross_entropy / as trained: {statistics.median(seconds(whole, 3) / seconds(sliced, 3) for _ in range(args.rounds)):.1f}')
+    for size in args.sizes: time_training(size, args.batch, args.rounds, device, dtype, accelerator)
+    time_attention(device, dtype, args.rounds)
+    time_output_layer(device, dtype, args.rounds)
 
 
 if __name__ == '__main__': main()

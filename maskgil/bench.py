@@ -5,7 +5,7 @@
 # %% ../nbs/43_bench.ipynb #43cee3fe
 from __future__ import annotations
 
-import dataclasses, os, shutil
+import dataclasses, math, os, shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,32 +13,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskgil.core import (
     cache_dir, fingerprint, locked, pick_device, read_json, weights_fingerprint, write_atomic, write_json,
 )
-from .processes import device_count, run_here
-from .data import encode_tokens, image_grid, TokenSet
-from .weights import save_weights
-from .tokenizers import load_tokenizer, TokenizerConfig, TOKENIZERS
-from .models import load_model
-from .features import extract
-from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
-from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
-from .reconstruction import ReconstructionObjective, TokenizerObjective
-from .training import fit, load_milestone, TrainConfig
-from .shards import encode_shards, Encoding, open_images, open_source
+from .data import TokenSet, encode_tokens, image_grid
+from .evaluation import SampleSet, adm_reference, balanced_labels, draw_on_all, protocol_card
 from .jobs import fit_on_all
-from .metrics import evaluate, real_floor, Reference
-from .evaluation import adm_reference, balanced_labels, draw_on_all, protocol_card, SampleSet
+from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
+from .machines import hidden_share
+from .metrics import Reference, evaluate, real_floor
+from .features import extract
+from .models import load_model, training_flops
+from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
+from .processes import device_count, run_here
 from .profiles import Profile
-from .records import CODE, code_version
+from .reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
+from .shards import Encoding, encode_shards, open_images, open_source
+from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
+from .training import TrainConfig, fit, load_milestone
+from .versions import versions_of
+from .weights import save_weights
 
 # %% auto #0
-__all__ = ['REFERENCE_IMAGES', 'Bench', 'trained_tokenizer', 'published_file', 'tokenizer_file', 'sharded_tokens',
-           'real_reference', 'Trained', 'train_model', 'proportional_labels', 'wanted_labels', 'sampler_options',
-           'draw_labels', 'draw_images', 'measure', 'measure_drawn', 'card_of', 'sample_sheet', 'save_sheet']
+__all__ = ['REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'trained_tokenizer',
+           'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference', 'Trained', 'train_model',
+           'training_cost', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
+           'save_sheet', 'sample_sheet', 'as_metric', 'as_line', 'measure', 'measure_drawn', 'card_of',
+           'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -49,111 +52,144 @@ class Bench:
     seed: int = 0
     force: bool = False # train models again, from the start
     device: str = 'auto'
-    modules = (*CODE, 'pipeline', 'shards', 'evaluation', 'experiment') # whose code decides what a cell's numbers are
 
     @cached_property
-    def images(self): return open_images(self.profile.data, 'train', self.profile.resolution, self.profile.limit or None)
+    def images(self) -> Any: # with labels and classes
+        data = self.profile.data
+        return open_images(data.source, 'train', data.resolution, data.limit or None)
 
     @cached_property
-    def tokenizer(self) -> nn.Module: return trained_tokenizer(self)
+    def tokenizer(self) -> Any: return trained_tokenizer(self)
 
     @cached_property
-    def tokens(self) -> TokenSet:
-        if self.profile.variants: return sharded_tokens(self)
-        with locked(cache_dir()/'tokens'/f'{self.tokenizer.fingerprint()}.lock'):
-            return encode_tokens(self.tokenizer, self.images, copies=self.profile.copies, seed=self.seed, device=self.device, shift=self.profile.shift, background=False)
+    def tokens(self) -> TokenSet: return encoded_tokens(self)
 
     @cached_property
     def reference(self) -> Reference: return real_reference(self)
 
     @cached_property
-    def floor(self) -> dict: return real_floor(self.reference, min(self.profile.eval_images, len(self.reference) // 2), self.seed) if len(self.reference) else {}
+    def floor(self) -> dict[str, Any]: # metrics between two halves of the real images
+        half = len(self.reference) // 2
+        return real_floor(self.reference, min(self.profile.evaluation.images, half), self.seed) if half else {}
 
     @property
-    def row(self) -> TokenizerConfig: return TOKENIZERS[self.profile.tokenizer(self.tokenizer_name)] # what is known of the tokenizer before it is trained
-
-    def model_options(self, size: str, kind: str = 'maskgil', **changes: Any) -> dict[str, Any]:
-        "The arguments of `load_model` for a size of the paper."
-        p = self.profile
-        return dict(kind=kind, size=p.size(size), tokenizer=p.tokenizer(self.tokenizer_name), classes=len(self.classes),
-                    grid=(p.resolution // self.row.downsample,)*2, dropout=p.dropout) | changes
-
-    def of(self, tokenizer: str) -> Bench: return replace(self, tokenizer_name=tokenizer) # another tokenizer, all else equal
+    def row(self) -> TokenizerConfig: # what is known of the tokenizer before it is trained
+        return TOKENIZERS[self.profile.row(self.tokenizer_name)]
 
     @property
     def classes(self) -> tuple[str, ...]: return self.images.classes
 
-    def folder(self, kind: str, **what: Any) -> Path:
-        "Where a stage keeps its files, by the hash of what it depends on: data, seed, settings, and code."
-        return cache_dir()/kind/fingerprint(self.images.fingerprint, self.seed, what, code_version(['data', 'tokenizers', 'models', 'training']))
+    def of(self, tokenizer: str) -> Bench: # another tokenizer, all else equal
+        return replace(self, tokenizer_name=tokenizer)
+
+    def model_options(self, size: str, kind: str = 'maskgil', **changes: Any) -> dict[str, Any]:
+        "The arguments of `load_model` for a size of the paper."
+        side = self.profile.data.resolution // self.row.downsample
+        options = dict(kind=kind, size=self.profile.row(size), tokenizer=self.profile.row(self.tokenizer_name),
+                       classes=len(self.classes), grid=(side, side), dropout=self.profile.training.dropout)
+        return options | changes
+
+# %% ../nbs/43_bench.ipynb #d3041248
+def stage_folder(
+    bench: Bench,
+    kind: str, # the stage: 'tokenizers', 'generators', ...
+    stages: tuple[str, ...], # names of `versions.VERSIONS`
+    **what: Any, # all that the stage depends on, apart from images and seed
+) -> Path:
+    "The folder of a stage under the cache."
+    return cache_dir()/kind/fingerprint(bench.images.fingerprint, bench.seed, what, versions_of(stages))
+
+# %% ../nbs/43_bench.ipynb #d7b0a37a
+def checkpoints_dir() -> Path:
+    "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
+    return Path(os.environ.get('MASKGIL_CHECKPOINTS', cache_dir()/'checkpoints'))
+
+def published_file(name: str) -> Path:
+    "The file of a published checkpoint: `<name>.*` in `checkpoints_dir()`."
+    suffixes = ('.safetensors', '.pt', '.pth', '.ckpt')
+    found = sorted(p for p in checkpoints_dir().glob(f'{name}.*') if p.suffix in suffixes)
+    if found: return found[0]
+    raise FileNotFoundError(f'no file {name}{" or ".join(suffixes)} in {checkpoints_dir()}: see nbs/10_weights.ipynb '
+                            'for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
-def trained_tokenizer(bench: Bench) -> nn.Module:
+def trained_tokenizer(bench: Bench) -> Any:
     "The profile's tokenizer: published weights, or trained on the profile's images."
-    p, name = bench.profile, bench.profile.tokenizer(bench.tokenizer_name)
-    if not p.tokenizer_steps: return load_tokenizer(name, checkpoint=published_file(name), device=pick_device(bench.device))
-    config = TrainConfig(p.tokenizer_steps, p.tokenizer_batch_size, p.tokenizer_learning_rate, warmup_steps=p.tokenizer_steps // 20,
-                         decay='cosine', weight_decay=0., seed=bench.seed)
-    folder = bench.folder('tokenizers', name=name, row=dataclasses.asdict(TOKENIZERS[name]), config=dataclasses.asdict(config))
-    tokenizer = load_tokenizer(name, seed=bench.seed)
+    settings, name = bench.profile.tokenizer, bench.profile.row(bench.tokenizer_name)
+    device = pick_device(bench.device)
+    if not settings.steps: return load_tokenizer(name, checkpoint=published_file(name), device=device)
+    config = TrainConfig(settings.steps, settings.batch_size, settings.learning_rate, decay='cosine',
+                         warmup_steps=settings.steps // 20, weight_decay=0., seed=bench.seed)
+    tokenizer: Any = load_tokenizer(name, seed=bench.seed)
+    folder = stage_folder(bench, 'tokenizers', ('data', 'tokenizer', 'training'), row=dataclasses.asdict(bench.row),
+                          losses=dataclasses.asdict(LOSSES[bench.row.quantizer]), config=dataclasses.asdict(config))
     with locked(folder/'lock'):
         if not (folder/f'weights-{config.steps}.safetensors').exists():
             objective = ReconstructionObjective(TokenizerObjective(tokenizer.config), background=False)
             fit(tokenizer, objective, bench.images, config, folder, [config.steps], bench.device, name=name)
-    return load_milestone(tokenizer, folder, config.steps).to(pick_device(bench.device))
-
-# %% ../nbs/43_bench.ipynb #d7b0a37a
-def published_file(name: str) -> Path:
-    "The file of a published checkpoint: `$MASKGIL_CHECKPOINTS/<name>.*`."
-    folder = Path(os.environ.get('MASKGIL_CHECKPOINTS', cache_dir()/'checkpoints'))
-    found = sorted(p for p in folder.glob(f'{name}.*') if p.suffix in ('.safetensors', '.pt', '.pth', '.ckpt'))
-    if not found: raise FileNotFoundError(f'no file {name}.safetensors, .pt, .pth or .ckpt in {folder}: see nbs/04_checkpoints.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
-    return found[0]
+    return load_milestone(tokenizer, folder, config.steps).to(device)
 
 # %% ../nbs/43_bench.ipynb #70e60b15
 def tokenizer_file(bench: Bench) -> Path:
-    "Where the weights of `bench.tokenizer` are: for other processes."
-    if not bench.profile.tokenizer_steps: return published_file(bench.tokenizer.name)
+    "Where the weights of `bench.tokenizer` are."
+    if not bench.profile.tokenizer.steps: return published_file(bench.tokenizer.name)
     path = cache_dir()/'tokenizers'/f'{bench.tokenizer.fingerprint()}.safetensors'
-    if not path.exists(): save_weights(path, bench.tokenizer)
-    return path
+    return path if path.exists() else save_weights(path, bench.tokenizer)
+
+# %% ../nbs/43_bench.ipynb #1ca47811
+def encoded_tokens(bench: Bench) -> TokenSet:
+    "The training images as tokens."
+    data = bench.profile.data
+    if data.variants: return sharded_tokens(bench)
+    made_from = dict(tokenizer=bench.tokenizer.fingerprint(), copies=data.copies, shift=data.shift)
+    folder = stage_folder(bench, 'tokens', ('data', 'tokenizer'), **made_from)
+    with locked(folder.with_suffix('.lock')):
+        return encode_tokens(bench.tokenizer, bench.images, copies=data.copies, seed=bench.seed, device=bench.device,
+                             path=folder, shift=data.shift, background=False)
 
 # %% ../nbs/43_bench.ipynb #28e1f13f
 def sharded_tokens(bench: Bench) -> TokenSet:
     "The training images as token shards, joined."
-    p, source = bench.profile, open_source(bench.profile.data, 'train')
-    encoding = Encoding(bench.tokenizer, p.resolution, p.variants, p.copies, bench.seed)
-    folder, ranks = cache_dir()/'tokens'/f'{source.name}-{fingerprint(encoding.made_from(source))}', device_count()
+    data, source, ranks = bench.profile.data, open_source(bench.profile.data.source, 'train'), device_count()
+    encoding = Encoding(bench.tokenizer, data.resolution, data.variants, data.copies, bench.seed)
+    made_from = fingerprint(encoding.made_from(source), versions_of(['data', 'tokenizer']))
+    folder = cache_dir()/'tokens'/f'{source.name}-{made_from}'
     with locked(folder.with_suffix('.lock')):
         if ranks > 1 and not (folder/'tokens.npy').exists():
-            given = dict(data=p.data, tokenizer=bench.tokenizer.name, checkpoint=tokenizer_file(bench), out=folder, size=p.resolution, variants=p.variants, copies=p.copies, seed=bench.seed, device=bench.device)
-            run_here('maskgil.shards', [x for k, v in given.items() for x in (f'--{k}', v)], ranks)
-        return encode_shards(source, encoding, folder, device=bench.device, rank=0, ranks=1)
-
-REFERENCE_IMAGES = 50_000 # of the training set, where ADM's file is missing
+            given = dict(data=data.source, tokenizer=bench.tokenizer.name, checkpoint=tokenizer_file(bench), out=folder,
+                         size=data.resolution, variants=data.variants, copies=data.copies, seed=bench.seed,
+                         device=bench.device)
+            run_here('maskgil.shards', [part for k, v in given.items() for part in (f'--{k}', v)], ranks)
+        tokens = encode_shards(source, encoding, folder, device=bench.device, rank=0, ranks=1)
+    assert tokens is not None # one rank makes every shard
+    return tokens
 
 # %% ../nbs/43_bench.ipynb #a164b345
+REFERENCE_IMAGES = 50_000 # of the training set, where ADM's file is missing
+
 def real_reference(bench: Bench) -> Reference:
     "What generated images are measured against."
-    p, images = bench.profile, bench.images
-    file = Path(os.environ.get('MASKGIL_CHECKPOINTS', cache_dir()/'checkpoints'))/p.adm_reference
-    if p.adm_reference and file.is_file(): return adm_reference(file, p.extractor, bench.device)
-    if p.adm_reference: print(f'{p.adm_reference} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
-    if len(images) > REFERENCE_IMAGES: images = images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
-    return Reference.from_images(images, p.extractor)
+    settings, images = bench.profile.evaluation, bench.images
+    if settings.adm_reference:
+        file = checkpoints_dir()/settings.adm_reference
+        if file.is_file(): return adm_reference(file, settings.extractor, bench.device)
+        print(f'{file.name} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
+    if len(images) > REFERENCE_IMAGES: # evenly spaced, so that every class is among them
+        images = images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
+    return Reference.from_images(images, settings.extractor)
 
 # %% ../nbs/43_bench.ipynb #f587c6e1
 @dataclass
 class Trained:
     "A trained model and how it got there."
-    model: nn.Module # with the weights of the last step
-    options: dict[str, Any] # of `load_model`
+    model: Any                     # with the weights of the last step
+    options: dict[str, Any]              # of `load_model`
     folder: Path
-    steps: dict[int, int] # epoch -> step
+    steps: dict[int, int]                # epoch -> step
     history: list[dict[str, float]]
-    loss_on: str = 'all' # the tokens its loss is computed on: 'masked' or 'all'
+    loss_on: str = 'all'                 # the tokens its loss is computed on: 'masked' or 'all'
 
-    def at(self, epoch: int) -> nn.Module:
+    def at(self, epoch: int) -> Any:
         "The model with the weights of an epoch."
         return load_milestone(self.model, self.folder, self.steps[epoch])
 
@@ -164,20 +200,33 @@ def train_model(
     kind: str = 'maskgil', # a name of `models.KINDS`
     recipe: str = 'paper',
     training: dict[str, Any] | None = None, # fields of `MaskedObjective` to change
-    **changes, # fields of `ModelConfig`
+    **changes: Any, # fields of `ModelConfig`
 ) -> Trained:
     "Train one model on the bench's tokens, or find it trained."
-    p = bench.profile
-    steps = {e: max(1, round(e * len(bench.tokens) / p.batch_size)) for e in p.epochs}
-    config = TrainConfig(max(steps.values()), p.batch_size, p.learning_rate, warmup_steps=p.warmup_steps, ema=p.ema, seed=bench.seed)
+    settings = bench.profile.training
+    steps = {e: max(1, round(e * len(bench.tokens) / settings.batch_size)) for e in settings.epochs}
+    config = TrainConfig(max(steps.values()), settings.batch_size, settings.learning_rate, ema=settings.ema,
+                         warmup_steps=settings.warmup_steps, seed=bench.seed)
     options = bench.model_options(size, kind, recipe=recipe, **changes)
-    model = load_model(**options, seed=bench.seed)
-    objective = CausalObjective() if model.config.causal else MaskedObjective(model.config.mask_id, **TRAINING_RECIPES[recipe] | (training or {}))
-    folder = bench.folder('generators', options=options, config=dataclasses.asdict(config), tokens=bench.tokens.manifest['tokenizer'], objective=dataclasses.asdict(objective))
+    model: Any = load_model(**options, seed=bench.seed)
+    masked = TRAINING_RECIPES[recipe] | (training or {})
+    objective: Any = CausalObjective() if model.config.causal else MaskedObjective(model.config.mask_id, **masked)
+    folder = stage_folder(
+        bench, 'generators', ('data', 'tokenizer', 'model', 'training'), model=dataclasses.asdict(model.config),
+        config=dataclasses.asdict(config), tokens=bench.tokens.manifest['tokenizer'],
+        copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)])
     with locked(folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(folder, ignore_errors=True)
-        history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()), bench.device, p.dtype, f'{kind} {p.size(size)}')
+        history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()),
+                             bench.device, settings.dtype, f'{kind} {bench.profile.row(size)}')
     return Trained(model, options, folder, steps, history, getattr(objective, 'loss_on', 'all'))
+
+# %% ../nbs/43_bench.ipynb #78e9a484
+def training_cost(trained: Trained) -> dict[str, float]:
+    "What a record says of a training: tokens seen and operations."
+    config, images = trained.model.config, trained.history[-1]['images']
+    flops = training_flops(config, images, predicted=hidden_share(trained.loss_on))
+    return dict(tokens_seen=images * math.prod(config.grid), training_flops=flops)
 
 # %% ../nbs/43_bench.ipynb #87f01de5
 def proportional_labels(
@@ -185,61 +234,108 @@ def proportional_labels(
     count: int,
 ) -> Tensor: # (count,) int64, sorted by class
     "Labels in the proportion of the real ones, evenly spaced through their sorted list."
-    return torch.from_numpy(np.sort(labels)[((np.arange(count) + .5) * len(labels) / count).astype(int)])
+    places = ((np.arange(count) + .5) * len(labels) / count).astype(int)
+    return torch.from_numpy(np.sort(labels)[places])
 
 # %% ../nbs/43_bench.ipynb #e09047c1
 def wanted_labels(bench: Bench, count: int = 0) -> Tensor: # (count,) int64
     "The classes to draw: equally many of each or in the proportion of the data, as the profile says."
-    count = count or bench.profile.eval_images
-    return balanced_labels(len(bench.classes), count) if bench.profile.balanced else proportional_labels(bench.images.labels, count)
+    count = count or bench.profile.evaluation.images
+    if bench.profile.evaluation.balanced: return balanced_labels(len(bench.classes), count)
+    return proportional_labels(bench.images.labels, count)
 
 # %% ../nbs/43_bench.ipynb #ead90054
-def sampler_options(bench: Bench, model: nn.Module, **options) -> dict[str, Any]:
-    "The profile's, with changes."
-    settings = dict(steps=bench.profile.steps, dtype=bench.profile.dtype) | options
+def profile_options(bench: Bench, model: Any, **options: Any) -> dict[str, Any]:
+    "The profile's, with changes; AR has no steps."
+    profile = bench.profile
+    settings = dict(steps=profile.evaluation.steps, dtype=profile.training.dtype) | options
     return {k: v for k, v in settings.items() if not (model.config.causal and k == 'steps')}
 
-def draw_labels(bench: Bench, model: nn.Module, labels: Tensor, **options) -> Tensor: # (n 3 h w) uint8
+def draw_labels(bench: Bench, model: Any, labels: Tensor, **options: Any) -> Tensor: # (n 3 h w) uint8
     "A picture for each label, on the profile's sampling settings unless `options` say otherwise."
-    tokens = draw_tokens(model.to(pick_device(bench.device)), labels, seed=bench.seed, **sampler_options(bench, model, **options))
-    return decode_tokens(bench.tokenizer, tokens)
+    model, options = model.to(pick_device(bench.device)), profile_options(bench, model, **options)
+    return decode_tokens(bench.tokenizer, draw_tokens(model, labels, seed=bench.seed, **options))
 
-def draw_images(bench: Bench, model: nn.Module, count: int = 0, **options) -> Tensor: # (n 3 h w) uint8
+def draw_images(bench: Bench, model: Any, count: int = 0, **options: Any) -> Tensor: # (n 3 h w) uint8
     "`count` pictures in the proportion of the real classes; the profile's number if 0."
     return draw_labels(bench, model, wanted_labels(bench, count), **options)
 
+# %% ../nbs/43_bench.ipynb #e6135498
+SHEET_ROWS = 12 # classes at most
+
+def save_sheet(images: Tensor, path: Path, columns: int = 12) -> Path: # images (n 3 h w) uint8
+    "Pictures in rows of `columns`, twice as large, as a PNG."
+    with write_atomic(path) as tmp: image_grid(images, columns, 2).save(tmp, 'PNG')
+    return path
+
+def sample_sheet(bench: Bench, model: Any, path: Path, columns: int = 12, **options: Any) -> Path:
+    "A PNG with a row for each of the first classes."
+    rows = min(SHEET_ROWS, len(bench.classes))
+    labels = torch.arange(rows).repeat_interleave(columns)
+    return save_sheet(draw_labels(bench, model, labels, **options), path, columns)
+
+# %% ../nbs/43_bench.ipynb #b54b6dd7
+def as_metric(
+    value: float, label: str, n: int, low: float | None = None, high: float | None = None,
+) -> dict[str, Any]:
+    "A number in the form of `metrics.evaluate`, without a reference."
+    bound = lambda v: None if v is None else float(v)
+    return dict(value=float(value), low=bound(low), high=bound(high), n=n, label=label)
+
+def as_line(metric: dict[str, Any]) -> str:
+    "A metric in a few characters."
+    return f"{metric['label']} {metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]"
+
 # %% ../nbs/43_bench.ipynb #c9a1918f
-def measure(bench: Bench, images: Tensor) -> dict[str, dict[str, Any]]: # metrics by name
+def measure(bench: Bench, images: Tensor) -> dict[str, dict[str, Any]]: # metrics by name; images (n 3 h w) uint8
     "All metrics of generated images against the real ones."
-    return evaluate(extract(images, bench.profile.extractor, device=bench.device), bench.reference, seed=bench.seed)
+    seen = extract(images, bench.profile.evaluation.extractor, device=bench.device)
+    return evaluate(seen, bench.reference, seed=bench.seed)
 
 # %% ../nbs/43_bench.ipynb #edf1e0ab
-def measure_drawn(bench: Bench, model: nn.Module, **options) -> dict[str, dict[str, Any]]: # metrics by name
-    "Draw the profile's number of images and measure them: on a CPU in memory, otherwise on all GPUs, resumable, and kept."
-    p, labels, settings = bench.profile, wanted_labels(bench), sampler_options(bench, model, **options)
-    if pick_device(bench.device).type == 'cpu' and device_count() == 1: return measure(bench, draw_images(bench, model, **options))
-    folder = cache_dir()/'samples'/fingerprint(weights_fingerprint(model), bench.tokenizer.fingerprint(), labels, settings, bench.seed, bench.reference.fingerprint)
+def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
+    "Draw the profile's number of images and measure them: in memory on a CPU, otherwise on all GPUs."
+    if pick_device(bench.device).type == 'cpu' and device_count() == 1:
+        return measure(bench, draw_images(bench, model, **options))
+    labels, settings = wanted_labels(bench), profile_options(bench, model, **options)
+    made_from = fingerprint(weights_fingerprint(model), bench.tokenizer.fingerprint(), labels, settings, bench.seed,
+                            bench.reference.fingerprint, versions_of(['model', 'sampling', 'metrics']))
+    folder = cache_dir()/'samples'/made_from
     if not (folder/'metrics.json').exists():
-        seen = draw_on_all(MaskGILPipeline(model, bench.tokenizer, bench.classes), labels, folder, p.extractor, bench.seed, device=bench.device, keep_images=False, **settings)
+        pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes)
+        seen = draw_on_all(pipe, labels, folder, bench.profile.evaluation.extractor, bench.seed, device=bench.device,
+                           keep_images=False, **settings)
         write_json(folder/'metrics.json', evaluate(seen, bench.reference, seed=bench.seed))
         for file in folder.glob('*.npy'): file.unlink()
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(folder/'metrics.json')
 
-# %% ../nbs/43_bench.ipynb #e6135498
-def card_of(bench: Bench, model: nn.Module, **options) -> dict[str, Any]:
+# %% ../nbs/43_bench.ipynb #b5f35180
+def card_of(bench: Bench, model: Any, **options: Any) -> dict[str, Any]:
     "The protocol behind a cell's numbers."
-    p, settings = bench.profile, sampler_options(bench, model, **options)
-    return protocol_card(SampleSet(model, bench.tokenizer, wanted_labels(bench), settings, bench.seed, extractor=p.extractor), bench.reference, device=bench.device)
+    settings = profile_options(bench, model, **options)
+    samples = SampleSet(model, bench.tokenizer, wanted_labels(bench), settings, bench.seed,
+                        extractor=bench.profile.evaluation.extractor)
+    return protocol_card(samples, bench.reference, device=bench.device)
 
-def sample_sheet(bench: Bench, model: nn.Module, path: Path, columns: int = 12, **options) -> Path:
-    "A PNG with a row for each of the first 12 classes."
-    rows = min(12, len(bench.images.classes))
-    images = draw_labels(bench, model, torch.arange(rows).repeat_interleave(columns), **options)
-    return save_sheet(images, path, columns)
-
-# %% ../nbs/43_bench.ipynb #b54b6dd7
-def save_sheet(images: Tensor, path: Path, columns: int = 12) -> Path: # images (n 3 h w) uint8
-    "Pictures in rows of `columns`, twice as large, as a PNG."
-    with write_atomic(path) as tmp: image_grid(images, columns, 2).save(tmp, 'PNG')
-    return path
+# %% ../nbs/43_bench.ipynb #ddaba12e
+def share_pipeline(
+    bench: Bench,
+    size: str, # a name of the paper; trained before
+    out: str | Path, # the folder to write
+    cfg: float, # the guidance scale it draws with
+    metrics: dict[str, Any], # for the card
+    record: str = '', # the key of the run
+) -> Path:
+    "Save a trained model with its tokenizer, weights in bfloat16."
+    profile = bench.profile
+    described = (f'A small masked model of OpenMoji pictures at {profile.data.resolution} pixels, conditioned on nine '
+                 f'Unicode groups; trained by `papermill nbs/scaling.ipynb` in the {profile.name} profile.')
+    attribution = ('Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
+                   'the weights and the pictures are shared under the same licence.')
+    card = dict(name=f'MaskGIL {profile.row(size)} on OpenMoji', metrics=metrics, record=record,
+                license='cc-by-sa-4.0', description=described, attribution=attribution)
+    model = train_model(bench, size).at(profile.training.epochs[-1]) # found trained
+    defaults = dict(steps=profile.evaluation.steps, cfg=cfg)
+    pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, defaults, card)
+    return pipe.save_pretrained(out, torch.bfloat16)

@@ -15,29 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import evaluation
+from maskgil.bench import (
+    Bench, Trained, as_line, as_metric, card_of, draw_images, measure, measure_drawn, proportional_labels, sample_sheet,
+    save_sheet, share_pipeline, train_model, training_cost,
+)
 from .checks import check_choice
 from .core import derived_seed, pick_device
-from .models import forward_flops, load_model, parameter_count, training_flops
+from .evaluation import reconstruction_against
 from .features import extract
-from .sampling import ORDERS, sample_fusion, SAMPLING_RECIPES
-from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
 from .losses import MaskedObjective, token_loss
-from .training import fit, TrainConfig
-from .shards import open_images
-from .machines import hidden_share
-from .metrics import codebook_usage, evaluate, metric_key, reconstruct, reconstruction_metrics, Reference
+from .metrics import Reference, codebook_usage, evaluate, metric_key, reconstruct, reconstruction_metrics
+from .models import forward_flops, load_model, parameter_count
+from .pipeline import decode_tokens, draw_tokens
 from .profiles import PROFILES
 from .records import latest, once, records
-from maskgil.bench import (
-    Bench, card_of, draw_images, measure, measure_drawn, proportional_labels, sample_sheet, save_sheet, train_model,
-    Trained,
-)
+from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
+from .shards import open_images
+from .training import TrainConfig, fit
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'HEAD_LOSSES', 'NORMS', 'DEPARTURES', 'generation_cell', 'training_cost', 'as_metric', 'as_line',
-           'reconstruction_cell', 'memory_peak', 'head_cell', 'WatchedObjective', 'stability_cell', 'timed_draw',
-           'steps_cell', 'fusion_cell', 'speed_cell', 'publish']
+__all__ = ['SYSTEMS', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
+           'reconstruction_cell', 'against_adm', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell',
+           'WatchedObjective', 'stability_cell', 'timed_draw', 'steps_cell', 'wanted_proportions', 'by_image_count',
+           'fusion_cell', 'speed_cell', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -60,44 +60,48 @@ def generation_cell(
     sampling: dict[str, Any] | None = None, # arguments of the sampler to change
 ) -> dict[str, Any]: # what `tables.long_table` reads, and what the record knows beside it
     "Train and measure one model."
-    p = bench.profile
+    settings, last = bench.profile.evaluation, bench.profile.training.epochs[-1]
     trained = train_model(bench, size, kind, recipe, training, **(model or {}))
-    options, curve = (SAMPLING_RECIPES[recipe] if kind != 'llamagen' else {}) | (sampling or {}), []
-    for epoch in p.epochs:
-        for scale in (p.cfg if epoch == p.epochs[-1] else [p.main_cfg]):
-            curve.append(once(folder, lambda: dict(epoch=epoch, cfg=scale, metrics=measure_drawn(bench, trained.at(epoch), cfg=scale, **options)), epoch=epoch, cfg=scale))
-            print(f'{kind} {p.size(size)}, {bench.tokenizer.name}, epoch {epoch}, guidance {scale:g}:', ', '.join(as_line(m) for m in curve[-1]['metrics'].values()))
-    samples = sample_sheet(bench, trained.at(p.epochs[-1]), folder/'samples.png', cfg=p.main_cfg, **options) if folder and sheet else None
+    options = (SAMPLING_RECIPES[recipe] if kind != 'llamagen' else {}) | (sampling or {})
+    found: dict[str, Any] = dict(curve=generation_curve(bench, trained, folder, **options))
+    if folder and sheet:
+        found['samples'] = sample_sheet(bench, trained.at(last), folder/'samples.png', cfg=settings.main_cfg, **options)
     fresh = load_model(**trained.options, seed=bench.seed + 1)
-    before = dict(untrained=once(folder, lambda: measure_drawn(bench, fresh, cfg=1., **options), untrained=True)) if untrained else {}
-    return dict(curve=curve, samples=samples, floor=bench.floor, parameters=parameter_count(fresh), history=trained.history, protocol=card_of(bench, trained.model, cfg=p.main_cfg, **options),
-                codebook=codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size), **before, **training_cost(trained))
+    if untrained:
+        found['untrained'] = once(folder, lambda: measure_drawn(bench, fresh, cfg=1., **options), untrained=True)
+    card = card_of(bench, trained.model, cfg=settings.main_cfg, **options)
+    codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
+    return found | dict(floor=bench.floor, parameters=parameter_count(fresh), history=trained.history, protocol=card,
+                        codebook=codes, **training_cost(trained))
 
-# %% ../nbs/44_cells.ipynb #78e9a484
-def training_cost(trained: Trained) -> dict[str, float]:
-    "What a record says of a training: tokens seen and operations."
-    config, images = trained.model.config, trained.history[-1]['images']
-    return dict(tokens_seen=images * math.prod(config.grid), training_flops=training_flops(config, images, predicted=hidden_share(trained.loss_on)))
-
-def as_metric(value: float, label: str, n: int, low: float | None = None, high: float | None = None) -> dict[str, Any]:
-    "A metric in the form of `metrics.evaluate`, without a reference."
-    return dict(value=float(value), low=None if low is None else float(low), high=None if high is None else float(high), n=n, label=label)
-
-def as_line(metric: dict[str, Any]) -> str:
-    "A metric in a few characters."
-    return f"{metric['label']} {metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]"
+# %% ../nbs/44_cells.ipynb #de84832a
+def generation_curve(
+    bench: Bench,
+    trained: Trained,
+    folder: Path | None = None,
+    **options: Any, # of the sampler
+) -> list[dict[str, Any]]: # a point for each epoch and scale
+    "Metrics over training at one guidance scale, and over all scales at the end."
+    settings, epochs, curve = bench.profile.evaluation, bench.profile.training.epochs, []
+    points = [(e, settings.main_cfg) for e in epochs[:-1]] + [(epochs[-1], scale) for scale in settings.cfg]
+    for epoch, scale in points:
+        point = lambda: dict(epoch=epoch, cfg=scale,
+                             metrics=measure_drawn(bench, trained.at(epoch), cfg=scale, **options))
+        curve.append(once(folder, point, epoch=epoch, cfg=scale))
+        said = ', '.join(as_line(m) for m in curve[-1]['metrics'].values())
+        model = f"{trained.options['kind']} {trained.options['size']}, {bench.tokenizer.name}"
+        print(f'{model}, epoch {epoch}, guidance {scale:g}: {said}')
+    return curve
 
 # %% ../nbs/44_cells.ipynb #8f5e22df
 def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, Any]:
     "Measure the bench's tokenizer on the held-out images, in the principal components of the training images."
-    p = bench.profile
-    held_out = open_images(p.data, 'test', p.resolution, p.limit or None)
-    reference = Reference.from_images(held_out, p.extractor, components_from=bench.reference)
+    data, extractor = bench.profile.data, bench.profile.evaluation.extractor
+    held_out = open_images(data.source, 'test', data.resolution, data.limit or None)
+    reference = Reference.from_images(held_out, extractor, components_from=bench.reference)
     found = reconstruction_metrics(bench.tokenizer, held_out, reference, seed=bench.seed)
     metrics = {k: v for k, v in found.items() if isinstance(v, dict)} # the rest describes the codes
-    if p.adm_reference: # the other reference in use
-        other = evaluation.reconstruction_metrics(bench.tokenizer, held_out, dict(adm=bench.reference), p.extractor, bench.device)['adm'][p.extractor_metric]
-        metrics[metric_key('rfid_adm', p.extractor)] = other | dict(label=f"r{other['label']} against {bench.reference.name}")
+    if bench.profile.evaluation.adm_reference: metrics |= against_adm(bench, held_out)
     codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
     metrics['codebook_usage_pct'] = as_metric(100 * codes['usage'], 'codebook usage (%)', len(bench.images))
     if sheet is not None:
@@ -105,147 +109,238 @@ def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, An
         save_sheet(torch.cat(pairs), sheet) # above the images, below what became of them
     return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer))
 
+# %% ../nbs/44_cells.ipynb #9646f227
+def against_adm(bench: Bench, held_out: Any) -> dict[str, Any]: # one metric
+    "rFID against the other reference in use."
+    settings = bench.profile.evaluation
+    references = dict(adm=bench.reference)
+    found = reconstruction_against(bench.tokenizer, held_out, references, settings.extractor, bench.device)
+    fid = found['adm'][settings.fid]
+    label = f"r{fid['label']} against {bench.reference.name}"
+    return {metric_key('rfid_adm', settings.extractor): fid | dict(label=label)}
+
 # %% ../nbs/44_cells.ipynb #2b044182
 def memory_peak(work: Callable[[], Any], device: torch.device) -> tuple[int, float]: # bytes above the start, seconds
     "How much memory some work takes at the most, and how long it takes."
-    if device.type == 'cuda':
-        torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated
-    else:
-        import psutil
-        process = psutil.Process()
-        held = lambda: process.memory_info().rss
+    if device.type != 'cuda': return _memory_peak_cpu(work)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start, began = torch.cuda.memory_allocated(), time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - start, time.perf_counter() - began
+
+def _memory_peak_cpu(work: Callable[[], Any]) -> tuple[int, float]: # a thread looks at the process every millisecond
+    import psutil
+    held = lambda: psutil.Process().memory_info().rss
     start, highest, done = held(), [0], threading.Event()
-    def watch():
+    def watch() -> None:
         while not done.wait(.001): highest.append(held())
     thread = threading.Thread(target=watch)
     thread.start()
     began = time.perf_counter()
     try: work()
     finally:
-        if device.type == 'cuda': torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        done.set(); thread.join()
-    return (torch.cuda.max_memory_allocated() if device.type == 'cuda' else max(highest)) - start, seconds
+        done.set()
+        thread.join()
+    return max(highest) - start, seconds
 
 # %% ../nbs/44_cells.ipynb #6dbbf28a
-HEAD_LOSSES = {
-    'plain':  lambda features, weight, targets: F.cross_entropy(F.linear(features, weight), targets, label_smoothing=.1, reduction='sum'),
-    'sliced': lambda features, weight, targets: token_loss(features, weight, targets)[0],
-}
+def plain_head(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor: # (k d), (v d), (k,) -> sum of losses
+    "All logits at once."
+    return F.cross_entropy(F.linear(features, weight), targets, label_smoothing=.1, reduction='sum')
+
+def sliced_head(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor: # (k d), (v d), (k,) -> sum of losses
+    "A slice of the codes at a time."
+    return token_loss(features, weight, targets)[0]
+
+HEAD_LOSSES = dict(plain=plain_head, sliced=sliced_head)
 
 # %% ../nbs/44_cells.ipynb #d12dfaf8
-def head_cell(bench: Bench, codebook_size: int, head: str) -> dict[str, Any]:
+def head_cell(
+    bench: Bench,
+    codebook_size: int, # v
+    head: str, # a name of `HEAD_LOSSES`
+) -> dict[str, Any]:
     "Parameters, memory and time of one training step of an output layer."
-    loss, device, (width, tokens) = HEAD_LOSSES[check_choice('head', head, HEAD_LOSSES)], pick_device(bench.device), bench.profile.head
-    layer, seen = nn.Linear(width, codebook_size, bias=False, device=device), []
-    features, targets = torch.randn(tokens, width, device=device, requires_grad=True), torch.randint(codebook_size, (tokens,), device=device)
+    loss, device = HEAD_LOSSES[check_choice('head', head, HEAD_LOSSES)], pick_device(bench.device)
+    width, tokens = bench.profile.evaluation.head
+    layer = nn.Linear(width, codebook_size, bias=False, device=device)
+    features = torch.randn(tokens, width, device=device, requires_grad=True)
+    targets = torch.randint(codebook_size, (tokens,), device=device)
+    seen = []
     for _ in range(3): # the first one also warms up
         layer.weight.grad = features.grad = None
         seen.append(memory_peak(lambda: loss(features, layer.weight, targets).backward(), device))
     (memory, seconds), n = zip(*seen), len(seen)
-    return dict(head_parameters=as_metric(layer.weight.numel(), 'parameters of the output layer', n), # memory: the largest, since an allocator may keep what it had
-                head_memory_gib=as_metric(max(memory) / 2**30, 'memory of a step (GiB)', n), width=width, tokens=tokens,
-                head_seconds=as_metric(np.median(seconds[1:]), 'seconds a step', n, min(seconds[1:]), max(seconds[1:])))
+    middle, fast, slow = np.median(seconds[1:]), min(seconds[1:]), max(seconds[1:])
+    return dict(
+        head_parameters=as_metric(layer.weight.numel(), 'parameters of the output layer', n),
+        head_memory_gib=as_metric(max(memory) / 2**30, 'memory of a step (GiB)', n), # an allocator may keep what it had
+        head_seconds=as_metric(middle, 'seconds a step', n, fast, slow), width=width, tokens=tokens)
 
 # %% ../nbs/44_cells.ipynb #7e80e2b3
-NORMS = {'none': (False, False), 'qk': (True, False), 'post': (False, True), 'both': (True, True)} # QK-Norm, Post-Norm
+NORMS = { # QK-Norm, Post-Norm
+    'none': (False, False),
+    'qk':   (True, False),
+    'post': (False, True),
+    'both': (True, True),
+}
 
 # %% ../nbs/44_cells.ipynb #2b556758
 @dataclass
 class WatchedObjective(MaskedObjective):
     "A masked objective that notes loss and output norm of every step."
     rows: list = field(default_factory=list, repr=False)
+    step: int = 0 # set by the loop
 
     @property
-    def extra(self): return self # the rows belong into the checkpoint
-    def state_dict(self) -> dict[str, Tensor]: return dict(rows=torch.tensor([list(r.values()) for r in self.rows], dtype=torch.float64).view(-1, 3))
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: self.rows[:] = [dict(step=int(s), loss=l, output_norm=n) for s, l, n in state['rows'].tolist()]
+    def extra(self) -> WatchedObjective: return self # the rows belong into the checkpoint
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        seen = []
-        hook = model.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().float().norm(dim=-1).mean()))
+    def state_dict(self) -> dict[str, Tensor]:
+        rows = [list(r.values()) for r in self.rows]
+        return dict(rows=torch.tensor(rows, dtype=torch.float64).view(-1, 3))
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.rows[:] = [dict(step=int(s), loss=l, output_norm=n) for s, l, n in state['rows'].tolist()]
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        norms = []
+        def note(module: nn.Module, inputs: tuple) -> None: # what the last norm reads: (b t d)
+            norms.append(inputs[0].detach().float().norm(dim=-1).mean())
+        hook = model.norm.register_forward_pre_hook(note)
         try: loss, logs = super().loss(model, batch)
         finally: hook.remove()
-        self.rows[self.step:] = [dict(step=self.step + 1, loss=float(loss.detach() / self.count(batch)), output_norm=float(seen[0]))]
+        mean = float(loss.detach() / self.count(batch))
+        self.rows[self.step:] = [dict(step=self.step + 1, loss=mean, output_norm=float(norms[0]))]
         return loss, logs
 
 # %% ../nbs/44_cells.ipynb #d9f221fe
-def stability_cell(bench: Bench, norms: str, size: str = 'xxl', folder: Path | None = None) -> dict[str, Any]:
+def stability_cell(
+    bench: Bench,
+    norms: str, # a name of `NORMS`
+    size: str = 'xxl', # a name of the paper
+    folder: Path | None = None,
+) -> dict[str, Any]:
     "Train with one combination of norms and watch the output norm."
-    p, (qk, post) = bench.profile, NORMS[check_choice('norms', norms, NORMS)]
-    model = load_model(**bench.model_options(size, qk_norm=qk, post_norm=post), seed=bench.seed)
-    objective = WatchedObjective(model.config.mask_id)
-    config = TrainConfig(p.stability_steps, p.batch_size, p.stability_learning_rate, seed=bench.seed)
-    try: fit(model, objective, bench.tokens, config, folder, device=bench.device, dtype=p.dtype, log_every=1, name=f'{size}, norms: {norms}')
+    settings, (qk, post) = bench.profile.training, NORMS[check_choice('norms', norms, NORMS)]
+    model: Any = load_model(**bench.model_options(size, qk_norm=qk, post_norm=post), seed=bench.seed)
+    objective, diverged = WatchedObjective(model.config.mask_id), None
+    config = TrainConfig(settings.stability_steps, settings.batch_size, settings.stability_learning_rate,
+                         seed=bench.seed)
+    try:
+        fit(model, objective, bench.tokens, config, folder, device=bench.device, dtype=settings.dtype, log_every=1,
+            name=f'{size}, norms: {norms}')
     except FloatingPointError: diverged = objective.rows[-1]['step']
-    else: diverged = None
     last = [r['output_norm'] for r in objective.rows[-max(1, len(objective.rows) // 10):]]
-    return dict(history=objective.rows, diverged_at=diverged, output_norm=as_metric(np.mean(last), 'output norm, last tenth', len(last), min(last), max(last)),
+    norm = as_metric(np.mean(last), 'output norm, last tenth', len(last), min(last), max(last))
+    return dict(history=objective.rows, diverged_at=diverged, output_norm=norm,
                 parameters=parameter_count(model), learning_rate=config.learning_rate)
 
 # %% ../nbs/44_cells.ipynb #d1babc59
-def timed_draw(bench: Bench, draw: Callable[[], Tensor], count: int) -> dict[str, dict[str, Any]]: # metrics by name
+def timed_draw(
+    bench: Bench,
+    draw: Callable[[], Tensor], # makes tokens (n h w)
+    count: int, # n
+) -> dict[str, dict[str, Any]]: # metrics by name
     "Draw tokens, time it, and measure the pictures."
     began = time.perf_counter()
     tokens = draw()
     seconds = (time.perf_counter() - began) / count
-    return measure(bench, decode_tokens(bench.tokenizer, tokens)) | dict(seconds_per_image=as_metric(seconds, 'seconds an image', count))
+    timed = dict(seconds_per_image=as_metric(seconds, 'seconds an image', count))
+    return measure(bench, decode_tokens(bench.tokenizer, tokens)) | timed
 
 # %% ../nbs/44_cells.ipynb #a9b38e59
 def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | None = None) -> dict[str, Any]:
     "Sample one trained model in many ways."
-    p, curve = bench.profile, []
+    profile, settings, curve = bench.profile, bench.profile.evaluation, []
     trained = train_model(bench, size, recipe=recipe)
-    model = trained.at(p.epochs[-1]).to(pick_device(bench.device))
-    base = dict(steps=p.steps, cfg=p.main_cfg, order='confidence', dtype=p.dtype) | SAMPLING_RECIPES[recipe]
-    labels = proportional_labels(bench.images.labels, p.eval_images)
-    for change in [dict(steps=s) for s in p.step_grid] + [dict(order=o) for o in ORDERS if o != 'confidence']:
+    model = trained.at(profile.training.epochs[-1]).to(pick_device(bench.device))
+    base: dict[str, Any] = dict(steps=settings.steps, cfg=settings.main_cfg, order='confidence',
+                                dtype=profile.training.dtype) | SAMPLING_RECIPES[recipe]
+    labels = wanted_proportions(bench)
+    changes = [dict(steps=s) for s in settings.step_grid] + [dict(order=o) for o in ORDERS if o != 'confidence']
+    for change in changes:
         options = base | change
-        metrics = once(folder, lambda: timed_draw(bench, lambda: draw_tokens(model, labels, seed=bench.seed, **options), len(labels)), **change)
-        curve.append(dict(steps=options['steps'], order=options['order'], images=len(labels), cfg=p.main_cfg, metrics=metrics))
-        print(f"{p.size(size)}, {options['steps']} steps, {options['order']}:", as_line(metrics[p.extractor_metric]))
-    many = extract(draw_images(bench, model, max(p.sample_counts), **base), p.extractor, device=bench.device)
-    order = torch.randperm(len(many), generator=torch.Generator().manual_seed(derived_seed(bench.seed, 'sample counts')))
-    curve += [dict(steps=p.steps, order='confidence', images=n, cfg=p.main_cfg, images_of=len(many), metrics=evaluate(many[order[:n]], bench.reference, seed=bench.seed)) for n in p.sample_counts]
+        draw = lambda: draw_tokens(model, labels, seed=bench.seed, **options)
+        metrics = once(folder, lambda: timed_draw(bench, draw, len(labels)), **change)
+        curve.append(dict(steps=options['steps'], order=options['order'], images=len(labels), cfg=settings.main_cfg,
+                          metrics=metrics))
+        print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
+    curve += by_image_count(bench, model, **base)
     return dict(curve=curve, floor=bench.floor, history=trained.history, **training_cost(trained))
+
+# %% ../nbs/44_cells.ipynb #ae236096
+def wanted_proportions(bench: Bench) -> Tensor: # (n,) int64
+    "Labels in the proportion of the data, whatever the profile says of equal classes."
+    return proportional_labels(bench.images.labels, bench.profile.evaluation.images)
+
+def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, Any]]: # points of a curve
+    "FID from subsets of one large set of images."
+    settings = bench.profile.evaluation
+    images = draw_images(bench, model, max(settings.sample_counts), **options)
+    many = extract(images, settings.extractor, device=bench.device)
+    shuffled = torch.Generator().manual_seed(derived_seed(bench.seed, 'sample counts'))
+    order = torch.randperm(len(many), generator=shuffled)
+    found = {n: evaluate(many[order[:n]], bench.reference, seed=bench.seed) for n in settings.sample_counts}
+    place = dict(steps=settings.steps, order='confidence', cfg=settings.main_cfg, images_of=len(many))
+    return [place | dict(images=n, metrics=metrics) for n, metrics in found.items()]
 
 # %% ../nbs/44_cells.ipynb #3714b4c6
 def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int = 8) -> dict[str, Any]:
     "Quality and time for `shares` + 1 divisions of the tokens between AR and MAR."
-    p = bench.profile
-    ar, mar = (train_model(bench, size, kind).at(p.epochs[-1]).to(pick_device(bench.device)) for kind in ('llamagen', 'maskgil'))
-    labels, tokens, curve, sheets = proportional_labels(bench.images.labels, p.eval_images), math.prod(mar.config.grid), [], []
-    options = dict(ar_cfg=p.main_cfg, mar_cfg=p.main_cfg, mar_steps=p.steps, ar_options=dict(dtype=p.dtype), mar_options=dict(dtype=p.dtype))
-    def draw(labels, ar_tokens): return draw_tokens(mar, labels, seed=bench.seed, sampler=functools.partial(sample_fusion, ar), ar_tokens=ar_tokens, **options)
+    settings, last, device = bench.profile.evaluation, bench.profile.training.epochs[-1], pick_device(bench.device)
+    ar, mar = (train_model(bench, size, kind).at(last).to(device) for kind in ('llamagen', 'maskgil'))
+    labels, tokens, curve, sheets = wanted_proportions(bench), math.prod(mar.config.grid), [], []
+    options = dict(dtype=bench.profile.training.dtype)
+    fused: dict[str, Any] = dict(sampler=functools.partial(sample_fusion, ar), seed=bench.seed, mar_steps=settings.steps,
+                 ar_cfg=settings.main_cfg, mar_cfg=settings.main_cfg, ar_options=options, mar_options=options)
+    shown = torch.arange(12) % len(bench.classes)
     for ar_tokens in dict.fromkeys(round(tokens * k / shares) for k in range(shares + 1)):
-        metrics = once(folder, lambda: timed_draw(bench, lambda: draw(labels, ar_tokens), len(labels)), ar_tokens=ar_tokens)
-        curve.append(dict(ar_tokens=ar_tokens, ar_share=ar_tokens / tokens, mar_steps=p.steps, metrics=metrics))
-        sheets.append(decode_tokens(bench.tokenizer, draw(torch.arange(12) % len(bench.classes), ar_tokens)))
-        print(f'{p.size(size)}, {ar_tokens} of {tokens} tokens by AR: {as_line(metrics[p.extractor_metric])}, {1000 * metrics["seconds_per_image"]["value"]:.1f} ms an image')
-    samples = save_sheet(torch.cat(sheets), folder/'samples.png') if folder else None # a row for each number of AR tokens
+        draw = lambda labels: draw_tokens(mar, labels, ar_tokens=ar_tokens, **fused)
+        metrics = once(folder, lambda: timed_draw(bench, lambda: draw(labels), len(labels)), ar_tokens=ar_tokens)
+        curve.append(dict(ar_tokens=ar_tokens, ar_share=ar_tokens / tokens, mar_steps=settings.steps, metrics=metrics))
+        sheets.append(decode_tokens(bench.tokenizer, draw(shown)))
+        took = 1000 * metrics['seconds_per_image']['value']
+        print(f'{bench.profile.row(size)}, {ar_tokens} of {tokens} tokens by AR: {as_line(metrics[settings.fid])}, '
+              f'{took:.1f} ms an image')
+    samples = save_sheet(torch.cat(sheets), folder/'samples.png') if folder else None # a row for each division
     return dict(curve=curve, samples=samples, floor=bench.floor, rows=[c['ar_tokens'] for c in curve])
 
 # %% ../nbs/44_cells.ipynb #b501229f
-def speed_cell(bench: Bench, size: str, paradigm: str, batch: int, seconds: float = 1.) -> dict[str, Any]:
+PARADIGMS = dict(AR='llamagen', MAR='maskgil') # a name of `models.KINDS`
+
+def speed_cell(
+    bench: Bench,
+    size: str, # a name of the paper
+    paradigm: str, # a name of `PARADIGMS`
+    batch: int, # images at a time
+    seconds: float = 1., # to measure at least
+) -> dict[str, Any]:
     "Time of drawing one batch of tokens, with guidance."
-    p, kind = bench.profile, {'AR': 'llamagen', 'MAR': 'maskgil'}[check_choice('paradigm', paradigm, ['AR', 'MAR'])]
-    model = load_model(**bench.model_options(size, kind), device=pick_device(bench.device))
-    options = dict(cfg=p.main_cfg, dtype=p.dtype) | ({} if kind == 'llamagen' else dict(steps=p.steps))
-    labels, times = torch.arange(batch, device=pick_device(bench.device)) % len(bench.classes), []
+    profile, settings = bench.profile, bench.profile.evaluation
+    kind, device = PARADIGMS[check_choice('paradigm', paradigm, PARADIGMS)], pick_device(bench.device)
+    model: Any = load_model(**bench.model_options(size, kind), device=device)
+    steps: dict[str, Any] = {} if paradigm == 'AR' else dict(steps=settings.steps)
+    labels = torch.arange(batch, device=device) % len(bench.classes)
+    times: list[float] = []
     while len(times) < 4 or sum(times) < seconds: # the first one warms up
         began = time.perf_counter()
-        draw_tokens(model, labels, batch, **options)
+        draw_tokens(model, labels, batch, cfg=settings.main_cfg, dtype=profile.training.dtype, **steps)
         times.append(time.perf_counter() - began)
     each = np.array(times[1:]) / batch
-    passes, n = math.prod(model.config.grid) if kind == 'llamagen' else p.steps, len(each)
-    return dict(seconds_per_image=as_metric(np.median(each), 'seconds an image', n, each.min(), each.max()),
-                images_per_second=as_metric(1 / np.median(each), 'images a second', n, 1 / each.max(), 1 / each.min()),
-                forward_passes=as_metric(passes, 'steps', n), parameters=parameter_count(model),
-                flops_per_image=as_metric(2 * forward_flops(model.config) * (p.steps if kind != 'llamagen' else 1), 'operations an image', n)) # twice: with and without the class
+    n, middle, fast, slow = len(each), np.median(each), each.min(), each.max()
+    passes = math.prod(model.config.grid) if paradigm == 'AR' else settings.steps
+    flops = 2 * forward_flops(model.config) * (1 if paradigm == 'AR' else settings.steps) # with and without the class
+    return dict(
+        seconds_per_image=as_metric(middle, 'seconds an image', n, fast, slow),
+        images_per_second=as_metric(1 / middle, 'images a second', n, 1 / slow, 1 / fast),
+        forward_passes=as_metric(passes, 'steps', n), parameters=parameter_count(model),
+        flops_per_image=as_metric(flops, 'operations an image', n))
 
 # %% ../nbs/44_cells.ipynb #6e132949
-DEPARTURES: dict[str, dict[str, Any]] = {
+DEPARTURES: dict[str, dict[str, Any]] = { # arguments of `generation_cell`
     'paper': {},
     'class last':      dict(model=dict(class_first=False)),
     '1d rope':         dict(model=dict(rope='1d-released')),
@@ -263,13 +358,13 @@ def publish(
     seed: int = 0,
 ) -> None:
     "Save the pipeline of a scaling run of yours, weights in bfloat16."
-    found = [r for r in latest(records('scaling', ['yours'], profile=profile, seed=seed)) if r.parameters == dict(size=size, recipe='paper')]
-    if not found: raise FileNotFoundError(f'no run to publish: papermill nbs/scaling.ipynb -p size {size} -p profile {profile} -p seed {seed}')
+    cell = dict(size=size, recipe='paper')
+    found = [r for r in latest(records('scaling', ['yours'], profile=profile, seed=seed)) if r.parameters == cell]
+    if not found:
+        raise FileNotFoundError(f'no run to publish: papermill nbs/scaling.ipynb -p size {size} -p profile {profile} '
+                                f'-p seed {seed}')
     bench, record = Bench(PROFILES[profile], seed=seed), found[-1]
-    best = min((c for c in record.metrics['curve'] if c['epoch'] == bench.profile.epochs[-1]), key=lambda c: c['metrics'][bench.profile.extractor_metric]['value'])
-    card = dict(name=f'MaskGIL {bench.profile.size(size)} on OpenMoji', metrics=best['metrics'], record=record.key, license='cc-by-sa-4.0',
-                description=f'A small masked model of OpenMoji pictures at {bench.profile.resolution} pixels, conditioned on nine Unicode groups; trained by `papermill nbs/scaling.ipynb` in the {profile} profile.',
-                attribution='Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; the weights and the pictures are shared under the same licence.')
-    model = train_model(bench, size).at(bench.profile.epochs[-1]) # found trained
-    pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, dict(steps=bench.profile.steps, cfg=best['cfg']), card)
-    print(f'checkpoint: {pipe.save_pretrained(out, torch.bfloat16)}')
+    last, fid = bench.profile.training.epochs[-1], bench.profile.evaluation.fid
+    at_end = [point for point in record.metrics['curve'] if point['epoch'] == last]
+    best = min(at_end, key=lambda point: point['metrics'][fid]['value'])
+    print(f"checkpoint: {share_pipeline(bench, size, out, best['cfg'], best['metrics'], record.key)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,21 @@ from .models import build_model, model_config
 __all__ = ['empty_module', 'convert_checkpoint', 'synthetic_tensor', 'synthetic_weights']
 
 # %% ../nbs/13_checkpoints.ipynb #6b5256e4
+_LIKE_PUBLISHED: dict[str, dict[str, Any]] = { # kind -> options of `model_config`
+    'maskgil': dict(recipe='released'),
+    'maskgit-transformer': dict(tokenizer='maskgit-vq'),
+}
+
+# %% ../nbs/13_checkpoints.ipynb #679fa867
 def empty_module(
     system: str, # a row of CHECKPOINTS, or of TOKENIZERS
-    **changes, # fields of ModelConfig that the weights do not tell, such as grid
+    **changes: Any, # fields of ModelConfig that the weights do not tell, such as grid
 ) -> nn.Module: # on the meta device
     "The network that a published file fills."
     with torch.device('meta'):
         if system in TOKENIZERS: return Tokenizer(TOKENIZERS[system], system)
         row = CHECKPOINTS[check_choice('system', system, [*CHECKPOINTS, *TOKENIZERS])]
-        options = {'maskgil': dict(recipe='released'), 'maskgit-transformer': dict(tokenizer='maskgit-vq')}.get(row.kind, {})
+        options = _LIKE_PUBLISHED.get(row.kind, {})
         return build_model(model_config(row.kind, row.size, **options, **changes))
 
 # %% ../nbs/13_checkpoints.ipynb #d6118c3c
@@ -36,31 +43,36 @@ def convert_checkpoint(
     path: str | Path, # a published file
     system: str, # a row of CHECKPOINTS
     out: str | Path, # the safetensors file to write
-    **changes, # as for `empty_module`
+    **changes: Any, # as for `empty_module`
 ) -> Path: # `out`
     "Rewrite a published file in our layout; loading checks that every weight is there and fits."
     module = empty_module(system, **changes)
-    load_weights(module, path, system) if isinstance(module, Tokenizer) else load_model_weights(module, path)
+    if isinstance(module, Tokenizer): load_weights(module, path, system)
+    else: load_model_weights(module, path)
     return save_weights(out, module, dict(converted_from=Path(path).name))
 
 # %% ../nbs/13_checkpoints.ipynb #be80a705
 def synthetic_tensor(
-    key: str, shape: list[int], dtype: str = 'float32',
+    key: str, # its name in the published file
+    shape: list[int],
+    dtype: str = 'float32',
     salt: str = '', # another salt, other weights
 ) -> Tensor:
     "Weights that depend on the key only: normal, scaled so that activations stay of the order of one."
     kind = getattr(torch, dtype)
     if not kind.is_floating_point: return torch.zeros(shape, dtype=kind)
     if key.endswith('running_var'): return torch.ones(shape, dtype=kind)
-    w = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(zlib.crc32((salt + key).encode())))
-    if w.ndim >= 2: w = w * 0.5 if 'emb' in key else w / (w.numel() / w.shape[0])**0.5
-    else: w = 1 + 0.1*w if key.endswith('weight') else 0.02*w
-    return w.to(kind)
+    generator = torch.Generator().manual_seed(zlib.crc32((salt + key).encode()))
+    normal = torch.randn(tuple(shape), generator=generator)
+    if normal.ndim < 2: return (1 + 0.1*normal if key.endswith('weight') else 0.02*normal).to(kind)
+    if 'emb' in key: return (normal * 0.5).to(kind)
+    inputs = normal.numel() / normal.shape[0]
+    return (normal / inputs**0.5).to(kind)
 
 # %% ../nbs/13_checkpoints.ipynb #dc8bd146
 def synthetic_weights(
     keys: dict[str, tuple[list[int], str]], # key -> (shape, dtype), as in `tests/goldens/<system>.keys.json`
-    salt: str = '',
+    salt: str = '', # another salt, other weights
 ) -> dict[str, Tensor]: # a full checkpoint under the published names
     "Fill a list of keys with reproducible numbers."
-    return {k: synthetic_tensor(k, shape, dtype, salt) for k, (shape, dtype) in keys.items()}
+    return {key: synthetic_tensor(key, shape, dtype, salt) for key, (shape, dtype) in keys.items()}

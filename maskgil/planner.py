@@ -5,9 +5,9 @@
 # %% ../nbs/54_planner.ipynb #abc7e22b
 from __future__ import annotations
 
-import dataclasses, itertools, math, shlex, sys
+import dataclasses, functools, itertools, math, shlex, sys
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
 import pandas as pd
 import torch
@@ -15,41 +15,63 @@ import torch
 from .checks import check_choice, check_parameters, declarations, parameters_cell
 from .core import fingerprint, has_fast_bfloat16
 from .data import load_images
-from .tokenizers import TOKENIZERS
-from .models import model_config, ModelConfig
 from maskgil.machines import (
-    choose_layout, EXTRACTOR_FLOPS, find_hardware, Hardware, HARDWARE, parameter_counts, sampling_flops, step_flops,
+    EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, parameter_counts, sampling_flops, step_flops,
     tokenizer_flops,
 )
-from .profiles import Profile, PROFILES
-from .records import CODE, code_version, Record, records
-from .bench import Bench
-from .studies import AT_STUDY_EPOCHS, Cell, defaults, STUDIES
+from .models import ModelConfig, model_config
+from .profiles import PROFILES, Profile, override
+from .records import Record, outdated, records
+from .studies import Cell, STUDIES, Study, defaults
+from .tokenizers import TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'SHOWN', 'OTHER_MODULES', 'image_count', 'class_count', 'cell_config', 'training_steps',
-           'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'has_record', 'as_plan', 'print_table', 'print_plan',
-           'grid_cells', 'commands', 'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'cell_config', 'training_steps',
+           'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan', 'study_profile',
+           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands',
+           'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
-IMAGENET_IMAGES = 1_281_167 # of the training split
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
 
 def image_count(profile: Profile) -> int:
     "Training images of a profile."
-    if profile.data == 'imagenet' or not (profile.data == 'openmoji' or Path(profile.data).expanduser().is_dir()): n = IMAGENET_IMAGES
-    else: n = len(load_images(profile.data, 'train', profile.resolution, profile.limit or None))
-    return min(n, profile.limit or n)
+    data = profile.data
+    here = data.source == 'openmoji' or data.source != 'imagenet' and Path(data.source).expanduser().is_dir()
+    n = _count_here(data.source, data.resolution, data.limit) if here else IMAGENET_IMAGES
+    return min(n, data.limit or n)
 
-def class_count(profile: Profile) -> int: return 9 if profile.data == 'openmoji' else 1000
+@functools.cache
+def _count_here(source: str, resolution: int, limit: int) -> int:
+    return len(load_images(source, 'train', resolution, limit or None))
+
+def class_count(profile: Profile) -> int: return 9 if profile.data.source == 'openmoji' else IMAGENET_CLASSES
 
 # %% ../nbs/54_planner.ipynb #909fe667
 def cell_config(profile: Profile, cell: Cell) -> ModelConfig:
     "The model of a cell."
-    name = profile.tokenizer(cell.tokenizer)
-    side = profile.resolution // TOKENIZERS[name].downsample
-    return model_config(cell.kind, profile.size(cell.size), cell.recipe, name, classes=class_count(profile), grid=(side, side), dropout=profile.dropout)
+    tokenizer = profile.row(cell.tokenizer)
+    side = profile.data.resolution // TOKENIZERS[tokenizer].downsample
+    return model_config(cell.kind, profile.row(cell.size), cell.recipe, tokenizer, classes=class_count(profile),
+                        grid=(side, side), dropout=profile.training.dropout)
 
-def training_steps(profile: Profile, cell: Cell) -> int: return max(1, round(profile.epochs[-1] * image_count(profile) / profile.batch_size)) if cell.steps is None else cell.steps
+def training_steps(profile: Profile, cell: Cell) -> int:
+    "Steps of the training of a cell's model."
+    if cell.steps is not None: return cell.steps
+    images = profile.training.epochs[-1] * image_count(profile)
+    return max(1, round(images / profile.training.batch_size))
+
+# %% ../nbs/54_planner.ipynb #a75fde78
+def drawing_flops(profile: Profile, cell: Cell, config: ModelConfig) -> float:
+    "Operations of drawing all images of a cell."
+    settings = profile.evaluation
+    passes = cell.images if config.causal else cell.passes or cell.images * settings.steps
+    return sampling_flops(config, 1, settings.main_cfg) * passes
+
+def looking_flops(profile: Profile, cell: Cell) -> float:
+    "Operations of decoding them and of the feature extractor, in float32."
+    _, decode = tokenizer_flops(profile.row(cell.tokenizer), profile.data.resolution)
+    return cell.images * (decode + EXTRACTOR_FLOPS[profile.evaluation.extractor])
 
 # %% ../nbs/54_planner.ipynb #b37c44ea
 def plan_cell(
@@ -59,96 +81,164 @@ def plan_cell(
     trained: bool = False, # another cell has trained this model
 ) -> dict[str, Any]: # one row of a plan; hours are of the whole machine
     "What one cell takes."
-    named = dict(cell=' '.join(map(str, cell.parameters.values())) or 'all')
-    if not cell.size: return named | dict(layout='one device, minutes', hours=0., gpu_hours=0.)
-    config, steps, name = cell_config(profile, cell), 0 if trained else training_steps(profile, cell), profile.tokenizer(cell.tokenizer)
-    parameters, _ = parameter_counts(config)
-    setup, used = choose_layout(config, hardware, profile.batch_size, bool(profile.ema), hardware.fused or has_fast_bfloat16(torch.device('cpu'))) if steps else (None, {})
-    flops = step_flops(config, profile.batch_size, cell.recipe)
-    drawing = sampling_flops(config, 1, profile.main_cfg) * (cell.images if config.causal else cell.passes or cell.images * profile.steps)
-    looking = cell.images * (tokenizer_flops(name, profile.resolution)[1] + EXTRACTOR_FLOPS[profile.extractor])
     speed, speed32 = (hardware.count * peak * hardware.share for peak in (hardware.peak, hardware.peak32))
-    hours = (steps * flops * (4 / 3 if setup and setup.checkpointing else 1) / speed + drawing / speed + looking / speed32) / 3600
-    kept = len(profile.epochs) if cell.steps is None else 0
-    return named | dict(model=f'{cell.kind} {profile.size(cell.size)}', parameters=parameters, steps=steps, tflop_step=flops / 1e12 if steps else None, gib=used.get('total'),
-                        layout=str(setup) if setup else 'does not fit' if steps else 'trained by another cell' if trained else 'no training', images=cell.images,
-                        tokens=steps * profile.batch_size * math.prod(config.grid), training_flops=steps * flops, hours=hours, gpu_hours=hours * hardware.count,
-                        disk_gib=parameters * (4 * kept + 2 * (12 + 4 * bool(profile.ema))) / 2**30 if steps and kept else 0.) # weights of each epoch; a checkpoint and the one being written
+    if cell.flops: return _of_flops(cell, hardware, cell.flops(), speed)
+    if not cell.size: return dict(cell=str(cell), layout='one device, minutes', hours=0., gpu_hours=0.)
+    config, steps = cell_config(profile, cell), 0 if trained else training_steps(profile, cell)
+    training, (parameters, _) = profile.training, parameter_counts(config)
+    bf16 = hardware.fused or has_fast_bfloat16(torch.device('cpu'))
+    setup, used = None, dict[str, float]()
+    if steps: setup, used = choose_layout(config, hardware, training.batch_size, bool(training.ema), bf16)
+    flops = step_flops(config, training.batch_size, cell.recipe)
+    again = 4/3 if setup and setup.checkpointing else 1 # a checkpointed block is computed twice
+    seconds = (steps * flops * again + drawing_flops(profile, cell, config)) / speed
+    hours = (seconds + looking_flops(profile, cell) / speed32) / 3600
+    without = 'does not fit' if steps else 'trained by another cell' if trained else 'no training'
+    return dict(
+        cell=str(cell), model=f'{cell.kind} {profile.row(cell.size)}', parameters=parameters, steps=steps,
+        tflop_step=flops / 1e12 if steps else None, gib=used.get('total'), layout=str(setup or without), images=cell.images,
+        tokens=steps * training.batch_size * math.prod(config.grid), training_flops=steps * flops,
+        hours=hours, gpu_hours=hours * hardware.count, disk_gib=kept_gib(profile, cell, parameters) if steps else 0.)
+
+def _of_flops(cell: Cell, hardware: Hardware, flops: float, speed: float) -> dict[str, Any]:
+    hours = flops / speed / 3600
+    return dict(cell=str(cell), layout='two stages: see nbs/text_to_image', training_flops=flops, hours=hours,
+                gpu_hours=hours * hardware.count)
+
+# %% ../nbs/54_planner.ipynb #095a607d
+def kept_gib(profile: Profile, cell: Cell, parameters: int) -> float:
+    "Disk for the weights of each epoch, for a checkpoint, and for the next one while it is written."
+    if cell.steps is not None: return 0.
+    checkpoint = 12 + 4 * bool(profile.training.ema) # bytes a parameter: weights, two moments, an average
+    return parameters * (4 * len(profile.training.epochs) + 2 * checkpoint) / 2**30
 
 # %% ../nbs/54_planner.ipynb #921d648c
 def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[str, Any]:
     "What all cells with a tokenizer share: its training, if it is trained, and the tokens."
-    name, images = profile.tokenizer(tokenizer), image_count(profile)
-    encode, decode = tokenizer_flops(name, profile.resolution)
-    speed = hardware.count * hardware.peak32 * hardware.share
-    work = images * profile.copies * encode + 3 * profile.tokenizer_steps * profile.tokenizer_batch_size * (encode + decode)
-    tokens = images * profile.copies * (profile.resolution // TOKENIZERS[name].downsample)**2
-    return dict(cell=f'tokens of {name}', hours=work / speed / 3600, gpu_hours=work / speed / 3600 * hardware.count, tokens=tokens,
-                disk_gib=tokens * (2 if TOKENIZERS[name].codebook_size <= 2**16 else 4) / 2**30)
+    name, images, settings = profile.row(tokenizer), image_count(profile), profile.tokenizer
+    encode, decode = tokenizer_flops(name, profile.data.resolution)
+    training = 3 * settings.steps * settings.batch_size * (encode + decode)
+    work = images * profile.data.copies * encode + training
+    hours = work / (hardware.count * hardware.peak32 * hardware.share) / 3600
+    side = profile.data.resolution // TOKENIZERS[name].downsample
+    tokens = images * profile.data.copies * side**2
+    number = 2 if TOKENIZERS[name].codebook_size <= 2**16 else 4 # bytes
+    return dict(cell=f'tokens of {name}', hours=hours, gpu_hours=hours * hardware.count, tokens=tokens,
+                disk_gib=tokens * number / 2**30)
 
 # %% ../nbs/54_planner.ipynb #7c6299b9
 def plan(
     cells: Iterable[tuple[Profile, Cell]],
     machines: Iterable[str] = (*HARDWARE, 'here'), # rows of `HARDWARE`, or 'here'
 ) -> pd.DataFrame: # one row for each cell, and the total, of each machine
-    "What some cells take on some machines; a model or a token set that several need is made once."
+    "What some cells take on some machines."
     rows, cells = [], list(cells)
     for name in machines:
         hardware, made, seen = find_hardware(name), [], set()
         for profile, cell in cells:
-            key = (cell.size, cell.kind, cell.recipe, cell.tokenizer, cell.variant, profile.epochs if cell.steps is None else cell.steps)
+            trained = cell.steps if cell.steps is not None else profile.training.epochs
+            key = (cell.size, cell.kind, cell.recipe, cell.tokenizer, cell.variant, trained)
             made.append(plan_cell(profile, cell, hardware, key in seen))
             seen.add(key)
-        made += [plan_tokens(profile, t, hardware) for t in dict.fromkeys(c.tokenizer for _, c in cells if c.steps != 0)]
-        total = {k: sum(row.get(k) or 0 for row in made) for k in ('images', 'training_flops', 'hours', 'gpu_hours', 'disk_gib')}
-        rows += [dict(machine=name, **row) for row in [*made, dict(cell='total', **total)]]
+        tokenizers = {(cell.tokenizer, profile.prefix): profile for profile, cell in cells if cell.steps != 0}
+        made += [plan_tokens(profile, t, hardware) for (t, _), profile in tokenizers.items()]
+        sums = ('images', 'training_flops', 'hours', 'gpu_hours', 'disk_gib')
+        made.append(dict(cell='total') | {k: sum(row.get(k) or 0 for row in made) for k in sums})
+        rows += [dict(machine=name, **row) for row in made]
     return pd.DataFrame(rows).set_index(['machine', 'cell'])
 
-# %% ../nbs/54_planner.ipynb #c7dd159f
+# %% ../nbs/54_planner.ipynb #945017f9
+def study_profile(study: Study, profile: Profile) -> Profile:
+    "The profile as a study trains with it."
+    if not study.shorter: return profile
+    return override(profile, {'training.epochs': list(profile.training.study_epochs)})
+
 def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
-    shorter = dataclasses.replace(profile, epochs=profile.study_epochs)
-    return [(at, dataclasses.replace(cell, parameters=dict(study=study) | cell.parameters))
-            for study, cells in STUDIES.items() for at in [shorter if study in AT_STUDY_EPOCHS else profile] for cell in cells(at, defaults(study))]
-
-# %% ../nbs/54_planner.ipynb #9b482fff
-def has_record(
-    study: str, # a notebook's name
-    cell: dict[str, Any], # some of its parameters
-    code: str | None = None, # the code version; None takes any
-) -> bool:
-    "Whether one of your records has these parameters."
-    def value(record: Record, name: str): return {**record.settings, **record.parameters, 'seed': record.seed, 'profile': record.profile}.get(name)
-    return any(all(value(r, k) == v for k, v in cell.items()) and code in (None, r.code_version) for r in records(study, ['yours']))
+    found = []
+    for name, study in STUDIES.items():
+        at = study_profile(study, profile)
+        for cell in study.grid(at, defaults(name)):
+            found.append((at, dataclasses.replace(cell, parameters=dict(study=name) | cell.parameters)))
+    return found
 
 # %% ../nbs/54_planner.ipynb #21445689
-SHOWN = { # column: head, how it is printed
-    'model': ('model', str), 'parameters': ('parameters', lambda v: f'{v/1e6:,.1f}M'), 'steps': ('steps', lambda v: f'{v:,.0f}'), 'tflop_step': ('TFLOP a step', lambda v: f'{v:.3g}'),
-    'gib': ('GiB a GPU', lambda v: f'{v:.1f}'), 'layout': ('layout', str), 'tokens': ('tokens', lambda v: f'{v:.3g}'), 'training_flops': ('training FLOP', lambda v: f'{v:.3g}'),
-    'images': ('images drawn', lambda v: f'{v:,.0f}'), 'hours': ('hours', lambda v: f'{v:,.2f}'), 'gpu_hours': ('GPU hours', lambda v: f'{v:,.1f}'), 'disk_gib': ('disk, GiB', lambda v: f'{v:,.1f}'),
+SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = { # column: head, how it is printed
+    'model':          ('model', str),
+    'parameters':     ('parameters', lambda v: f'{v/1e6:,.1f}M'),
+    'steps':          ('steps', lambda v: f'{v:,.0f}'),
+    'tflop_step':     ('TFLOP a step', lambda v: f'{v:.3g}'),
+    'gib':            ('GiB a GPU', lambda v: f'{v:.1f}'),
+    'layout':         ('layout', str),
+    'tokens':         ('tokens', lambda v: f'{v:.3g}'),
+    'training_flops': ('training FLOP', lambda v: f'{v:.3g}'),
+    'images':         ('images drawn', lambda v: f'{v:,.0f}'),
+    'hours':          ('hours', lambda v: f'{v:,.2f}'),
+    'gpu_hours':      ('GPU hours', lambda v: f'{v:,.1f}'),
+    'disk_gib':       ('disk, GiB', lambda v: f'{v:,.1f}'),
 }
 
 def as_plan(table: pd.DataFrame) -> pd.DataFrame: # texts
     "A plan as it is printed; an empty cell where a column does not apply."
-    return pd.DataFrame({head: ['' if pd.isna(v) else show(v) for v in table[column]] for column, (head, show) in SHOWN.items() if column in table}, index=table.index)
+    columns = {head: ['' if pd.isna(v) else show(v) for v in table[column]]
+               for column, (head, show) in SHOWN.items() if column in table}
+    return pd.DataFrame(columns, index=table.index)
 
-# %% ../nbs/54_planner.ipynb #7f8d26f0
+# %% ../nbs/54_planner.ipynb #95688289
 def print_table(table: pd.DataFrame) -> None:
     "A plan, and on whose word its hours are."
-    with pd.option_context('display.width', 260, 'display.max_columns', None, 'display.max_colwidth', 60): print(as_plan(table).to_string())
-    for name in table.index.unique('machine'): print(f'\n{name}: {find_hardware(name).peak/1e12:.3g} TFLOP/s each, {find_hardware(name).share:.0%} of it in training ({find_hardware(name).source})', end='')
+    wide = ('display.width', 260, 'display.max_columns', None, 'display.max_colwidth', 60)
+    with pd.option_context(*wide): print(as_plan(table).to_string())
+    for name in table.index.unique('machine'):
+        hardware = find_hardware(name)
+        print(f'\n{name}: {hardware.peak/1e12:.3g} TFLOP/s each, {hardware.share:.0%} of it in training '
+              f'({hardware.source})', end='')
     print()
 
-# %% ../nbs/54_planner.ipynb #b1bbfe18
-def print_plan(study: str, profile: Profile, p: Any, machines: Iterable[str] = (*HARDWARE, 'here')) -> None:
-    "What a notebook's `dry_run` prints: the cells its parameters `p` ask for, their total, and which have a record."
-    cells = list(STUDIES[check_choice('study', study, STUDIES)](profile, p))
-    print(f'profile {profile.name}: {image_count(profile):,} images at {profile.resolution} px, {profile.epochs[-1]} epochs, batches of {profile.batch_size}, '
-          f'{profile.eval_images:,} images at each point; nothing was run\n')
+# %% ../nbs/54_planner.ipynb #9b482fff
+def has_record(
+    study: str, # a row of `STUDIES`
+    cell: dict[str, Any], # some of its parameters; seed and profile may be among them
+) -> bool:
+    "Whether one of your records has these parameters, and is of today's versions."
+    def value(record: Record, name: str) -> Any:
+        held = {'seed': record.seed, 'profile': record.profile} | record.parameters
+        if name in held: return held[name]
+        return record.settings.get(STUDIES[study].settings.get(name, '') if study in STUDIES else '')
+    found = (r for r in records(study, ['yours']) if outdated(r) == [])
+    return any(all(value(r, k) == v for k, v in cell.items()) for r in found)
+
+# %% ../nbs/54_planner.ipynb #7f8d26f0
+def print_plan(
+    study: str, # a row of `STUDIES`
+    profile: Profile,
+    p: Any, # the notebook's parameters
+    machines: Iterable[str] = (*HARDWARE, 'here'),
+) -> None:
+    "What a notebook's `dry_run` prints: the cells asked for, their total, and which have a record."
+    cells = list(STUDIES[check_choice('study', study, STUDIES)].grid(profile, p))
+    data, training = profile.data, profile.training
+    print(f'profile {profile.name}: {image_count(profile):,} images at {data.resolution} px, {training.epochs[-1]} '
+          f'epochs, batches of {training.batch_size}, {profile.evaluation.images:,} images at each point; '
+          'nothing was run\n')
+    if outline := STUDIES[study].outline: outline(profile)
     print_table(plan([(profile, c) for c in cells], machines))
     runs = {fingerprint(c.parameters): c for c in cells}.values()
-    missing = [c for c in runs if not has_record(study, c.parameters | dict(seed=p.seed, profile=profile.name))]
-    print(f'\n{len(runs) - len(missing)} of {len(runs)} cells have a record with seed {p.seed}' + (f"; missing: {', '.join(' '.join(map(str, c.parameters.values())) or study for c in missing)}" if missing else ''))
+    wanted = dict(seed=p.seed, profile=profile.name)
+    missing = [str(c) for c in runs if not has_record(study, c.parameters | wanted)]
+    rest = f"; missing: {', '.join(missing)}" if missing else ''
+    print(f'\n{len(runs) - len(missing)} of {len(runs)} cells have a record with seed {p.seed}{rest}')
+
+# %% ../nbs/54_planner.ipynb #24545339
+def plan_study(
+    study: str = 'scaling', # a row of `STUDIES`
+    profile: str = 'paper', # a row of `PROFILES`
+    machines: list[str] = [*HARDWARE], # and 'here'
+) -> None:
+    "What a study takes, with its notebook's defaults."
+    row = STUDIES[check_choice('study', study, STUDIES)]
+    chosen = study_profile(row, PROFILES[check_choice('profile', profile, PROFILES)])
+    print_plan(study, chosen, defaults(study), machines)
 
 # %% ../nbs/54_planner.ipynb #c34e31be
 def grid_cells(
@@ -158,33 +248,36 @@ def grid_cells(
     "All combinations, checked against what the study declares."
     declared = declarations(parameters_cell(notebook) or '')
     if not declared: raise ValueError(f'{notebook} is not a study: it has no cell of parameters')
-    values = {k: v.split(';' if declared[k].kind.startswith('list') else ',') if k in declared else [v] for k, v in given.items()}
+    separator = lambda name: ';' if declared[name].kind.startswith('list') else ','
+    values = {k: v.split(separator(k)) if k in declared else [v] for k, v in given.items()}
     cells = [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
     return [{k: check_parameters(cell, declared)[k] for k in cell} for cell in cells]
 
 # %% ../nbs/54_planner.ipynb #46b754f6
 def commands(
     notebook: Path | str,
-    given: dict[str, str],
+    given: dict[str, str], # as `grid_cells` takes it
     every: bool = False, # also cells that have a record
-    code: str | None = None, # the code version a record must have; None takes any
 ) -> list[str]: # papermill commands
     "One line for each cell."
     shown = lambda v: ','.join(map(str, v)) if isinstance(v, list) else str(v)
+    def command(cell: dict[str, Any]) -> str:
+        return ' '.join(['papermill', str(notebook), *(f'-p {k} {shlex.quote(shown(v))}' for k, v in cell.items())])
     study = Path(notebook).stem
-    return [' '.join(['papermill', str(notebook), *(f'-p {k} {shlex.quote(shown(v))}' for k, v in cell.items())])
-            for cell in grid_cells(notebook, given) if every or not has_record(study, cell, code)]
+    return [command(cell) for cell in grid_cells(notebook, given) if every or not has_record(study, cell)]
 
 # %% ../nbs/54_planner.ipynb #c08b216e
-OTHER_MODULES = dict(protocol=(*CODE, 'pipeline', 'protocol')) # of a study without an `bench.Bench`
+USAGE = 'usage: python -m maskgil.planner NOTEBOOK name=value,value ... [--all], or profile=NAME for the whole grid'
 
 def main(arguments: list[str]) -> None:
     "Print the cells of a grid that have no record, or the plan of every study."
-    every = '--all' in arguments
-    if arguments and arguments[0].startswith('profile='): return print_table(plan(all_cells(PROFILES[check_choice('profile', arguments[0].partition('=')[2], PROFILES)])))
-    notebook, *given = [a for a in arguments if a != '--all'] or ['']
-    if not notebook or not all('=' in g for g in given): sys.exit('usage: python -m maskgil.planner NOTEBOOK name=value,value ... [--all], or profile=NAME for the whole grid')
-    try: print(*commands(notebook, dict(g.split('=', 1) for g in given), every, code_version(OTHER_MODULES.get(Path(notebook).stem, Bench.modules))), sep='\n')
+    every, given = '--all' in arguments, [a for a in arguments if a != '--all']
+    if given and given[0].startswith('profile='):
+        name = check_choice('profile', given[0].partition('=')[2], PROFILES)
+        return print_table(plan(all_cells(PROFILES[name])))
+    notebook, *values = given or ['']
+    if not notebook or not all('=' in v for v in values): sys.exit(USAGE)
+    try: print(*commands(notebook, dict(v.split('=', 1) for v in values), every), sep='\n')
     except ValueError as e: sys.exit(f'{type(e).__name__}: {e}')
 
 if __name__ == '__main__' and '__file__' in globals(): main(sys.argv[1:])

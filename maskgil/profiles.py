@@ -6,108 +6,193 @@
 from __future__ import annotations
 
 import dataclasses, os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable
 
 import torch
 
 from .checks import check_choice
 
 # %% auto #0
-__all__ = ['PROFILES', 'Profile', 'resolve_profile', 'override', 'settings_of']
+__all__ = ['GROUPS', 'PROFILES', 'DataSettings', 'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings',
+           'Profile', 'settings', 'decisive_settings', 'override', 'resolve_profile']
+
+# %% ../nbs/40_profiles.ipynb #6e98aa1b
+@dataclass(frozen=True)
+class DataSettings:
+    "Images and their tokens."
+    source: str                          # 'openmoji', 'imagenet' or a folder of images
+    resolution: int                      # pixels, of the square images
+    copies: int                          # augmented copies of each image in the token cache
+    shift: int = 2                       # of the augmentation, pixels
+    limit: int = 0                       # use only so many images; 0: all
+    variants: str = ''                   # crops of each image in token shards; empty: the small token cache
+
+# %% ../nbs/40_profiles.ipynb #f9f00f4f
+@dataclass(frozen=True)
+class TokenizerSettings:
+    "The training of a tokenizer."
+    steps: int                           # 0: the published weights
+    batch_size: int
+    learning_rate: float
+
+# %% ../nbs/40_profiles.ipynb #1a9b2e21
+@dataclass(frozen=True)
+class TrainingSettings:
+    "The training of a transformer."
+    epochs: tuple[int, ...]              # evaluate after these; the last is the length of the training
+    study_epochs: tuple[int, ...]        # the same, for the studies that compare at one small size
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    dropout: float
+    stability_steps: int                 # how long the study of norms trains
+    stability_learning_rate: float       # high enough to make norms grow
+    ema: float = 0.0                     # decay of an average of the weights; 0: none, as in the paper
+    dtype: str = 'auto'                  # of matrix products
+
+# %% ../nbs/40_profiles.ipynb #8d4b0544
+@dataclass(frozen=True)
+class EvaluationSettings:
+    "Drawing and measuring."
+    cfg: tuple[float, ...]               # guidance scales
+    main_cfg: float                      # the one for curves over anything else
+    steps: int                           # decoding steps
+    images: int                          # generated, behind each number
+    extractor: str                       # features for FID: 'el0' or 'inception'
+    step_grid: tuple[int, ...]           # decoding steps to compare
+    sample_counts: tuple[int, ...]       # numbers of images to compute one FID from
+    speed_batches: tuple[int, ...]       # batch sizes to time
+    head: tuple[int, int] = (768, 256)   # width and tokens of the output layer whose cost is measured
+    balanced: bool = False               # draw as many images of each class; else in the proportion of the data
+    adm_reference: str = ''              # ADM's file in MASKGIL_CHECKPOINTS to measure against, if it is there
+
+    @property
+    def fid(self) -> str: # as the metrics of a record name it: 'fid' or 'fid_el0'
+        return 'fid' if self.extractor == 'inception' else f'fid_{self.extractor}'
+
+# %% ../nbs/40_profiles.ipynb #5e4d7a71
+@dataclass(frozen=True)
+class TextSettings:
+    "Text to image."
+    tokenizer: str = 'llamagen-vq'       # a name of the paper
+    encoder: str = 'minilm'              # a name of `text.TEXT_ENCODERS`, or a folder
+    live_captions: bool = False          # read captions when they are needed, in place of a file of features
+    caption_tokens: int = 16             # of a usual caption, for plans
+    budgets: tuple[int, int] = (64, 144) # tokens of an image
+    max_ratio: float = 2.5               # of the sides of an image
+    vocabulary: tuple[tuple[str, int], ...] = () # of OpenMoji: classes, and how many motifs of each (0: all)
+    scenes: tuple[int, int] = (0, 0)     # composed pictures, of all shapes together; of files: all there are
+    size: str = 'xl'                     # of the model, a name of the paper
+    stage_images: tuple[int, int] = (0, 0) # seen by the model
+    stage_batch: tuple[int, int] = (32, 32)
+    ar_size: str = 'l'                   # of the AR model that begins a picture in fusion
+    ar_images: tuple[int, int] = (0, 0)  # seen by it; 0: none is trained
+    probe_images: int = 1_500            # real ones that the judge of captions learns from
+    judged_images: int = 300             # whose caption it has to find
+    bucket_images: int = 100             # generated for each shape
+    bucket_reference: int = 400          # real ones for each shape
 
 # %% ../nbs/40_profiles.ipynb #326e3ca3
 @dataclass(frozen=True)
 class Profile:
     "One row of `PROFILES`."
     name: str
-    data: str # 'openmoji', 'imagenet' or a folder of images
-    resolution: int # pixels, of the square images
-    tokenizer_prefix: str # 'mini-' turns 'llamagen-vq' into 'mini-llamagen-vq'
-    size_prefix: str # 'mini-' turns 'xxl' into 'mini-xxl'
-    tokenizer_steps: int # training steps of a tokenizer; 0: the published weights
-    tokenizer_batch_size: int
-    tokenizer_learning_rate: float
-    epochs: tuple[int, ...] # evaluate after these; the last is the length of the training
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    dropout: float # of the transformer
-    copies: int # augmented copies of each image in the token cache
-    cfg: tuple[float, ...] # guidance scales, in the paper's convention
-    main_cfg: float # the one for curves over anything else
-    steps: int # decoding steps
-    eval_images: int # generated images behind each number
-    extractor: str # features for FID: 'el0' or 'inception'
-    study_epochs: tuple[int, ...] # the same as `epochs`, for the studies that compare at one small size
-    step_grid: tuple[int, ...] # decoding steps to compare
-    sample_counts: tuple[int, ...] # numbers of images to compute one FID from
-    stability_steps: int # how long the study of norms trains
-    stability_learning_rate: float # high enough to make norms grow
-    speed_batches: tuple[int, ...] # batch sizes to time
-    head: tuple[int, int] = (768, 256) # width and tokens of the output layer whose cost is measured
-    ema: float = 0.0 # decay of an average of the weights; 0: none, as in the paper
-    shift: int = 2 # of the augmentation, pixels
-    limit: int = 0 # use only so many images; 0: all
-    dtype: str = 'auto' # of matrix products
-    variants: str = '' # crops of each image in token shards (maskgil.shards); empty: the small token cache, with its own augmentation
-    balanced: bool = False # draw as many images of each class; else in the proportion of the data
-    adm_reference: str = '' # a file of ADM's in MASKGIL_CHECKPOINTS to measure against, if it is there; else the training images are
-    seeds: tuple[int, ...] = (0,) # what the committed reference runs
-    # text to image; a pair has a value for each of the two stages
-    text_tokenizer: str = 'llamagen-vq' # a name of the paper
-    text_encoder: str = 'minilm' # a name of `text.TEXT_ENCODERS`, or a folder
-    live_text: bool = False # read captions when they are needed, in place of a file of features
-    budgets: tuple[int, int] = (64, 144) # tokens of an image
-    max_ratio: float = 2.5 # of the sides of an image
-    caption_tokens: int = 16 # of a usual caption, for plans
-    vocabulary: tuple[tuple[str, int], ...] = () # of OpenMoji: classes, and how many motifs of each (0: all)
-    scenes: tuple[int, int] = (0, 0) # composed pictures, of all shapes together; of files: all there are
-    stage_images: tuple[int, int] = (0, 0) # seen by the model
-    stage_batch: tuple[int, int] = (32, 32)
-    text_size: str = 'xl' # of the model, a name of the paper
-    ar_size: str = 'l' # of the AR model that begins a picture in fusion
-    ar_images: tuple[int, int] = (0, 0) # seen by it; 0: none is trained
-    probe_images: int = 1_500 # real ones that the judge of captions learns from
-    judged_images: int = 300 # whose caption it has to find
-    bucket_images: int = 100 # generated for each shape
-    bucket_reference: int = 400 # real ones for each shape
+    prefix: str                          # 'mini-' turns 'xxl' into 'mini-xxl', a row of `models.SIZES`
+    data: DataSettings
+    tokenizer: TokenizerSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    text: TextSettings = field(default_factory=TextSettings)
+    seeds: tuple[int, ...] = (0,)        # what the committed reference runs
 
-    @property
-    def extractor_metric(self) -> str: return {'inception': 'fid'}.get(self.extractor, f'fid_{self.extractor}')
-    def tokenizer(self, name: str) -> str: return self.tokenizer_prefix + name
-    def size(self, name: str) -> str: return self.size_prefix + name
+    def row(self, name: str) -> str: # name: of the paper, of a tokenizer or a size
+        "The name of this profile's row in `tokenizers.TOKENIZERS` or `models.SIZES`."
+        return self.prefix + name
 
-# %% ../nbs/40_profiles.ipynb #4dbd69d0
+GROUPS = ('data', 'tokenizer', 'training', 'evaluation', 'text')
+
+# %% ../nbs/40_profiles.ipynb #b7dc67d1
 PROFILES: dict[str, Profile] = {p.name: p for p in (
-    Profile('smoke', data='openmoji', resolution=32, tokenizer_prefix='smoke-', size_prefix='smoke-',
-            tokenizer_steps=20, tokenizer_batch_size=32, tokenizer_learning_rate=1e-3,
-            epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1, copies=1,
-            cfg=(1.0, 2.0), main_cfg=2.0, steps=4, eval_images=64, extractor='el0', limit=96,
-            study_epochs=(1,), step_grid=(1, 4), sample_counts=(32, 64), stability_steps=6, stability_learning_rate=5e-3, speed_batches=(1, 2), head=(48, 16),
-            budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60), stage_images=(256, 64), stage_batch=(32, 16),
-            ar_images=(64, 32), probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66),
-    Profile('mini', data='openmoji', resolution=32, tokenizer_prefix='mini-', size_prefix='mini-',
-            tokenizer_steps=1500, tokenizer_batch_size=16, tokenizer_learning_rate=2e-3,
-            epochs=(2, 4, 8), batch_size=32, learning_rate=1e-3, warmup_steps=50, dropout=0., copies=2, shift=0, ema=0.99,
-            cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, eval_images=400, extractor='el0', seeds=(0, 1, 2),
-            study_epochs=(2, 4), step_grid=(1, 2, 4, 8, 16, 32), sample_counts=(100, 200, 400, 800), stability_steps=100,
-            stability_learning_rate=5e-3, speed_batches=(1, 4, 16, 64),
-            budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), text_size='l', scenes=(12_000, 6_000), stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
+    Profile('smoke', 'smoke-',
+        DataSettings('openmoji', resolution=32, copies=1, limit=96),
+        TokenizerSettings(steps=20, batch_size=32, learning_rate=1e-3),
+        TrainingSettings(
+            epochs=(1,), study_epochs=(1,), batch_size=32, learning_rate=2e-3, warmup_steps=5, dropout=0.1,
+            stability_steps=6, stability_learning_rate=5e-3),
+        EvaluationSettings(
+            cfg=(1.0, 2.0), main_cfg=2.0, steps=4, images=64, extractor='el0', step_grid=(1, 4),
+            sample_counts=(32, 64), speed_batches=(1, 2), head=(48, 16)),
+        TextSettings(
+            budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60),
+            stage_images=(256, 64), stage_batch=(32, 16), ar_images=(64, 32),
+            probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66)),
+    Profile('mini', 'mini-',
+        DataSettings('openmoji', resolution=32, copies=2, shift=0),
+        TokenizerSettings(steps=1500, batch_size=16, learning_rate=2e-3),
+        TrainingSettings(
+            epochs=(2, 4, 8), study_epochs=(2, 4), batch_size=32, learning_rate=1e-3, warmup_steps=50, dropout=0.,
+            stability_steps=100, stability_learning_rate=5e-3, ema=0.99),
+        EvaluationSettings(
+            cfg=(1.0, 2.0, 3.0), main_cfg=2.0, steps=8, images=400, extractor='el0', step_grid=(1, 2, 4, 8, 16, 32),
+            sample_counts=(100, 200, 400, 800), speed_batches=(1, 4, 16, 64)),
+        TextSettings(
+            budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
+            size='l', stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
+        seeds=(0, 1, 2)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
-    Profile('paper', data='imagenet', resolution=256, tokenizer_prefix='', size_prefix='',
-            tokenizer_steps=0, tokenizer_batch_size=128, tokenizer_learning_rate=1e-4,
-            epochs=(50, 100, 200, 300, 400), batch_size=256, learning_rate=1e-4, warmup_steps=0, dropout=0.1, copies=10,
-            cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, eval_images=50_000, extractor='inception',
-            study_epochs=(50, 100, 200), step_grid=(4, 8, 12, 16, 32, 64), sample_counts=(5_000, 10_000, 20_000, 50_000), stability_steps=60_000,
-            stability_learning_rate=1e-4, speed_batches=(1, 4, 16, 64, 256),
-            variants='ten-crop', balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz',
-            # Section 4.4; how long either stage is, it does not say
-            text_tokenizer='chameleon-vq', text_encoder='gemma-2b', live_text=True, budgets=(256, 1024), max_ratio=4.0, caption_tokens=64,
-            stage_images=(100_000_000, 20_000_000), stage_batch=(256, 256), probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000),
+    Profile('paper', '',
+        DataSettings('imagenet', resolution=256, copies=10, variants='ten-crop'),
+        TokenizerSettings(steps=0, batch_size=128, learning_rate=1e-4),
+        TrainingSettings(
+            epochs=(50, 100, 200, 300, 400), study_epochs=(50, 100, 200), batch_size=256, learning_rate=1e-4,
+            warmup_steps=0, dropout=0.1, stability_steps=60_000, stability_learning_rate=1e-4),
+        EvaluationSettings(
+            cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, images=50_000, extractor='inception',
+            step_grid=(4, 8, 12, 16, 32, 64), sample_counts=(5_000, 10_000, 20_000, 50_000),
+            speed_batches=(1, 4, 16, 64, 256), balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz'),
+        TextSettings( # Section 4.4; how long either stage is, it does not say
+            tokenizer='chameleon-vq', encoder='gemma-2b', live_captions=True, caption_tokens=64,
+            budgets=(256, 1024), max_ratio=4.0, stage_images=(100_000_000, 20_000_000), stage_batch=(256, 256),
+            probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000)),
 )}
+
+# %% ../nbs/40_profiles.ipynb #e264df52
+def settings(profile: Profile) -> dict[str, Any]: # 'training.epochs': [2, 4, 8], ...
+    "The profile as a record keeps it: without `seeds`, of which a run takes one."
+    flat: dict[str, Any] = dict(name=profile.name, prefix=profile.prefix)
+    for group in GROUPS:
+        values = dataclasses.asdict(getattr(profile, group))
+        flat |= {f'{group}.{k}': list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return flat
+
+# %% ../nbs/40_profiles.ipynb #a031b639
+def decisive_settings(
+    profile: Profile,
+    groups: Iterable[str] = GROUPS, # those that a study reads
+) -> dict[str, Any]: # part of `settings`
+    "The settings that a key depends on."
+    defaults = {f'{g}.{f.name}': f.default for g in groups for f in dataclasses.fields(getattr(profile, g))}
+    plain = lambda v: list(v) if isinstance(v, tuple) else v
+    held = {k: v for k, v in settings(profile).items() if k in defaults and v != plain(defaults[k])}
+    return dict(name=profile.name, prefix=profile.prefix) | held
+
+# %% ../nbs/40_profiles.ipynb #61ef1d27
+def override(
+    profile: Profile,
+    changes: dict[str, Any], # settings by name, such as 'training.epochs'; lists become tuples
+) -> Profile:
+    "The profile with every value that is not empty in place of its own. Raises ValueError for an unknown setting."
+    known = settings(profile).keys() - {'name', 'prefix'}
+    for name, value in changes.items():
+        group, _, setting = check_choice('setting of a profile', name, sorted(known)).partition('.')
+        if not value: continue
+        value = tuple(value) if isinstance(value, list) else value
+        changed = dataclasses.replace(getattr(profile, group), **{setting: value})
+        profile = dataclasses.replace(profile, **{group: changed})
+    return profile
 
 # %% ../nbs/40_profiles.ipynb #a01472c5
 def resolve_profile(
@@ -120,22 +205,11 @@ def resolve_profile(
     if profile != 'auto': name, why = profile, 'as asked'
     elif told and told != 'auto': name, why = told, 'the variable MASKGIL_PROFILE says so'
     elif not torch.cuda.is_available(): name, why = 'mini', 'there is no CUDA device'
-    elif not (imagenet and Path(imagenet).is_dir()): name, why = 'mini', 'neither the parameter data nor the variable IMAGENET names an ImageNet folder'
+    elif not (imagenet and Path(imagenet).is_dir()):
+        name, why = 'mini', 'neither the parameter data nor the variable IMAGENET names an ImageNet folder'
     else: name, why = 'paper', f'there is a CUDA device, and images in {imagenet}'
     chosen = PROFILES[check_choice('profile', name, ['auto', *PROFILES])]
-    if data or (chosen.data == 'imagenet' and imagenet): chosen = dataclasses.replace(chosen, data=data or imagenet)
+    if data or (chosen.data.source == 'imagenet' and imagenet):
+        chosen = override(chosen, {'data.source': data or imagenet})
     print(f'profile {chosen.name}: {why}')
     return chosen
-
-# %% ../nbs/40_profiles.ipynb #61ef1d27
-def override(
-    profile: Profile,
-    **values: Any, # fields of `Profile`; lists become tuples
-) -> Profile:
-    "The profile with every value that is not empty in place of its own."
-    for name in values: check_choice('field of a profile', name, [f.name for f in dataclasses.fields(Profile)])
-    return dataclasses.replace(profile, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v})
-
-def settings_of(profile: Profile) -> dict[str, Any]:
-    "The profile as a record keeps it: without `seeds`, of which a run takes one."
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(profile).items() if k != 'seeds'}

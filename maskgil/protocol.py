@@ -20,11 +20,13 @@ from .data import load_images, stretch_to_uint8, to_uint8
 from .features import extract, EXTRACTORS, Features
 from .sampling import sample_mar
 from .metrics import bootstrap_counts, interval, metric_key, METRICS, real_floor, Reference
+from .profiles import Profile
 from .bench import proportional_labels
 
 # %% auto #0
-__all__ = ['SIDES', 'RANKS', 'RULES', 'Subject', 'truncated', 'jpeg', 'resized_for_extractor', 'equal_seeds', 'equal_classes',
-           'random_classes', 'low_precision', 'Rule', 'rule_effect', 'measure_rules', 'bench_of']
+__all__ = ['SIDES', 'RANKS', 'RULES', 'Subject', 'Rule', 'made_into_bytes', 'truncated', 'jpeg', 'resized_for_extractor',
+           'resized_by', 'low_precision', 'every_second', 'equal_seeds', 'equal_classes', 'random_classes',
+           'scale_plus_one', 'ramped_guidance', 'in_jpeg', 'rule_effect', 'measure_rules', 'drawn_by', 'subject_of']
 
 # %% ../nbs/45_protocol.ipynb #5c007bdf
 @dataclass
@@ -35,8 +37,8 @@ class Subject:
     reference: Reference # of the training images, with features
     other: Reference # of held-out images, with the same components
     cfg: float = 2.0 # the baseline's guidance scale, in the paper's convention
-    seed: int = 0
-    device: str = 'auto'
+    seed: int = 0 # of the images and of the resampling
+    device: str = 'auto' # where the extractor runs
 
     def seeds(self, n: int) -> list[int]: return [derived_seed(self.seed, 'protocol', i) for i in range(n)]
 
@@ -46,56 +48,22 @@ class Subject:
         return self.draw(self.labels, seeds=self.seeds(len(self.labels)), cfg=self.cfg)
 
     @cached_property
-    def seen(self) -> Features: return self.see(to_uint8(self.pictures))
+    def seen(self) -> Features:
+        "What the extractor sees in them."
+        return self.see(to_uint8(self.pictures))
 
-    def see(self, images: Tensor) -> Features: return extract(images, self.reference.extractor, device=self.device)
+    def see(self, images: Tensor) -> Features: # images (n 3 H W) uint8
+        "What the extractor sees in these images."
+        return extract(images, self.reference.extractor, device=self.device)
 
-    def redraw(self, labels: Tensor | None = None, **options) -> Features:
+    def redraw(self,
+        labels: Tensor | None = None, # (n,) int64; None is the baseline's
+        **options: Any, # of the sampler
+    ) -> Features:
         "Other labels or sampling options, the same seeds."
         labels = self.labels if labels is None else labels
-        return self.see(to_uint8(self.draw(labels, seeds=self.seeds(len(labels)), **dict(cfg=self.cfg) | options)))
-
-# %% ../nbs/45_protocol.ipynb #0906f7db
-def truncated(images: Tensor) -> Tensor:
-    "To the byte below instead of the nearest."
-    return ((images.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-
-def jpeg(images: Tensor, quality: int) -> Tensor: # (n 3 H W) uint8
-    "Through a JPEG file."
-    from PIL import Image
-    def through(image):
-        to = io.BytesIO()
-        Image.fromarray(image).save(to, 'JPEG', quality=quality)
-        return np.asarray(Image.open(to))
-    return torch.from_numpy(np.stack([through(x) for x in images.permute(0, 2, 3, 1).numpy()])).permute(0, 3, 1, 2).contiguous()
-
-# %% ../nbs/45_protocol.ipynb #9d0ac79b
-SIDES = {'el0': 96, 'inception': 299} # pixels an extractor looks at
-
-def resized_for_extractor(images: Tensor, extractor: str, **how) -> Tensor: # (n 3 H W) uint8 -> (n 3 h w) uint8
-    "To the extractor's size by another filter; it then has nothing left to resize."
-    return F.interpolate(images.float(), (SIDES[extractor],) * 2, **how).round().clamp(0, 255).to(torch.uint8)
-
-# %% ../nbs/45_protocol.ipynb #fb1bb3da
-RANKS = 8 # processes of the released scripts
-
-def equal_seeds(b: Subject) -> Features:
-    "Every rank starts from the same seed and draws the same images."
-    return b.seen[torch.arange(len(b.seen)) % (len(b.seen) // RANKS)]
-
-def equal_classes(b: Subject) -> Features:
-    "Every class as often as any other, whatever the data has."
-    classes = b.labels.unique()
-    return b.redraw(classes[torch.arange(len(b.labels)) * len(classes) // len(b.labels)])
-
-# %% ../nbs/45_protocol.ipynb #74b0d785
-def random_classes(b: Subject) -> Features:
-    "Classes drawn at random, in the data's proportion on average (LlamaGen's sampling script)."
-    return b.redraw(b.labels[torch.randint(len(b.labels), (len(b.labels),), generator=torch.Generator().manual_seed(b.seed))])
-
-def low_precision(b: Subject) -> Features:
-    "The extractor in bfloat16."
-    with autocast(pick_device(b.device), torch.bfloat16): return b.see(to_uint8(b.pictures))
+        drawn = self.draw(labels, seeds=self.seeds(len(labels)), **dict(cfg=self.cfg) | options)
+        return self.see(to_uint8(drawn))
 
 # %% ../nbs/45_protocol.ipynb #e13bcb0a
 @dataclass(frozen=True)
@@ -103,78 +71,191 @@ class Rule:
     "One way to measure differently."
     kind: str # 'file', 'set', 'reference', 'sampler' or 'extractor'
     who: str # where it is met
-    see: Callable[[Subject], Features]
-    against: Callable[[Subject], Reference] = lambda b: b.reference
+    see: Callable[[Subject], Features] # what the extractor sees under the rule
+    against: Callable[[Subject], Reference] = lambda subject: subject.reference
     draws: bool = False # images of its own
 
+# %% ../nbs/45_protocol.ipynb #7b44a1b9
+def made_into_bytes(
+    change: Callable[[Tensor], Tensor], # (n 3 H W) float -> (n 3 h w) uint8
+) -> Callable[[Subject], Features]: # for a `Rule`
+    "The baseline's pictures, turned into bytes in another way."
+    return lambda subject: subject.see(change(subject.pictures))
+
+# %% ../nbs/45_protocol.ipynb #0906f7db
+def truncated(
+    images: Tensor, # (n 3 H W) float
+) -> Tensor: # (n 3 H W) uint8
+    "To the byte below instead of the nearest."
+    return ((images.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
+
+# %% ../nbs/45_protocol.ipynb #4dc3b336
+def jpeg(
+    images: Tensor, # (n 3 H W) uint8
+    quality: int, # Pillow's, up to 95
+) -> Tensor: # (n 3 H W) uint8
+    "Through a JPEG file."
+    from PIL import Image
+    def through(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, 'JPEG', quality=quality)
+        return np.asarray(Image.open(file))
+    read = np.stack([through(image) for image in images.permute(0, 2, 3, 1).numpy()]) # n 3 H W -> n H W 3
+    return torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
+
+# %% ../nbs/45_protocol.ipynb #9d0ac79b
+SIDES = {'el0': 96, 'inception': 299} # pixels an extractor looks at
+
+def resized_for_extractor(
+    images: Tensor, # (n 3 H W) uint8
+    extractor: str, # one of `SIDES`
+    **how: Any, # of `F.interpolate`: mode, ...
+) -> Tensor: # (n 3 h w) uint8, with nothing left to resize for the extractor
+    "To the extractor's size by another filter."
+    resized = F.interpolate(images.float(), (SIDES[extractor],) * 2, **how)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+# %% ../nbs/45_protocol.ipynb #597999c2
+def resized_by(mode: str) -> Callable[[Subject], Features]: # mode: of `F.interpolate`
+    "The baseline's bytes, brought to the extractor's size by another filter."
+    return lambda subject: subject.see(
+        resized_for_extractor(to_uint8(subject.pictures), subject.reference.extractor, mode=mode))
+
+# %% ../nbs/45_protocol.ipynb #a67fbf4a
+def low_precision(subject: Subject) -> Features:
+    "The extractor in bfloat16."
+    with autocast(pick_device(subject.device), torch.bfloat16): return subject.see(to_uint8(subject.pictures))
+
+# %% ../nbs/45_protocol.ipynb #9302acbc
+def every_second(subject: Subject) -> Features:
+    "Half as many images."
+    return subject.seen[torch.arange(0, len(subject.seen), 2)]
+
+# %% ../nbs/45_protocol.ipynb #fb1bb3da
+RANKS = 8 # processes of the released scripts
+
+def equal_seeds(subject: Subject) -> Features:
+    "Every rank starts from the same seed and draws the same images."
+    n = len(subject.seen)
+    return subject.seen[torch.arange(n) % (n // RANKS)]
+
+# %% ../nbs/45_protocol.ipynb #74b0d785
+def equal_classes(subject: Subject) -> Features:
+    "Every class as often as any other, whatever the data has."
+    n, classes = len(subject.labels), subject.labels.unique()
+    return subject.redraw(classes[torch.arange(n) * len(classes) // n])
+
+# %% ../nbs/45_protocol.ipynb #00297bb2
+def random_classes(subject: Subject) -> Features:
+    "Classes drawn at random, in the data's proportion on average (LlamaGen's sampling script)."
+    n, generator = len(subject.labels), torch.Generator().manual_seed(subject.seed)
+    return subject.redraw(subject.labels[torch.randint(n, (n,), generator=generator)])
+
+# %% ../nbs/45_protocol.ipynb #bf7928f1
+def scale_plus_one(subject: Subject) -> Features:
+    "The baseline's scale, read as w."
+    return subject.redraw(cfg=subject.cfg + 1)
+
+def ramped_guidance(subject: Subject) -> Features:
+    "A scale that grows over the decoding steps."
+    return subject.redraw(guidance='ramp')
+
 # %% ../nbs/45_protocol.ipynb #3a22eba5
+def in_jpeg(quality: int) -> Callable[[Subject], Features]:
+    "The baseline's bytes through JPEG files."
+    return made_into_bytes(lambda pictures: jpeg(to_uint8(pictures), quality))
+
 RULES: dict[str, Rule] = {
-    'each image stretched min to max': Rule('file', 'released MaskGIL', lambda b: b.see(stretch_to_uint8(b.pictures))),
-    'bytes truncated, not rounded':    Rule('file', 'many scripts', lambda b: b.see(truncated(b.pictures))),
-    'JPEG, quality 95':                Rule('file', 'users', lambda b: b.see(jpeg(to_uint8(b.pictures), 95))),
-    'JPEG, quality 75':                Rule('file', 'users; the default of Pillow', lambda b: b.see(jpeg(to_uint8(b.pictures), 75))),
-    'bilinear resize':                 Rule('extractor', 'the TensorFlow graph', lambda b: b.see(resized_for_extractor(to_uint8(b.pictures), b.reference.extractor, mode='bilinear'))),
-    'nearest-neighbour resize':        Rule('extractor', 'users', lambda b: b.see(resized_for_extractor(to_uint8(b.pictures), b.reference.extractor, mode='nearest'))),
+    'each image stretched min to max': Rule('file', 'released MaskGIL', made_into_bytes(stretch_to_uint8)),
+    'bytes truncated, not rounded':    Rule('file', 'many scripts', made_into_bytes(truncated)),
+    'JPEG, quality 95':                Rule('file', 'users', in_jpeg(95)),
+    'JPEG, quality 75':                Rule('file', 'users; the default of Pillow', in_jpeg(75)),
+    'bilinear resize':                 Rule('extractor', 'the TensorFlow graph', resized_by('bilinear')),
+    'nearest-neighbour resize':        Rule('extractor', 'users', resized_by('nearest')),
     'extractor in bfloat16':           Rule('extractor', 'users', low_precision),
-    'half as many images':             Rule('set', '10,000 instead of 50,000', lambda b: b.seen[torch.arange(0, len(b.seen), 2)]),
+    'half as many images':             Rule('set', '10,000 instead of 50,000', every_second),
     'equal seeds on 8 ranks':          Rule('set', 'released MaskGIL', equal_seeds),
     'classes drawn at random':         Rule('set', 'LlamaGen', random_classes, draws=True),
     'classes equally often':           Rule('set', 'data with unequal classes', equal_classes, draws=True),
-    'held-out images as reference':    Rule('reference', 'validation set instead of training set', lambda b: b.seen, lambda b: b.other),
-    'scale read as w, s = 1 + w':      Rule('sampler', 'MaskGIT-pytorch, released MaskGIL', lambda b: b.redraw(cfg=b.cfg + 1), draws=True),
-    'guidance ramps up':               Rule('sampler', 'released MaskGIL', lambda b: b.redraw(guidance='ramp'), draws=True),
+    'held-out images as reference':    Rule('reference', 'validation set instead of training set',
+                                            lambda subject: subject.seen, lambda subject: subject.other),
+    'scale read as w, s = 1 + w':      Rule('sampler', 'MaskGIT-pytorch, released MaskGIL', scale_plus_one, draws=True),
+    'guidance ramps up':               Rule('sampler', 'released MaskGIL', ramped_guidance, draws=True),
 }
 
-# %% ../nbs/45_protocol.ipynb #c1a61bd7
-def _estimates(seen, reference, replicates, seed): return METRICS['fid'][2](seen, reference, bootstrap_counts(len(seen), replicates, seed), None)
+# %% ../nbs/45_protocol.ipynb #0413ed8d
+def _fid_estimates(seen: Features, reference: Reference, replicates: int, seed: int) -> Tensor: # (1 + replicates)
+    return METRICS['fid'].estimates(seen, reference, bootstrap_counts(len(seen), replicates, seed), None)
 
+# %% ../nbs/45_protocol.ipynb #c1a61bd7
 def rule_effect(
-    bench: Subject,
+    subject: Subject,
     name: str, # a row of RULES
-    replicates: int = 200,
+    replicates: int = 200, # behind the interval
 ) -> dict[str, Any]: # a metric: value, low, high, n, label
     "FID under the rule minus FID of the baseline."
     rule = RULES[name]
-    seen, paired = rule.see(bench), rule.kind in ('file', 'extractor', 'reference')
-    changed = _estimates(seen, rule.against(bench), replicates, bench.seed if paired else bench.seed + 1)
-    base = _estimates(bench.seen, bench.reference, replicates, bench.seed)
-    return interval(changed - base) | dict(n=len(seen), label=f'change of FID{EXTRACTORS[seen.extractor].label}')
+    seen = rule.see(subject)
+    same_images = rule.kind in ('file', 'extractor', 'reference')
+    seed = subject.seed if same_images else subject.seed + 1
+    changed = _fid_estimates(seen, rule.against(subject), replicates, seed)
+    baseline = _fid_estimates(subject.seen, subject.reference, replicates, subject.seed)
+    return interval(changed - baseline) | dict(n=len(seen), label=f'change of FID{EXTRACTORS[seen.extractor].label}')
 
 # %% ../nbs/45_protocol.ipynb #b20c9bdf
 def measure_rules(
-    bench: Subject,
-    rules: Sequence[str] = tuple(RULES),
-    replicates: int = 200,
-) -> dict[str, Any]: # what `tables.long_table` reads: the baseline, and one point for each rule
-    "All rules on one generator."
-    extractor = bench.reference.extractor
-    baseline = interval(_estimates(bench.seen, bench.reference, replicates, bench.seed)) | dict(n=len(bench.seen), label=f'FID{EXTRACTORS[extractor].label}')
+    subject: Subject,
+    rules: Sequence[str] = tuple(RULES), # which
+    replicates: int = 200, # behind each interval
+) -> dict[str, Any]: # what `tables.long_table` reads: the baseline, one point for each rule, and the floor
+    "All rules on one generator; prints each as it is known."
+    seen, reference, extractor = subject.seen, subject.reference, subject.reference.extractor
+    baseline: dict[str, Any] = interval(_fid_estimates(seen, reference, replicates, subject.seed))
+    baseline |= dict(n=len(seen), label=f'FID{EXTRACTORS[extractor].label}')
     key, points = metric_key('fid_change', extractor), []
     for name in rules:
-        points.append(dict(rule=name, kind=RULES[name].kind, who=RULES[name].who, metrics={key: rule_effect(bench, name, replicates)}))
-        m = points[-1]['metrics'][key]
-        print(f"{name}: {m['value']:+.2f} [{m['low']:+.2f}, {m['high']:+.2f}]")
-    floor = real_floor(bench.reference, min(len(bench.labels), len(bench.reference) // 2), bench.seed, metrics=['fid'])
+        rule, effect = RULES[name], rule_effect(subject, name, replicates)
+        points.append(dict(rule=name, kind=rule.kind, who=rule.who, metrics={key: effect}))
+        print(f"{name}: {effect['value']:+.2f} [{effect['low']:+.2f}, {effect['high']:+.2f}]")
+    a_side = min(len(subject.labels), len(reference) // 2)
+    floor = real_floor(reference, a_side, subject.seed, metrics=['fid'])
     return {metric_key('fid', extractor): baseline, 'curve': points, 'floor': floor}
 
-# %% ../nbs/45_protocol.ipynb #e3ce471b
-def bench_of(
-    pipe: Any, # a `MaskGILPipeline`
-    profile: Any, # a `profiles.Profile`
-    seed: int = 0,
-    device: str = 'auto',
-    batch_size: int = 50,
-) -> Subject:
-    "A pipeline on a profile's data and sampling settings."
-    train, held = (load_images(profile.data, split, profile.resolution, profile.limit or None) for split in ('train', 'test'))
-    pipe.to(pick_device(device))
-    model, tokenizer, place = pipe.model, pipe.tokenizer, pick_device(device)
-    if model.config.causal: raise ValueError('the rules of guidance are those of masked decoding: give a checkpoint of kind maskgil')
+# %% ../nbs/45_protocol.ipynb #dd73a856
+def drawn_by(
+    pipe: Any, # a `MaskGILPipeline` of a masked model
+    steps: int, # of decoding
+    dtype: str, # of matrix products
+    device: torch.device, # where its networks are
+    batch_size: int, # images at a time
+) -> Callable[..., Tensor]: # `Subject.draw`
+    "How a pipeline draws; a `ValueError` for a causal model."
+    model, tokenizer = pipe.model, pipe.tokenizer
+    if model.config.causal:
+        raise ValueError('the rules of guidance are those of masked decoding: give a checkpoint of kind maskgil')
     @torch.no_grad()
     def draw(labels, seeds, **options):
-        parts = zip(labels.split(batch_size), [seeds[a:a + batch_size] for a in range(0, len(seeds), batch_size)])
-        tokens = [sample_mar(model, part.to(place), model.config.grid, profile.steps, seed=s, dtype=profile.dtype, **options) for part, s in parts]
-        return torch.cat([tokenizer.decode(t, clamp=False).cpu() for t in tokens])
-    reference = Reference.from_images(train, profile.extractor, device=device)
-    return Subject(draw, proportional_labels(train.labels, profile.eval_images), reference, Reference.from_images(held, profile.extractor, components_from=reference, device=device),
-                 profile.main_cfg, seed, device)
+        pictures, settings = [], dict(steps=steps, dtype=dtype) | options
+        for start in range(0, len(labels), batch_size):
+            batch = slice(start, start + batch_size)
+            tokens = sample_mar(model, labels[batch].to(device), model.config.grid, seed=seeds[batch], **settings)
+            pictures.append(tokenizer.decode(tokens, clamp=False).cpu()) # b h w -> b 3 H W
+        return torch.cat(pictures)
+    return draw
+
+# %% ../nbs/45_protocol.ipynb #e3ce471b
+def subject_of(
+    pipe: Any, # a `MaskGILPipeline` of a masked model
+    profile: Profile, # its data and its settings of sampling
+    seed: int = 0, # of the images and of the resampling
+    device: str = 'auto', # where all networks run
+    batch_size: int = 50, # images at a time
+) -> Subject:
+    "A pipeline on a profile's data and sampling settings."
+    data, settings, place = profile.data, profile.evaluation, pick_device(device)
+    draw = drawn_by(pipe.to(place), settings.steps, profile.training.dtype, place, batch_size)
+    train, held = (load_images(data.source, split, data.resolution, data.limit or None) for split in ('train', 'test'))
+    reference = Reference.from_images(train, settings.extractor, device=device)
+    other = Reference.from_images(held, settings.extractor, components_from=reference, device=device)
+    labels = proportional_labels(train.labels, settings.images)
+    return Subject(draw, labels, reference, other, settings.main_cfg, seed, device)

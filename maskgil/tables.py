@@ -10,63 +10,77 @@ from typing import Any, Iterable, Iterator
 
 import pandas as pd
 
+from .models import SIZE_ROWS
 from .profiles import PROFILES
-from .records import latest, Record
+from .records import Record, SOURCES, latest
+from .tokenizers import tokenizer_names
 
 # %% auto #0
-__all__ = ['COLUMNS', 'SOURCES', 'ORDER', 'TABLE_DIGITS', 'points', 'long_table', 'data_label', 'history_table', 'over_seeds',
-           'best_guidance', 'of_profile', 'compare', 'as_text']
+__all__ = ['COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table', 'history_table',
+           'over_seeds', 'best_guidance', 'of_profile', 'in_table_order', 'compare', 'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
     record: Record,
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]: # part, coordinates, metrics by name
     "The points a record holds; `part` is 'curve', 'point', 'untrained' or 'floor'."
-    is_metric = lambda v: isinstance(v, dict) and 'value' in v
-    for point in record.metrics.get('curve', []): yield 'curve', {k: v for k, v in point.items() if k != 'metrics'}, point['metrics']
-    yield 'point', {}, {k: v for k, v in record.metrics.items() if is_metric(v)}
-    for part, at in (('untrained', dict(epoch=0)), ('floor', {})):
-        yield part, at, {k: v for k, v in record.metrics.get(part, {}).items() if is_metric(v)}
-
-# %% ../nbs/42_tables.ipynb #9484a71c
-COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
-
-# %% ../nbs/42_tables.ipynb #9e70de30
-def long_table(
-    found: Iterable[Record], # of several runs of the same thing the last one counts
-) -> pd.DataFrame: # one row for each metric of each point
-    "Records as rows: `family` is the metric without its extractor ('fid' for 'fid_el0'), `share` the fraction of the training done."
-    rows = []
-    for r in latest(found):
-        p = {('epoch' if k == 'epochs' else k): v for k, v in r.parameters.items()}
-        shared = dict(source=r.source, study=r.study, profile=r.profile, data=data_label(r), seed=r.seed, note=r.note, key=r.key)
-        for part, at, metrics in points(r):
-            place = p | shared | dict(part='curve' if part == 'point' and 'epoch' in p else part) | at
-            share = place['epoch']/r.settings['epochs'][-1] if 'epoch' in place and r.settings.get('epochs') else None
-            rows += [place | dict(share=share, metric=k, family=k.removesuffix('_el0')) | {c: v.get(c) for c in ('value', 'low', 'high', 'n', 'label')} for k, v in metrics.items()]
-    table = pd.DataFrame(rows)
-    numbers = {c: 'float64' for c in ('value', 'low', 'high', 'epoch', 'share', 'cfg', 'n') if c in table}
-    return table.reindex(columns=[*dict.fromkeys([*(c for c in table if c not in COLUMNS), *COLUMNS])]).astype(numbers)
+    metrics_in = lambda held: {k: v for k, v in held.items() if isinstance(v, dict) and 'value' in v}
+    for point in record.metrics.get('curve', []):
+        yield 'curve', {k: v for k, v in point.items() if k != 'metrics'}, point['metrics']
+    yield 'point', {}, metrics_in(record.metrics)
+    yield 'untrained', dict(epoch=0), metrics_in(record.metrics.get('untrained', {}))
+    yield 'floor', {}, metrics_in(record.metrics.get('floor', {}))
 
 # %% ../nbs/42_tables.ipynb #fc226901
 def data_label(record: Record) -> str:
-    "Data set and resolution, as a table's head says it, and what sets the run apart: two runs with one label may stand in one column."
-    data = str(record.settings.get('data', ''))
-    name = dict(openmoji='OpenMoji', imagenet='ImageNet').get(data, 'ImageNet' if record.profile == 'paper' else Path(data).name)
+    "Data set and resolution, as a table's head says it, and what sets the run apart: equal labels share a column."
+    source = str(record.settings.get('data.source', ''))
+    known = dict(openmoji='OpenMoji', imagenet='ImageNet')
+    name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
-    return ', '.join([f"{name} {record.settings.get('resolution', '?')} px", *apart])
+    return ', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart])
+
+# %% ../nbs/42_tables.ipynb #9484a71c
+COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
+NUMBERS = ('value', 'low', 'high', 'epoch', 'share', 'cfg', 'n')
+
+def long_table(
+    found: Iterable[Record], # of several runs of the same thing the last one counts
+) -> pd.DataFrame: # one row for each metric of each point
+    "Records as rows: `family` is the metric without its extractor, `share` the fraction of the training done."
+    table = pd.DataFrame([row for r in latest(found) for row in _rows(r)])
+    varied = [c for c in table if c not in COLUMNS]
+    return table.reindex(columns=[*varied, *COLUMNS]).astype({c: 'float64' for c in NUMBERS if c in table})
+
+def _rows(record: Record) -> Iterator[dict[str, Any]]:
+    cell = {('epoch' if k == 'epochs' else k): v for k, v in record.parameters.items()}
+    cell |= dict(source=record.source, study=record.study, profile=record.profile, data=data_label(record),
+                 seed=record.seed, note=record.note, key=record.key)
+    last = (record.settings.get('training.epochs') or [None])[-1]
+    for part, at, metrics in points(record):
+        part = 'curve' if part == 'point' and 'epoch' in cell else part
+        place = cell | dict(part=part) | at
+        share = place['epoch']/last if last and 'epoch' in place else None
+        for name, m in metrics.items():
+            numbers = {c: m.get(c) for c in ('value', 'low', 'high', 'n', 'label')}
+            yield place | dict(share=share, metric=name, family=name.removesuffix('_el0')) | numbers
 
 # %% ../nbs/42_tables.ipynb #174f7832
+HISTORY = 'source study profile data seed diverged_at step name value'.split()
+
 def history_table(
     found: Iterable[Record],
-) -> pd.DataFrame: # source study profile data seed, the parameters, step, name, value
+) -> pd.DataFrame: # the columns `HISTORY`, and the parameters
     "The logged quantities of trainings, one row a step and quantity."
     rows = []
     for r in latest(found):
-        shared = dict(source=r.source, study=r.study, profile=r.profile, data=data_label(r), seed=r.seed, diverged_at=r.metrics.get('diverged_at')) | r.parameters
-        rows += [shared | dict(step=row['step'], name=k, value=v) for row in r.metrics.get('history', []) for k, v in row.items() if k not in ('step', 'images')]
-    return pd.DataFrame(rows, columns=None if rows else 'source study profile data seed diverged_at step name value'.split())
+        run = dict(source=r.source, study=r.study, profile=r.profile, data=data_label(r), seed=r.seed,
+                   diverged_at=r.metrics.get('diverged_at')) | r.parameters
+        for logged in r.metrics.get('history', []):
+            quantities = {k: v for k, v in logged.items() if k not in ('step', 'images')}
+            rows += [run | dict(step=logged['step'], name=k, value=v) for k, v in quantities.items()]
+    return pd.DataFrame(rows, columns=None if rows else HISTORY)
 
 # %% ../nbs/42_tables.ipynb #819a422d
 def over_seeds(
@@ -76,7 +90,9 @@ def over_seeds(
     if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
     group = table.groupby(by, dropna=False, sort=False)
-    return group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'), seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first')).reset_index()
+    merged = group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'),
+                       seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'))
+    return merged.reset_index()
 
 # %% ../nbs/42_tables.ipynb #e7096e97
 def best_guidance(
@@ -85,9 +101,11 @@ def best_guidance(
 ) -> pd.DataFrame: # one row for each point of training
     "The guidance scale with the lowest value, at each epoch of each curve."
     curve = table[(table.family == family) & (table.part == 'curve')]
-    line = [c for c in curve if c not in ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')]
-    times = curve.assign(times=curve.groupby([*line, 'cfg'], dropna=False).epoch.transform('nunique'))
-    curve = curve[times.times == times.groupby(line, dropna=False).times.transform('max')]
+    measured = ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')
+    line = [c for c in curve if c not in measured]
+    epochs = curve.groupby([*line, 'cfg'], dropna=False).epoch.transform('nunique')
+    most = curve.assign(epochs=epochs).groupby(line, dropna=False).epochs.transform('max')
+    curve = curve[epochs == most]
     return curve.loc[curve.groupby([*line, 'epoch'], dropna=False, sort=False).value.idxmin()]
 
 # %% ../nbs/42_tables.ipynb #5a6c4990
@@ -100,8 +118,15 @@ def of_profile(
     profile = profile or next((p for p in reversed(PROFILES) if p in measured), None)
     return table[(table.source == 'paper') | (table.profile == profile)]
 
-# %% ../nbs/42_tables.ipynb #95631eb5
-SOURCES = ('paper', 'reference', 'yours')
+# %% ../nbs/42_tables.ipynb #cfeef3d4
+ORDER = dict(architecture=('causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA')) # AR, MAR, MAR
+
+def in_table_order(index: pd.Index) -> pd.Index: # ranks
+    "The order of a column's values: that of its rows or of the paper; values that nobody knows come last, sorted."
+    known = list(dict(size=SIZE_ROWS, tokenizer=tokenizer_names()).get(index.name, ORDER.get(index.name, ())))
+    if not known: return index
+    others = sorted({v for v in index if v not in known}, key=str)
+    return index.map({v: i for i, v in enumerate([*known, *others])})
 
 # %% ../nbs/42_tables.ipynb #4e1fb608
 def compare(
@@ -112,43 +137,40 @@ def compare(
     part: str = 'curve', # which points
 ) -> pd.DataFrame: # columns (head, 'value' 'low' 'high' 'n' 'cfg')
     "One column group a source, also for a source that has nothing."
+    by = list(by)
     table = of_profile(table[(table.family == family) & (table.part == part)], profile)
+    keep = [c for c in ('value', 'low', 'high', 'n', 'cfg') if c not in by]
     columns = {}
     for source in SOURCES:
-        if not (table.source == source).any(): columns[f'{source}: none yet'] = pd.DataFrame(columns=[*by, 'value'], dtype=float).set_index(list(by))
-        for data, rows in table[table.source == source].groupby('data', sort=False):
-            keep = [c for c in ('value', 'low', 'high', 'n', 'cfg') if c not in by]
-            side = rows.assign(share=rows.share.round(4)).set_index(list(by))[keep]
-            columns[f'{source}: {rows.label.iloc[0]}, {data}'] = side[~side.index.duplicated(keep='last')] # a row is its newest run
-    return pd.concat(columns, axis=1).sort_index(key=_in_order)
-
-# %% ../nbs/42_tables.ipynb #cfeef3d4
-ORDER = dict( # of the values of a column, as the paper lists them
-    size=('b', 'l', 'xl', 'xxl'),
-    tokenizer=('maskgit-vq', 'chameleon-vq', 'llamagen-vq', 'open-magvit2-vq'), # from the smallest codebook to the largest
-    architecture=('causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA'), # AR, MAR, MAR
-)
-
-def _in_order(index):
-    known = ORDER.get(index.name, ())
-    return index.map(lambda v: known.index(v) if v in known else v)
+        mine = table[table.source == source]
+        if mine.empty: columns[f'{source}: none yet'] = pd.DataFrame(columns=[*by, 'value'], dtype=float).set_index(by)
+        for data, rows in mine.groupby('data', sort=False):
+            side = rows.assign(share=rows.share.round(4)).set_index(by)[keep]
+            newest = side[~side.index.duplicated(keep='last')]
+            columns[f'{source}: {rows.label.iloc[0]}, {data}'] = newest
+    return pd.concat(columns, axis=1).sort_index(key=in_table_order)
 
 # %% ../nbs/42_tables.ipynb #97b737f2
-TABLE_DIGITS = dict(fid=1, kid=3, rfid=1, precision=3, recall=3, seconds_per_image=4) | {'is': 2}
+TABLE_DIGITS = {'fid': 1, 'kid': 3, 'is': 2, 'rfid': 1, 'precision': 3, 'recall': 3, 'seconds_per_image': 4}
 
-# %% ../nbs/42_tables.ipynb #e0a197cb
 def as_text(
     side: pd.DataFrame, # from `compare`
     family: str = 'fid', # decides the digits
 ) -> pd.DataFrame: # texts, one column a source
     "`compare` as it is printed."
-    def cell(row, head):
-        if (head, 'value') not in row or pd.isna(row[head, 'value']): return '–'
-        at = f" at {row[head, 'cfg']:g}" if pd.notna(row.get((head, 'cfg'))) else ''
-        if head.startswith('paper'): return f"{float(row[head, 'value'])!r}{at}"
-        value, low, high = (f'{row[head, c]:.{TABLE_DIGITS.get(family, 2)}f}' for c in ('value', 'low', 'high'))
-        return value + (f' [{low}, {high}]' if pd.notna(row[head, 'low']) else '') + at
     heads = list(dict.fromkeys(side.columns.get_level_values(0)))
-    text = pd.DataFrame({h: [cell(row, h) for _, row in side.iterrows()] for h in heads}, index=side.index)
-    if 'share' in text.index.names: text.index = text.index.set_levels([f'{100*v:g} %' for v in text.index.levels[text.index.names.index('share')]], level='share')
+    digits = TABLE_DIGITS.get(family, 2)
+    cells = {head: [_cell_text(row, head, digits) for _, row in side.iterrows()] for head in heads}
+    text = pd.DataFrame(cells, index=side.index)
+    if 'share' in text.index.names:
+        shares = text.index.levels[text.index.names.index('share')]
+        text.index = text.index.set_levels([f'{100*v:g} %' for v in shares], level='share')
     return text
+
+def _cell_text(row: pd.Series, head: str, digits: int) -> str:
+    if (head, 'value') not in row or pd.isna(row[head, 'value']): return '–'
+    at = f" at {row[head, 'cfg']:g}" if pd.notna(row.get((head, 'cfg'))) else ''
+    if head.startswith('paper'): return f"{float(row[head, 'value'])!r}{at}"
+    value, low, high = (f'{row[head, c]:.{digits}f}' for c in ('value', 'low', 'high'))
+    interval = f' [{low}, {high}]' if pd.notna(row[head, 'low']) else ''
+    return value + interval + at

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib, functools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,50 +19,55 @@ from .core import autocast, fingerprint, pick_device, pick_dtype
 from .weights import load_weights
 
 # %% auto #0
-__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'MINI', 'VARIANTS', 'TOKENIZER_ROWS', 'TOKENIZERS', 'TokenizerConfig',
+__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS', 'TokenizerConfig',
            'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample', 'unshuffle', 'NearestConv',
-           'ConvShuffle', 'Level', 'middle', 'Encoder', 'AdaptiveNorm', 'Decoder', 'nearest_code', 'VectorQuantizer',
-           'LookupFreeQuantizer', 'check_images', 'check_ids', 'QuantizedAutoencoder', 'precision', 'Tokenizer',
-           'TokenizerRow', 'register_tokenizer', 'tokenizer_names', 'load_tokenizer']
+           'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder', 'Quantizer', 'nearest_code',
+           'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids', 'QuantizedAutoencoder', 'precision',
+           'Tokenizer', 'TokenizerRow', 'register_tokenizer', 'tokenizer_names', 'load_tokenizer']
 
 # %% ../nbs/11_tokenizers.ipynb #bb3a759e
 @dataclass(frozen=True)
 class TokenizerConfig:
     "The architecture of one tokenizer; the defaults are the layout of taming's f16 VQGAN."
-    quantizer: str                        # a row of QUANTIZERS: 'vq', 'l2-vq' or 'lfq'
-    codebook_size: int                    # K
-    code_dim: int                         # channels of a code
-    z_channels: int = 256                 # channels between the encoder and the quantizer's projection
-    projected: bool = True                # 1x1 convolutions before and after the quantizer; without, z_channels = code_dim
-    channels: int = 128                   # channels at full resolution, before the multipliers
+    quantizer: str                   # a row of QUANTIZERS: 'vq', 'l2-vq' or 'lfq'
+    codebook_size: int               # k
+    code_dim: int                    # d
+    z_channels: int = 256            # between the encoder and the quantizer's projection
+    projected: bool = True           # 1x1 convolutions around the quantizer; without, z_channels = code_dim
+    channels: int = 128              # at full resolution, before the multipliers
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4) # one level each, halving the resolution from level to level
     encoder_blocks: int | tuple[int, ...] = 2 # residual blocks in a level: in each, or level by level
     decoder_blocks: int | tuple[int, ...] = 3
     attention_levels: tuple[int, ...] = () # levels with an attention behind every residual block
-    middle: str = 'rar'                   # the bottom of both halves: r residual block, a attention
-    groups: int = 32                      # of every group normalisation
-    conv_bias: bool = True                # bias in the encoder's first convolution and in residual blocks
-    code_kernel: int = 3                  # of the encoder's last convolution
-    down: str = 'pad'                     # a row of DOWN
-    up: str = 'nearest'                   # a row of UP
-    widen: str = 'block'                  # what changes the number of channels between levels: 'block' or 'resample'
-    adaptive_norm: bool = False           # every decoder level starts with a normalisation steered by the codes
+    middle: str = 'rar'              # the bottom of both halves: r residual block, a attention
+    groups: int = 32                 # of every group normalisation
+    conv_bias: bool = True           # in the encoder's first convolution and in residual blocks
+    code_kernel: int = 3             # of the encoder's last convolution
+    down: str = 'pad'                # a row of DOWN
+    up: str = 'nearest'              # a row of UP
+    widen: str = 'block'             # what changes the number of channels between levels: 'block' or 'resample'
+    adaptive_norm: bool = False      # every decoder level starts with a normalisation steered by the codes
 
     @property
-    def widths(self) -> list[int]: return [self.channels * m for m in self.multipliers]
+    def widths(self) -> list[int]: # channels, level by level
+        return [self.channels * multiplier for multiplier in self.multipliers]
 
     @property
-    def downsample(self) -> int: return 2**(len(self.multipliers) - 1) # pixels of a token, each side
+    def downsample(self) -> int: # pixels of a token, each side
+        return 2**(len(self.multipliers) - 1)
 
-    def blocks(self, half: str) -> tuple[int, ...]: # half: 'encoder' or 'decoder'
-        n = getattr(self, f'{half}_blocks')
-        return (n,)*len(self.multipliers) if isinstance(n, int) else n
+    def blocks(self,
+        half: str, # 'encoder' or 'decoder'
+    ) -> tuple[int, ...]: # residual blocks, level by level
+        blocks = getattr(self, f'{half}_blocks')
+        return (blocks,)*len(self.multipliers) if isinstance(blocks, int) else blocks
 
 # %% ../nbs/11_tokenizers.ipynb #a8b8b37e
 class NormSwish(nn.GroupNorm):
     "Group normalisation, then x sigmoid(x)."
     def __init__(self, channels: int, groups: int):
         super().__init__(groups, channels, eps=1e-6)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
 
@@ -87,23 +92,26 @@ class SpatialAttention(nn.Module):
         self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
-    def forward(self, x: Tensor) -> Tensor: # (b c h w)
-        h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v)) # (b 1 h*w c)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
-        return x + self.proj_out(h.unflatten(2, x.shape[2:]))
+    def forward(self, x: Tensor) -> Tensor: # (b c h w) -> (b c h w)
+        normed = self.norm(x)
+        # one head, all positions: (b 1 h*w c)
+        q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2) # (b c h*w)
+        return x + self.proj_out(mixed.unflatten(2, x.shape[2:]))
 
 # %% ../nbs/11_tokenizers.ipynb #07b11694
 class SameConv(nn.Conv2d):
     "A convolution padded as TensorFlow does: ceil(size / stride) outputs, an odd pixel of padding goes to the end."
-    def forward(self, x: Tensor) -> Tensor:
-        pad = []
-        for size, k, s in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
-            total = max((-(-size//s) - 1)*s + k - size, 0)
+    def forward(self, x: Tensor) -> Tensor: # (b c H W) -> (b c' ceil(H/s) ceil(W/s))
+        pad: list[int] = [] # left, right, top, bottom
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
+            outputs = -(-size//stride)
+            total = max((outputs - 1)*stride + kernel - size, 0)
             pad += [total//2, total - total//2]
         even = pad[0] == pad[1] and pad[2] == pad[3]
         if not even: x = F.pad(x, pad)
-        return F.conv2d(x, self.weight, self.bias, self.stride, (pad[2], pad[0]) if even else 0, self.dilation, self.groups)
+        padding = (pad[2], pad[0]) if even else 0 # the convolution pads evenly itself, without a copy
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 # %% ../nbs/11_tokenizers.ipynb #e065511c
 class Resample(nn.Module):
@@ -111,17 +119,17 @@ class Resample(nn.Module):
     def __init__(self, conv: nn.Module):
         super().__init__()
         self.conv = conv
+
     def forward(self, x: Tensor) -> Tensor: return self.conv(x)
 
-DOWN = { # (channels in, channels out) -> a module that halves height and width
+# %% ../nbs/11_tokenizers.ipynb #09c824df
+DOWN: dict[str, Callable[[int, int], nn.Module]] = { # (channels in, channels out) -> halves height and width
     'pad':   lambda inp, out: Resample(SameConv(inp, out, 3, stride=2)),
     'conv':  lambda inp, out: Resample(nn.Conv2d(inp, out, 3, stride=2, padding=1)),
     'patch': lambda inp, out: Resample(nn.Conv2d(inp, out, 2, stride=2)),
 }
 
 # %% ../nbs/11_tokenizers.ipynb #1bf84b2d
-PARITY = torch.tensor([[[1., 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]) # (parity, tap of 2, tap of 3)
-
 def unshuffle(
     x: Tensor, # (b (p q c) h w), p and q the parities of row and column
 ) -> Tensor: # (b c 2h 2w)
@@ -130,6 +138,9 @@ def unshuffle(
     x = x.permute(0, 2, 3, 1).reshape(b, h, w, 2, 2, -1).transpose(2, 3) # (b h p w q c)
     return x.reshape(b, 2*h, 2*w, -1).permute(0, 3, 1, 2)
 
+# %% ../nbs/11_tokenizers.ipynb #c4c918c6
+PARITY = torch.tensor([[[1., 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]) # (parity, tap of 2, tap of 3)
+
 # %% ../nbs/11_tokenizers.ipynb #1848bc51
 class NearestConv(nn.Module):
     "A 3x3 convolution of the image with every pixel repeated 2x2."
@@ -137,11 +148,17 @@ class NearestConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inp, out, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor: # (b inp h w) -> (b out 2h 2w)
-        (b, _, h, w), weight, parity = x.shape, self.conv.weight, PARITY.to(self.conv.weight)
+    def phases(self, x: Tensor) -> Tensor: # (b inp h w) -> (b h+1 w+1 p q out)
+        "The four 2x2 convolutions, p and q the parities of row and column; padding adds a row and a column."
+        weight, bias, parity = self.conv.weight, self.conv.bias, PARITY.to(self.conv.weight)
+        assert bias is not None
         weight = torch.einsum('pak,qbl,oikl->pqoiab', parity, parity, weight).flatten(0, 2)
-        y = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), self.conv.bias.repeat(4), padding=1)
-        y = y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1)) # (b h+1 w+1 p q c)
+        y = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), bias.repeat(4), padding=1)
+        return y.permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+
+    def forward(self, x: Tensor) -> Tensor: # (b inp h w) -> (b out 2h 2w)
+        b, _, h, w = x.shape
+        y = self.phases(x)
         sb, sh, sw, sp, sq, sc = y.stride()
         # output row 2i + p is row i + p of parity p: one step in p is also one step down, likewise q and right
         y = y.as_strided((b, h, 2, w, 2, y.shape[-1]), (sb, sh, sh + sp, sw, sw + sq, sc))
@@ -153,102 +170,145 @@ class ConvShuffle(nn.Module):
     def __init__(self, inp: int, out: int, kernel: int = 3):
         super().__init__()
         self.conv = nn.Conv2d(inp, 4*out, kernel, padding=kernel//2)
-    def forward(self, x: Tensor) -> Tensor: return unshuffle(self.conv(x))
 
-UP = { # (channels in, channels out) -> a module that doubles height and width
+    def forward(self, x: Tensor) -> Tensor: # (b inp h w) -> (b out 2h 2w)
+        return unshuffle(self.conv(x))
+
+# %% ../nbs/11_tokenizers.ipynb #e1ebf42e
+UP: dict[str, Callable[[int, int], nn.Module]] = { # (channels in, channels out) -> doubles height and width
     'nearest': NearestConv,
     'shuffle': ConvShuffle,
     'patch':   functools.partial(ConvShuffle, kernel=1),
 }
 
-# %% ../nbs/11_tokenizers.ipynb #2f6ed0fe
-class Level(nn.Module):
-    "Residual blocks at one resolution, each followed by attention where the row asks for it."
-    def __init__(self, inp: int, out: int, index: int, blocks: int, config: TokenizerConfig):
-        super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(inp if i == 0 else out, out, config) for i in range(blocks))
-        attend = blocks if index in config.attention_levels else 0
-        self.attn = nn.ModuleList(SpatialAttention(out, config) for _ in range(attend))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attn: x = self.attn[i](x)
-        return x
-
-# %% ../nbs/11_tokenizers.ipynb #041083a8
-def middle(channels: int, config: TokenizerConfig) -> nn.ModuleList:
-    "The layers at the bottom, spelt by `config.middle`."
-    return nn.ModuleList({'r': lambda: ResidualBlock(channels, channels, config), 'a': lambda: SpatialAttention(channels, config)}[kind]() for kind in config.middle)
-
-# %% ../nbs/11_tokenizers.ipynb #1266461a
-class Encoder(nn.Module):
-    "Image to latents: (b 3 H W) -> (b z h w), with h = H / 2^(levels - 1)."
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        widths, c = config.widths, config.channels
-        self.conv_in = nn.Conv2d(3, c, 3, padding=1, bias=config.conv_bias)
-        self.down = nn.ModuleList()
-        for i, (width, blocks) in enumerate(zip(widths, config.blocks('encoder'), strict=True)):
-            level = Level(c, c := width if blocks else c, i, blocks, config)
-            if i < len(widths) - 1:
-                level.downsample = DOWN[config.down](c, c := c if config.widen == 'block' else widths[i + 1])
-            self.down.append(level)
-        self.mid = middle(c, config)
-        self.norm_out = NormSwish(c, config.groups)
-        self.conv_out = nn.Conv2d(c, config.z_channels, config.code_kernel, padding=config.code_kernel//2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-            if hasattr(level, 'downsample'): x = level.downsample(x)
-        for layer in self.mid: x = layer(x)
-        return self.conv_out(self.norm_out(x))
-
 # %% ../nbs/11_tokenizers.ipynb #3b71fe9e
 class AdaptiveNorm(nn.Module):
-    "Group normalisation whose scale and shift are read off the codes."
+    "Group normalisation whose scale and shift are read off the codes. Source: Open-MAGVIT2."
     def __init__(self, channels: int, config: TokenizerConfig):
         super().__init__()
         self.groups, self.eps = config.groups, 1e-6
         self.gamma, self.beta = nn.Linear(config.z_channels, channels), nn.Linear(config.z_channels, channels)
 
-    def forward(self, x: Tensor, # (b channels h w)
+    def forward(self,
+        x: Tensor, # (b c h w)
         z: Tensor, # the codes (b z h' w')
-    ) -> Tensor:
+    ) -> Tensor: # (b c h w)
         z = z.flatten(2)
-        variance, mean = torch.var_mean(z, dim=2, correction=min(1, z.shape[2] - 1)) # unbiased, as in the published code
-        scale, shift = self.gamma((variance + self.eps).sqrt()), self.beta(mean)
+        correction = min(1, z.shape[2] - 1) # unbiased, as in the published code; a code alone has variance zero
+        variance, mean = torch.var_mean(z, dim=2, correction=correction) # (b z)
+        scale, shift = self.gamma((variance + self.eps).sqrt()), self.beta(mean) # (b c)
         return F.group_norm(x, self.groups, eps=self.eps) * scale[:, :, None, None] + shift[:, :, None, None]
+
+# %% ../nbs/11_tokenizers.ipynb #2f6ed0fe
+class Level(nn.Module):
+    "Residual blocks at one resolution, each followed by attention where the row asks for it."
+    def __init__(self,
+        inp: int, # channels in
+        out: int, # channels out
+        index: int, # of the level, 0 at full resolution
+        blocks: int, # residual blocks
+        config: TokenizerConfig,
+    ):
+        super().__init__()
+        self.block = nn.ModuleList(ResidualBlock(inp if i == 0 else out, out, config) for i in range(blocks))
+        attentions = blocks if index in config.attention_levels else 0
+        self.attn = nn.ModuleList(SpatialAttention(out, config) for _ in range(attentions))
+        self.adaptive: AdaptiveNorm | None = None
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self,
+        x: Tensor, # (b inp h w)
+        z: Tensor | None = None, # the codes (b z h' w'), for the decoder
+    ) -> Tensor: # (b out h w), or at the next resolution
+        if self.adaptive is not None: x = self.adaptive(x, z)
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn: x = self.attn[i](x)
+        resample = self.downsample or self.upsample
+        return resample(x) if resample is not None else x
+
+# %% ../nbs/11_tokenizers.ipynb #fe65b458
+_MIDDLE: dict[str, Callable[[int, TokenizerConfig], nn.Module]] = { # (channels, config) -> a layer
+    'r': lambda channels, config: ResidualBlock(channels, channels, config),
+    'a': SpatialAttention,
+}
+
+# %% ../nbs/11_tokenizers.ipynb #041083a8
+def middle(
+    channels: int, # in and out
+    config: TokenizerConfig,
+) -> nn.ModuleList: # to be run one after the other
+    "The layers at the bottom, spelt by `config.middle`."
+    return nn.ModuleList(_MIDDLE[letter](channels, config) for letter in config.middle)
+
+# %% ../nbs/11_tokenizers.ipynb #1266461a
+class Encoder(nn.Module):
+    "Image to latents: (b 3 H W) -> (b z h w), with h = H / downsample."
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        widths, channels = config.widths, config.channels
+        self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=config.conv_bias)
+        self.down = nn.ModuleList()
+        for i, (width, blocks) in enumerate(zip(widths, config.blocks('encoder'), strict=True)):
+            out = width if blocks else channels
+            level, channels = Level(channels, out, i, blocks, config), out
+            if i < len(widths) - 1:
+                out = channels if config.widen == 'block' else widths[i + 1]
+                level.downsample, channels = DOWN[config.down](channels, out), out
+            self.down.append(level)
+        self.mid = middle(channels, config)
+        self.norm_out = NormSwish(channels, config.groups)
+        self.conv_out = nn.Conv2d(channels, config.z_channels, config.code_kernel, padding=config.code_kernel//2)
+
+    def forward(self, x: Tensor) -> Tensor: # (b 3 H W) -> (b z h w)
+        x = self.conv_in(x)
+        for level in self.down: x = level(x)
+        for layer in self.mid: x = layer(x)
+        return self.conv_out(self.norm_out(x))
 
 # %% ../nbs/11_tokenizers.ipynb #e45de2ed
 class Decoder(nn.Module):
     "Latents to image: (b z h w) -> (b 3 H W), not clamped."
     def __init__(self, config: TokenizerConfig):
         super().__init__()
-        widths, c = config.widths, config.widths[-1]
-        self.conv_in = nn.Conv2d(config.z_channels, c, 3, padding=1)
-        self.mid = middle(c, config)
+        widths, channels = config.widths, config.widths[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
+        self.mid = middle(channels, config)
         levels = []
         for i, blocks in reversed(list(enumerate(config.blocks('decoder')))):
-            adaptive = AdaptiveNorm(c, config) if config.adaptive_norm else None
-            level = Level(c, c := widths[i] if blocks else c, i, blocks, config)
-            if adaptive: level.adaptive = adaptive
-            if i > 0: level.upsample = UP[config.up](c, c := c if config.widen == 'block' else widths[i - 1])
+            adaptive = AdaptiveNorm(channels, config) if config.adaptive_norm else None
+            out = widths[i] if blocks else channels
+            level, channels = Level(channels, out, i, blocks, config), out
+            level.adaptive = adaptive
+            if i > 0:
+                out = channels if config.widen == 'block' else widths[i - 1]
+                level.upsample, channels = UP[config.up](channels, out), out
             levels.append(level)
         self.up = nn.ModuleList(levels[::-1])
-        self.norm_out = NormSwish(c, config.groups)
-        self.conv_out = nn.Conv2d(c, 3, 3, padding=1)
+        self.norm_out = NormSwish(channels, config.groups)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor) -> Tensor: # (b z h w) -> (b 3 H W)
         x = self.conv_in(z)
         for layer in self.mid: x = layer(x)
-        for level in reversed(self.up):
-            if hasattr(level, 'adaptive'): x = level.adaptive(x, z)
-            x = level(x)
-            if hasattr(level, 'upsample'): x = level.upsample(x)
+        for level in reversed(self.up): x = level(x, z)
         return self.conv_out(self.norm_out(x))
+
+# %% ../nbs/11_tokenizers.ipynb #c75bed81
+class Quantizer(nn.Module):
+    "Latents to numbers and back."
+    def on_space(self, x: Tensor) -> Tensor: # (... d) float32, where the codes lie
+        return x.float()
+
+    def nearest(self, z: Tensor) -> Tensor: # (n d) -> (n,) int64
+        raise NotImplementedError
+
+    def lookup(self, ids: Tensor) -> Tensor: # (...) -> (... d) float32
+        raise NotImplementedError
+
+    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]: # z and codes (n d), both on space
+        raise NotImplementedError
 
 # %% ../nbs/11_tokenizers.ipynb #a76b9abb
 @torch.no_grad()
@@ -258,68 +318,82 @@ def nearest_code(
     chunk: int = 2**22, # distances held at once
 ) -> Tensor: # (n,) int64
     "The index of the code nearest to each row of `z`."
-    norms, rows = codes.square().sum(1), max(1, chunk // len(codes))
+    norms = codes.square().sum(1)
+    rows = max(1, chunk // len(codes))
     return torch.cat([torch.addmm(norms, part, codes.T, alpha=-2).argmin(1) for part in z.split(rows)])
 
 # %% ../nbs/11_tokenizers.ipynb #dfb57f0b
-class VectorQuantizer(nn.Module):
-    "Replace every latent by its nearest code."
+class VectorQuantizer(Quantizer):
+    "Replace every latent by its nearest code. Source: VQ-VAE; `normalise` from ViT-VQGAN, as in LlamaGen."
     def __init__(self, config: TokenizerConfig, normalise: bool = False):
         super().__init__()
         self.normalise = normalise
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
 
-    def on_space(self, x: Tensor) -> Tensor: # (... d), to the sphere or nowhere
+    def on_space(self, x: Tensor) -> Tensor: # (... d), on the sphere or anywhere
         return F.normalize(x.float(), dim=-1) if self.normalise else x.float()
 
-    def nearest(self, z: Tensor) -> Tensor: # (n d) -> (n,)
+    def nearest(self, z: Tensor) -> Tensor:
         return nearest_code(self.on_space(z), self.on_space(self.embedding.weight))
 
-    def lookup(self, ids: Tensor) -> Tensor: # (...) -> (... d) float32
+    def lookup(self, ids: Tensor) -> Tensor:
         return self.on_space(F.embedding(ids, self.embedding.weight))
 
-    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]: # z and codes (n d)
+    def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return dict(codebook=F.mse_loss(codes, z.detach()), commitment=F.mse_loss(z, codes.detach()))
 
 # %% ../nbs/11_tokenizers.ipynb #9ce24480
-class LookupFreeQuantizer(nn.Module):
+class LookupFreeQuantizer(Quantizer):
     "Replace every channel of the latent by its sign. Source: Open-MAGVIT2."
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.bits = config.code_dim
-        if config.codebook_size != 2**self.bits: raise ValueError(f'{self.bits} bits make {2**self.bits} codes, not {config.codebook_size}')
+        if config.codebook_size != 2**self.bits:
+            raise ValueError(f'{self.bits} bits make {2**self.bits} codes, not {config.codebook_size}')
 
-    def on_space(self, x: Tensor) -> Tensor: return x.float()
-
-    def nearest(self, z: Tensor) -> Tensor: # (n d) -> (n,)
+    def nearest(self, z: Tensor) -> Tensor:
         return ((z > 0) << torch.arange(self.bits, device=z.device)).sum(-1)
 
-    def lookup(self, ids: Tensor) -> Tensor: # (...) -> (... d) of -1 and 1
+    def lookup(self, ids: Tensor) -> Tensor: # of -1 and 1
         return (ids[..., None] >> torch.arange(self.bits, device=ids.device) & 1) * 2. - 1
 
     def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return dict(commitment=F.mse_loss(z, codes))
 
 # %% ../nbs/11_tokenizers.ipynb #5722b41f
-QUANTIZERS = {
+QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {
     'vq':    VectorQuantizer,
     'l2-vq': functools.partial(VectorQuantizer, normalise=True),
     'lfq':   LookupFreeQuantizer,
 }
 
 # %% ../nbs/11_tokenizers.ipynb #293cd6d4
-def check_images(images: Tensor, downsample: int) -> None:
+def check_images(
+    images: Tensor, # what should be (b 3 H W) floats
+    downsample: int, # pixels of a token, each side
+) -> None:
     "Raise if `images` are not (b 3 H W) floats with sides that are multiples of `downsample`."
-    if not images.is_floating_point(): raise TypeError(f'images are {images.dtype}: floats in [-1, 1] are needed (data.to_float makes them)')
-    if images.ndim != 4 or images.shape[1] != 3: raise ValueError(f'images have shape {tuple(images.shape)}: (b 3 H W) is needed')
-    if images.shape[2] % downsample or images.shape[3] % downsample or 0 in images.shape:
-        raise ValueError(f'images are {images.shape[2]}x{images.shape[3]}: both sides must be multiples of {downsample}')
+    if not images.is_floating_point():
+        raise TypeError(f'images are {images.dtype}: floats in [-1, 1] are needed (data.to_float makes them)')
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f'images have shape {tuple(images.shape)}: (b 3 H W) is needed')
+    height, width = images.shape[2:]
+    if height % downsample or width % downsample or 0 in images.shape:
+        raise ValueError(f'images are {height}x{width}: both sides must be multiples of {downsample}')
 
-def check_ids(ids: Tensor, codebook_size: int) -> None:
+# %% ../nbs/11_tokenizers.ipynb #10990bb9
+def check_ids(
+    ids: Tensor, # what should be (b h w) integers
+    codebook_size: int, # k
+) -> None:
     "Raise if `ids` are not (b h w) integers in [0, codebook_size)."
-    if ids.is_floating_point() or ids.ndim != 3: raise ValueError(f'ids are {ids.dtype} of shape {tuple(ids.shape)}: integers (b h w) are needed')
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < codebook_size:
-        raise ValueError(f'ids run from {int(ids.min())} to {int(ids.max())}: the codebook has {codebook_size} codes (is a mask left?)')
+    if ids.is_floating_point() or ids.ndim != 3:
+        raise ValueError(f'ids are {ids.dtype} of shape {tuple(ids.shape)}: integers (b h w) are needed')
+    if not ids.numel(): return
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= codebook_size:
+        raise ValueError(f'ids run from {lowest} to {highest}: '
+                         f'the codebook has {codebook_size} codes (is a mask left?)')
 
 # %% ../nbs/11_tokenizers.ipynb #e15e11fa
 class QuantizedAutoencoder(nn.Module):
@@ -327,11 +401,12 @@ class QuantizedAutoencoder(nn.Module):
     def __init__(self, config: TokenizerConfig, name: str = 'custom'):
         super().__init__()
         self.config, self.name = config, name
+        self.codebook_size, self.downsample = config.codebook_size, config.downsample
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = QUANTIZERS[check_choice('quantizer', config.quantizer, QUANTIZERS)](config)
         project = nn.Conv2d if config.projected else nn.Identity
-        self.quant_conv, self.post_quant_conv = project(config.z_channels, config.code_dim, 1), project(config.code_dim, config.z_channels, 1)
-        self.codebook_size, self.downsample = config.codebook_size, config.downsample
+        self.quant_conv = project(config.z_channels, config.code_dim, 1)
+        self.post_quant_conv = project(config.code_dim, config.z_channels, 1)
 
     def latents(self, images: Tensor) -> Tensor: # (b 3 H W) -> (b h w d) float32, before quantization
         x = images.to(self.encoder.conv_in.weight.dtype).contiguous(memory_format=torch.channels_last)
@@ -341,8 +416,10 @@ class QuantizedAutoencoder(nn.Module):
         codes = codes.to(self.decoder.conv_in.weight.dtype).permute(0, 3, 1, 2)
         return self.decoder(self.post_quant_conv(codes)).float()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "For training: reconstruction (b 3 H W), latents (n d), their codes (n d), ids (n,). Gradients pass the quantizer unchanged."
+    def forward(self,
+        images: Tensor, # (b 3 H W) in [-1, 1]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: # reconstruction (b 3 H W), latents and their codes (n d), ids (n,)
+        "For training: gradients pass the quantizer unchanged."
         z = self.latents(images)
         with autocast(z.device, torch.float32):
             flat = self.quantize.on_space(z.flatten(0, 2))
@@ -352,8 +429,11 @@ class QuantizedAutoencoder(nn.Module):
         return self.image(straight.view_as(z)), flat, codes, ids
 
 # %% ../nbs/11_tokenizers.ipynb #cf455c87
-def precision(device: torch.device, dtype: str | torch.dtype | None):
-    "The precision of the convolutions; None changes nothing."
+def precision(
+    device: torch.device, # where the convolutions run
+    dtype: str | torch.dtype | None, # as in `core.pick_dtype`; None changes nothing
+) -> contextlib.AbstractContextManager:
+    "The precision of the convolutions within the block."
     return contextlib.nullcontext() if dtype is None else autocast(device, pick_dtype(dtype, device))
 
 # %% ../nbs/11_tokenizers.ipynb #8fefaf30
@@ -362,13 +442,15 @@ class Tokenizer(QuantizedAutoencoder):
     @torch.no_grad()
     def encode(self,
         images: Tensor, # (b 3 H W) in [-1, 1]
-        dtype: str | torch.dtype | None = None, # of the convolutions: 'float32', 'bfloat16', 'auto'; None leaves it to the caller's autocast
+        dtype: str | torch.dtype | None = None, # of the convolutions; None leaves it to the caller's autocast
     ) -> Tensor: # (b h w) int64
-        "Images to tokens."
+        "Images to tokens. `dtype` is 'float32', 'bfloat16' or 'auto'."
         check_images(images, self.downsample)
         with precision(images.device, dtype): z = self.latents(images)
-        if not z.isfinite().all(): raise FloatingPointError(f'{self.name}: the encoder gave values that are not finite (dtype {dtype})')
-        with autocast(z.device, torch.float32): return self.quantize.nearest(z.flatten(0, 2)).unflatten(0, z.shape[:3])
+        if not z.isfinite().all():
+            raise FloatingPointError(f'{self.name}: the encoder gave values that are not finite (dtype {dtype})')
+        with autocast(z.device, torch.float32): ids = self.quantize.nearest(z.flatten(0, 2))
+        return ids.unflatten(0, z.shape[:3])
 
     @torch.no_grad()
     def decode(self,
@@ -381,9 +463,10 @@ class Tokenizer(QuantizedAutoencoder):
         with precision(ids.device, dtype): images = self.image(self.quantize.lookup(ids.long()))
         return images.clamp_(-1, 1) if clamp else images
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str: # 16 hexadecimal digits
         "A hash of configuration and weights: a token cache belongs to one tokenizer."
-        return fingerprint(asdict(self.config), *(part for key, weight in sorted(self.state_dict().items()) for part in (key, weight.flatten())))
+        named = (part for key, weight in sorted(self.state_dict().items()) for part in (key, weight.flatten()))
+        return fingerprint(asdict(self.config), *named)
 
 # %% ../nbs/11_tokenizers.ipynb #1faee4f8
 @dataclass(frozen=True)
@@ -400,27 +483,26 @@ MINI = TokenizerConfig(
     'vq', 1, 1, z_channels=32, channels=16, multipliers=(1, 4, 8), encoder_blocks=0, decoder_blocks=(0, 0, 2),
     middle='', groups=8, code_kernel=1, down='patch', up='patch', widen='resample')
 
-VARIANTS = { # prefix of a name -> the layout that `TokenizerRow.small` is put into
+# %% ../nbs/11_tokenizers.ipynb #f2dc28f5
+SMALL_LAYOUTS = { # prefix of a name -> the layout that `TokenizerRow.small` is put into
     'mini-': MINI,
     'smoke-': replace(MINI, channels=8, decoder_blocks=(0, 0, 1)),
 }
 
-TOKENIZER_ROWS: dict[str, TokenizerRow] = {}
-TOKENIZERS: dict[str, TokenizerConfig] = {} # every variant by its full name
+# %% ../nbs/11_tokenizers.ipynb #a6463d50
+TOKENIZER_ROWS: dict[str, TokenizerRow] = {} # by the name that studies use
+TOKENIZERS: dict[str, TokenizerConfig] = {}  # every variant by its full name
 
-# %% ../nbs/11_tokenizers.ipynb #30dfe672
-def register_tokenizer(row: TokenizerRow) -> None:
+# %% ../nbs/11_tokenizers.ipynb #c9567d86
+def register_tokenizer(
+    row: TokenizerRow, # replaces the row of that name, if there is one
+) -> None:
     "Put a tokenizer and its small variants into the tables; every study, claim, figure and plan then has it."
     TOKENIZER_ROWS[row.name] = row
     TOKENIZERS[row.name] = row.published
-    for prefix, layout in VARIANTS.items(): TOKENIZERS[prefix + row.name] = replace(layout, **row.small)
+    for prefix, layout in SMALL_LAYOUTS.items(): TOKENIZERS[prefix + row.name] = replace(layout, **row.small)
 
-# %% ../nbs/11_tokenizers.ipynb #d30faf0f
-def tokenizer_names() -> list[str]: # names of `TOKENIZER_ROWS`
-    "From the smallest published codebook to the largest: a tokenizer's rank is its place here."
-    return sorted(TOKENIZER_ROWS, key=lambda name: TOKENIZER_ROWS[name].published.codebook_size)
-
-# %% ../nbs/11_tokenizers.ipynb #34014908
+# %% ../nbs/11_tokenizers.ipynb #302b4975
 register_tokenizer(TokenizerRow(
     'maskgit-vq', 'MaskGIT-VQ', '#D55E00',
     TokenizerConfig('vq', 1024, 256, attention_levels=(4,)),
@@ -444,6 +526,11 @@ register_tokenizer(TokenizerRow(
     small=dict(quantizer='lfq', codebook_size=2**12, code_dim=12, z_channels=12, projected=False,
                conv_bias=False, adaptive_norm=True)))
 
+# %% ../nbs/11_tokenizers.ipynb #a9da1b1e
+def tokenizer_names() -> list[str]: # names of `TOKENIZER_ROWS`
+    "From the smallest published codebook to the largest: a tokenizer's rank is its place here."
+    return sorted(TOKENIZER_ROWS, key=lambda name: TOKENIZER_ROWS[name].published.codebook_size)
+
 # %% ../nbs/11_tokenizers.ipynb #9260c1fb
 def load_tokenizer(
     name: str, # a row of TOKENIZERS
@@ -451,7 +538,7 @@ def load_tokenizer(
     device: str | torch.device = 'cpu', # 'auto' or anything torch accepts
     seed: int = 0, # of the random weights
 ) -> Tokenizer: # in evaluation mode, float32
-    "A tokenizer by name. A checkpoint that belongs to another tokenizer, is damaged or holds code is refused with the reason."
+    "A tokenizer by name. Raises `CheckpointError` for a file of another tokenizer, a damaged one, or one with code."
     config = TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)]
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
@@ -460,4 +547,4 @@ def load_tokenizer(
     else:
         with torch.device('meta'): tokenizer = Tokenizer(config, name)
         load_weights(tokenizer, checkpoint, name)
-    return tokenizer.to(pick_device(device), memory_format=torch.channels_last).eval()
+    return tokenizer.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

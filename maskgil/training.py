@@ -23,13 +23,19 @@ from maskgil.core import (
     set_seed, write_atomic, write_json,
 )
 from .processes import broadcast, rank_count
-from .losses import Objective
+from .losses import CausalObjective, MaskedObjective, Objective
 
 # %% auto #0
-__all__ = ['FOR_MEMORY', 'DECAYS', 'STRATEGIES', 'TrainConfig', 'learning_rate', 'epoch_order', 'batch_indices', 'make_batches',
-           'micro_batches', 'accumulation', 'TrainState', 'save_parts', 'load_parts', 'NotFinite', 'CheckpointKeeper',
-           'Step', 'make_optimizer', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'fit', 'settings_fingerprint',
-           'train_step', 'full_tensor', 'update_average', 'save_milestone', 'load_milestone', 'start_from']
+__all__ = ['FOR_MEMORY', 'DECAYS', 'CHECKPOINT_FILES', 'STRATEGIES', 'TrainConfig', 'learning_rate', 'epoch_order',
+           'batch_indices', 'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'TrainState', 'save_whole',
+           'load_whole', 'load_moments', 'save_parts', 'load_parts', 'make_room', 'NotFinite', 'CheckpointKeeper',
+           'settings_fingerprint', 'Step', 'make_optimizer', 'add_gradients', 'sum_over_ranks', 'update_weights',
+           'full_tensor', 'train_step', 'update_average', 'save_milestone', 'load_milestone', 'wrap_ddp', 'wrap_fsdp',
+           'compile_blocks', 'place_model', 'first_state', 'Logbook', 'fit', 'misfits', 'start_from', 'CausalObjective',
+           'MaskedObjective']
+
+# %% ../nbs/22_training.ipynb #516f2ec0
+_all_ = ['CausalObjective', 'MaskedObjective'] # what `fit` is called with comes from here too
 
 # %% ../nbs/22_training.ipynb #6477cd7f
 @dataclass(frozen=True)
@@ -44,12 +50,12 @@ class TrainConfig:
     decay: str = 'constant'        # a name of `DECAYS`, after the warm-up
     clip: float = 1.0              # largest norm of the gradient
     ema: float = 0.0               # decay of an average of the weights; 0 is off, as in the paper
-    accumulate: int = 1            # pieces of a rank's share of the batch, one after the other
+    accumulate: int = 1            # micro-batches of a rank's share of the batch, one after the other
     gradient_checkpointing: bool = False # recompute the blocks in the backward pass
     seed: int = 0
 
 # %% ../nbs/22_training.ipynb #d5cbc38e
-FOR_MEMORY = ('accumulate', 'gradient_checkpointing') # change what fits, not what is learned: a run may go on with others
+FOR_MEMORY = ('accumulate', 'gradient_checkpointing') # what fits, not what is learned: a run may go on with others
 
 DECAYS = {
     'constant': lambda done: 1.0,
@@ -57,69 +63,101 @@ DECAYS = {
     'cosine':   lambda done: (1 + math.cos(math.pi * done)) / 2,
 }
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+# %% ../nbs/22_training.ipynb #73273378
+def learning_rate(
+    config: TrainConfig,
+    step: int, # from 0
+) -> float:
     "The rate of a step: warm-up, then the decay."
-    rule = DECAYS[check_choice('decay', config.decay, DECAYS)]
+    decay = DECAYS[check_choice('decay', config.decay, DECAYS)]
     if step < config.warmup_steps: return config.learning_rate * (step + 1) / config.warmup_steps
-    return config.learning_rate * rule((step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps) # 0 to 1
+    return config.learning_rate * decay(done)
 
 # %% ../nbs/22_training.ipynb #d22379bd
 @functools.lru_cache(maxsize=2) # a batch may begin in one epoch and end in the next
-def epoch_order(images: int, seed: int, epoch: int) -> Tensor: # (images,) int64; shared, not to be changed
+def epoch_order(
+    images: int, # in an epoch
+    seed: int,
+    epoch: int, # from 0
+) -> Tensor: # (images,) int64; shared, not to be changed
     "The order of the images in an epoch."
     return torch.randperm(images, generator=torch.Generator().manual_seed(derived_seed(seed, 'epoch', epoch)))
 
 # %% ../nbs/22_training.ipynb #dfa69d73
 def batch_indices(
-    step: int, batch_size: int,
+    step: int, # from 0
+    batch_size: int,
     images: int, # in an epoch
     seed: int,
-) -> Tensor: # (batch_size,) int64
+) -> Tensor: # (b,) int64
     "Which images a step sees."
     position = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = position // images, position % images
     return torch.cat([epoch_order(images, seed, e)[places[epochs == e]] for e in epochs.unique().tolist()])
 
+# %% ../nbs/22_training.ipynb #69fc51e4
+def made_ahead(
+    make: Callable[[int], Any], # of a step
+    steps: range,
+    ahead: int, # made in a thread before they are asked for
+) -> Iterator[Any]:
+    "`make(step)` for one step after another, a few steps early."
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(make, step) for step in steps[:ahead])
+        for step in steps:
+            if step + ahead in steps: waiting.append(thread.submit(make, step + ahead))
+            yield waiting.popleft().result()
+
 # %% ../nbs/22_training.ipynb #b4c2db25
 def make_batches(
-    objective: Objective, data, config: TrainConfig,
+    objective: Objective,
+    data: Any, # has a length, and what the objective asks of it
+    config: TrainConfig,
     first: int = 0, # step
     ahead: int = 0, # batches made in a thread before they are asked for
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[dict[str, Tensor]]: # the first dimension of each tensor is b
     "The batches of the steps from `first` on."
     order = getattr(data, 'batch_indices', batch_indices) # data of several shapes makes batches of one shape
     def make(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(config.seed, 'step', step))
         return objective.batch(data, order(step, config.batch_size, len(data), config.seed), generator)
-    if not ahead: return (yield from map(make, range(first, config.steps)))
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(make, step) for step in range(first, min(first + ahead, config.steps)))
-        for step in range(first, config.steps):
-            if step + ahead < config.steps: waiting.append(thread.submit(make, step + ahead))
-            yield waiting.popleft().result()
+    steps = range(first, config.steps)
+    return made_ahead(make, steps, ahead) if ahead else (make(step) for step in steps)
 
 # %% ../nbs/22_training.ipynb #0e72ca31
-def micro_batches(batch: dict[str, Tensor], rank: int, ranks: int, accumulate: int) -> list[dict[str, Tensor]]:
-    "This rank's pieces of the batch; together, the pieces of all ranks are the batch."
+def micro_batches(
+    batch: dict[str, Tensor], # the first dimension of each is b
+    rank: int,
+    ranks: int,
+    accumulate: int, # how many on each rank
+) -> list[dict[str, Tensor]]: # as many images in each
+    "This rank's part of the batch, cut; together, the micro-batches of all ranks are the batch."
     size = len(next(iter(batch.values())))
-    if size % (ranks * accumulate): raise ValueError(f'batch_size {size} does not divide into {ranks} ranks times {accumulate} pieces')
-    cuts = {k: v.chunk(ranks * accumulate)[rank * accumulate:(rank + 1) * accumulate] for k, v in batch.items()}
-    return [{k: v[i] for k, v in cuts.items()} for i in range(accumulate)]
+    if size % (ranks * accumulate):
+        raise ValueError(f'batch_size {size} does not divide into {ranks} ranks times {accumulate} micro-batches')
+    mine = slice(rank * accumulate, (rank + 1) * accumulate)
+    cuts = {name: tensor.chunk(ranks * accumulate)[mine] for name, tensor in batch.items()}
+    return [{name: cut[i] for name, cut in cuts.items()} for i in range(accumulate)]
 
 # %% ../nbs/22_training.ipynb #d8dfc5f6
 def accumulation(
-    batch_size: int, ranks: int,
+    batch_size: int, # of all ranks together
+    ranks: int,
     at_once: int, # images that fit on a rank; 0 is all of its share
 ) -> int: # for `TrainConfig.accumulate`
-    "Into how many pieces a rank cuts its share of the batch."
+    "Into how many micro-batches a rank cuts its share of the batch: as few as fit."
     share, left = divmod(batch_size, ranks)
     if left: raise ValueError(f'batch_size {batch_size} does not divide over {ranks} ranks')
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= (at_once or share))
 
 # %% ../nbs/22_training.ipynb #33f91381
-def _flat(prefix: str, tensors: dict) -> dict[str, Tensor]: return {f'{prefix}.{k}': torch.as_tensor(v).detach() for k, v in tensors.items()}
+def _flat(prefix: str, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    return {f'{prefix}.{name}': torch.as_tensor(value).detach() for name, value in tensors.items()}
 
-def _part(prefix: str, tensors: dict) -> dict[str, Tensor]: return {k[len(prefix) + 1:]: v for k, v in tensors.items() if k.startswith(prefix + '.')}
+def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f'{prefix}.'
+    return {name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 # %% ../nbs/22_training.ipynb #bd52f96a
 @dataclass
@@ -127,76 +165,123 @@ class TrainState:
     "Everything a step changes."
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    extra: Any = None # what an objective carries from step to step: has `state_dict`
-    average: dict[str, Tensor] | None = None
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    extra: Any = None # what an objective carries from step to step: has `state_dict` and `load_state_dict`
+    average: dict[str, Tensor] | None = None # of the weights, by name
+    step: int = 0 # the next one
+    history: list[dict[str, float]] = field(default_factory=list) # the logged rows
     whole: bool = True # False while a step changes it
 
     def tensors(self) -> dict[str, Tensor]:
         "All tensors by name; not copies."
-        moments = {f'{i}.{k}': v for i, s in self.optimizer.state_dict()['state'].items() for k, v in s.items()}
+        moments = {f'{i}.{name}': value for i, state in self.optimizer.state_dict()['state'].items()
+                   for name, value in state.items()}
         found = _flat('model', self.model.state_dict()) | _flat('optimizer', moments) | _flat('rng', rng_state())
         if self.average is not None: found |= _flat('average', self.average)
-        return found | (_flat('extra', self.extra.state_dict()) if self.extra is not None else {})
+        if self.extra is not None: found |= _flat('extra', self.extra.state_dict())
+        return found
 
-    def header(self, settings: str) -> dict[str, str]: return dict(settings=settings, step=str(self.step), history=json.dumps(self.history))
+    def header(self, settings: str) -> dict[str, str]: # what safetensors can hold: text
+        "The rest; `settings` is the fingerprint it can be resumed under."
+        return dict(settings=settings, step=str(self.step), history=json.dumps(self.history))
 
-    def save(self, path: Path, settings: str) -> None:
-        "Write the checkpoint; `settings` is the fingerprint it can be resumed under."
-        with write_atomic(path) as tmp: save_file({k: v.cpu().contiguous() for k, v in self.tensors().items()}, tmp, self.header(settings))
-
-    def load(self, path: Path, settings: str) -> None:
-        "Read the checkpoint into the model, the optimizer and the generators."
-        with safe_open(path, 'pt') as f: header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-        self.go_on_from(header, settings, path)
-        self.model.load_state_dict(_part('model', tensors))
-        if self.extra is not None: self.extra.load_state_dict(_part('extra', tensors))
-        if self.average is not None: self.average = {k: v.to(self.average[k].device) for k, v in _part('average', tensors).items()}
-        state = self.optimizer.state_dict()
-        for k, v in _part('optimizer', tensors).items(): state['state'].setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
-        self.optimizer.load_state_dict(state)
-        set_rng_state(_part('rng', tensors))
-
-    def go_on_from(self, header: dict[str, str], settings: str, path: Path) -> None:
+    def go_on_from(self, header: dict[str, str], settings: str, path: Path) -> None: # `path` is for the message
         "Take step and history, if the settings are the same."
         if header['settings'] != settings:
-            raise ValueError(f'{path} was made with other settings or another model: give another folder, or delete it to start again')
+            raise ValueError(f'{path} was made with other settings or another model: give another folder, '
+                             'or delete it to start again')
         self.step, self.history = int(header['step']), json.loads(header['history'])
 
+# %% ../nbs/22_training.ipynb #1034f542
+def save_whole(
+    state: TrainState,
+    path: Path, # a safetensors file
+    settings: str, # the fingerprint it can be resumed under
+) -> None:
+    "Write a checkpoint; for one rank."
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
+    with write_atomic(path) as temporary: save_file(tensors, temporary, state.header(settings))
+
+# %% ../nbs/22_training.ipynb #e8a2765e
+def load_whole(
+    state: TrainState, # changed in place
+    path: Path, # written by `save_whole`
+    settings: str, # a file with another fingerprint is a ValueError
+) -> None:
+    "Read a checkpoint into the model, the optimizer, the objective and the generators."
+    with safe_open(path, 'pt') as f: header, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}
+    state.go_on_from(header, settings, path)
+    state.model.load_state_dict(_part('model', tensors))
+    if state.extra is not None: state.extra.load_state_dict(_part('extra', tensors))
+    if state.average is not None:
+        state.average = {name: v.to(state.average[name].device) for name, v in _part('average', tensors).items()}
+    load_moments(state.optimizer, _part('optimizer', tensors))
+    set_rng_state(_part('rng', tensors))
+
+def load_moments(
+    optimizer: torch.optim.Optimizer,
+    moments: dict[str, Tensor], # '<parameter's number>.<name>'
+) -> None:
+    "Give an optimizer its moments back, laid out in memory as its weights are: the fused step pairs them so."
+    held, weights = optimizer.state_dict(), [w for group in optimizer.param_groups for w in group['params']]
+    for key, value in moments.items():
+        number, name = key.split('.')
+        weight = weights[int(number)]
+        if value.shape == weight.shape: value = torch.empty_like(weight).copy_(value)
+        held['state'].setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict(held)
+
 # %% ../nbs/22_training.ipynb #96492f5c
-def save_parts(state: TrainState, folder: Path, settings: str, first: bool) -> None:
-    "Every rank writes its part; `first` is whether this is the first rank."
+def save_parts(
+    state: TrainState,
+    folder: Path,
+    settings: str, # the fingerprint it can be resumed under
+    first: bool, # whether this is the first rank
+) -> None:
+    "Every rank writes its part."
     pointer, parts = folder/'checkpoint.json', folder/f'parts-{state.step}'
     before = read_json(pointer)['parts'] if pointer.exists() else None
     if before == parts.name: return
     tensors = state.tensors()
-    tensors |= {k: broadcast(v) for k, v in tensors.items() if k.startswith('rng.')}
+    tensors |= {name: broadcast(tensor) for name, tensor in tensors.items() if name.startswith('rng.')}
     _exchange('save', tensors, parts)
     if not first: return
     write_json(pointer, state.header(settings) | dict(parts=parts.name))
     if before: shutil.rmtree(folder/before, ignore_errors=True)
 
-# %% ../nbs/22_training.ipynb #41cd7c90
-def load_parts(state: TrainState, folder: Path, settings: str) -> None:
-    "Every rank reads what it holds."
-    header = read_json(folder/'checkpoint.json')
-    state.go_on_from(header, settings, folder/'checkpoint.json')
-    for p in (p for group in state.optimizer.param_groups for p in group['params']): # room for the moments
-        state.optimizer.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-    tensors = state.tensors()
-    _exchange('load', tensors, folder/header['parts'])
-    set_rng_state(_part('rng', tensors))
-
-def _exchange(direction: str, tensors: dict[str, Tensor], folder: Path) -> None:
+def _exchange(direction: str, tensors: dict[str, Tensor], folder: Path) -> None: # 'save' or 'load'
     import torch.distributed.checkpoint as dcp
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='torch.distributed is disabled') # one rank needs no process group
         getattr(dcp, direction)(tensors, checkpoint_id=folder, no_dist=rank_count() == 1)
 
+# %% ../nbs/22_training.ipynb #41cd7c90
+def load_parts(
+    state: TrainState, # changed in place
+    folder: Path,
+    settings: str, # a checkpoint with another fingerprint is a ValueError
+) -> None:
+    "Every rank reads what it holds."
+    header = read_json(folder/'checkpoint.json')
+    state.go_on_from(header, settings, folder/'checkpoint.json')
+    make_room(state.optimizer)
+    tensors = state.tensors()
+    _exchange('load', tensors, folder/header['parts'])
+    set_rng_state(_part('rng', tensors))
+
+def make_room(optimizer: torch.optim.Optimizer) -> None: # an Adam, before its first step
+    "Moments of zero for every weight."
+    for group in optimizer.param_groups:
+        for weight in group['params']:
+            step = torch.zeros((), device=weight.device)
+            moments = dict(exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
+            optimizer.state[weight] = dict(step=step, **moments)
+
 # %% ../nbs/22_training.ipynb #705bbbf6
 class NotFinite(FloatingPointError):
     "A gradient that is not finite, found before it reached the weights."
+
+# %% ../nbs/22_training.ipynb #21ec1499
+CHECKPOINT_FILES = dict(ddp='checkpoint.safetensors', fsdp='checkpoint.json') # by strategy
 
 # %% ../nbs/22_training.ipynb #d4bcd1ff
 @dataclass
@@ -207,187 +292,307 @@ class CheckpointKeeper:
     accelerator: Any
     in_parts: bool = False # each rank writes its own
     seconds: float = 30 # between two
-    saved: float = field(default_factory=time.monotonic)
+    saved: float = field(default_factory=time.monotonic) # when it last did
 
     def load(self, state: TrainState) -> None:
-        "Go on from the checkpoint, if there is one."
-        names = {False: 'checkpoint.safetensors', True: 'checkpoint.json'}
-        there = {k: self.folder is not None and (self.folder/v).exists() for k, v in names.items()}
-        if there[not self.in_parts]:
-            raise ValueError(f"{self.folder/names[not self.in_parts]} was written by strategy='{'ddp' if self.in_parts else 'fsdp'}': train on with it, or give another folder")
-        if not there[self.in_parts]: return
+        "Go on from the checkpoint, if there is one. A ValueError, if it is of the other kind or has other settings."
+        if self.folder is None: return
+        own, other = ('fsdp', 'ddp') if self.in_parts else ('ddp', 'fsdp')
+        path, foreign = self.folder/CHECKPOINT_FILES[own], self.folder/CHECKPOINT_FILES[other]
+        if foreign.exists():
+            raise ValueError(f"{foreign} was written by strategy='{other}': train on with it, or give another folder")
+        if not path.exists(): return
         if self.in_parts: load_parts(state, self.folder, self.settings)
-        else: state.load(self.folder/names[False], self.settings)
+        else: load_whole(state, path, self.settings)
 
     def save(self, state: TrainState) -> None:
+        "Write the checkpoint, whether it is time or not."
         if self.folder is None: return
-        if self.in_parts: save_parts(state, self.folder, self.settings, self.accelerator.is_main_process)
-        elif self.accelerator.is_main_process: state.save(self.folder/'checkpoint.safetensors', self.settings)
+        first = self.accelerator.is_main_process
+        if self.in_parts: save_parts(state, self.folder, self.settings, first)
+        elif first: save_whole(state, self.folder/CHECKPOINT_FILES['ddp'], self.settings)
         self.saved = time.monotonic()
 
     def save_if_due(self, state: TrainState) -> None:
+        "Write it, if the last one is old enough."
         due = time.monotonic() - self.saved > self.seconds
         if self.in_parts: due = bool(broadcast(torch.tensor(due))) # all or none
         if due: self.save(state)
 
     @contextlib.contextmanager
     def saving(self, state: TrainState) -> Iterator[None]:
-        "Save when the block ends."
+        "Save when the block ends, and when it is interrupted between two steps."
         try: yield
         except (KeyboardInterrupt, NotFinite) as e:
-            alone = self.in_parts and rank_count() > 1 and isinstance(e, KeyboardInterrupt) # the other ranks may not be here
+            interrupted = isinstance(e, KeyboardInterrupt)
+            alone = interrupted and self.in_parts and rank_count() > 1 # the other ranks may not be here
             if state.whole and not alone: self.save(state)
             raise
         self.save(state)
 
+# %% ../nbs/22_training.ipynb #780a45c7
+def settings_fingerprint(config: TrainConfig, model: nn.Module, objective: Objective) -> str:
+    "One text for all that a checkpoint belongs to."
+    learned = {name: value for name, value in dataclasses.asdict(config).items() if name not in FOR_MEMORY}
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    return fingerprint(learned, shapes, type(objective).__name__)
+
 # %% ../nbs/22_training.ipynb #7140a9f0
 class Step(nn.Module):
     "Model and objective as one module: a batch in, a loss out."
-    def __init__(self, model: nn.Module, objective: Objective, dtype: torch.dtype):
+    def __init__(self,
+        model: nn.Module,
+        objective: Objective,
+        dtype: torch.dtype, # of products; the weights stay in float32
+    ):
         super().__init__()
         self.model, self.objective, self.dtype = model, objective, dtype
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        with autocast(next(iter(batch.values())).device, self.dtype): return self.objective.loss(self.model, batch)
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]: # sum of losses, sums to log
+        device = next(iter(batch.values())).device
+        with autocast(device, self.dtype): return self.objective.loss(self.model, batch)
 
+# %% ../nbs/22_training.ipynb #fca8a7e6
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     "AdamW on all weights, norms and embeddings included, as in the released code."
-    return torch.optim.AdamW(model.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(model.parameters(), config.learning_rate, config.betas,
+                             weight_decay=config.weight_decay, fused=True)
 
-# %% ../nbs/22_training.ipynb #849dee43
-def wrap_ddp(step_module: Step, accelerator) -> nn.Module:
-    "Every rank holds the model and learns from its piece; torch averages the gradients."
-    return accelerator.prepare(step_module)
-
-def wrap_fsdp(step_module: Step, accelerator) -> nn.Module:
-    "Every rank holds a slice of each block, of its gradients and of its moments (FSDP2)."
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-    if not hasattr(step_module.model, 'layers'): raise ValueError("strategy 'fsdp' slices the blocks of a transformer, and this model has none: choose 'ddp'")
-    if accelerator.num_processes > 1:
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        for module in (*step_module.model.layers, step_module): fully_shard(module, mesh=mesh)
-    return step_module
-
-# %% ../nbs/22_training.ipynb #7a54735a
-STRATEGIES = {'ddp': wrap_ddp, 'fsdp': wrap_fsdp}
-
-def compile_blocks(model: nn.Module) -> None:
-    "torch.compile each block, or the whole of a model without blocks: one small graph that all blocks share."
-    for module in getattr(model, 'layers', [model]): module.compile()
-
-# %% ../nbs/22_training.ipynb #ab8a84c3
-def fit(
-    model: nn.Module, # trained in place; with `ema` it ends with the averaged weights
-    objective: Objective,
-    data, # has a length, and what the objective asks of it
-    config: TrainConfig,
-    folder: Path | str | None = None, # for the checkpoint and the milestones; None keeps nothing
-    milestones: Sequence[int] = (), # after these steps the weights are kept as `weights-<step>.safetensors`
-    device: str | torch.device = 'auto',
-    dtype: str | torch.dtype = 'auto',
-    save_seconds: float = 30, # between checkpoints: what an interruption may lose
-    log_every: int = 10,
-    name: str = 'training', # in front of the progress bar
-    strategy: str = 'ddp', # a name of `STRATEGIES`: what several ranks do
-    compile: bool = False, # torch.compile the blocks
-    on_log: Callable[[TrainState, dict[str, float]], None] | None = None, # called on every rank with each logged row and the speed
-) -> list[dict[str, float]]: # one row for each logged step
-    "Train; if `folder` has a checkpoint of the same settings, go on from it."
-    from accelerate import Accelerator
-    set_seed(config.seed)
-    accelerator = Accelerator(cpu=pick_device(device).type == 'cpu')
-    model.to(accelerator.device).train()
-    model.gradient_checkpointing = config.gradient_checkpointing
-    if compile: compile_blocks(model)
-    step_module = STRATEGIES[check_choice('strategy', strategy, STRATEGIES)](Step(model, objective, pick_dtype(dtype, accelerator.device)), accelerator)
-    state = TrainState(model, make_optimizer(model, config), getattr(objective, 'extra', None), {k: v.detach().clone() for k, v in model.state_dict().items()} if config.ema else None)
-    checkpoint = CheckpointKeeper(Path(folder) if folder else None, settings_fingerprint(config, model, objective), accelerator, strategy == 'fsdp', save_seconds)
-    checkpoint.load(state)
-
-    started, first, on_cpu = time.monotonic(), state.step, accelerator.device.type == 'cpu'
-    with progress(total=config.steps, initial=state.step, desc=name, unit='step', mininterval=1, disable=not accelerator.is_main_process) as bar, checkpoint.saving(state):
-        for batch in make_batches(objective, data, config, first, ahead=0 if on_cpu else 2):
-            logs = train_step(step_module, state, batch, config, accelerator)
-            if config.ema: update_average(state.average, model, config.ema, state.step)
-            state.step, state.whole = state.step + 1, True
-            bar.update()
-            if state.step % log_every == 0 or state.step == config.steps:
-                rate = (state.step - first) * config.batch_size / (time.monotonic() - started)
-                state.history.append(dict(step=state.step, images=state.step * config.batch_size, **{k: float(v) for k, v in logs.items()}))
-                bar.set_postfix_str(f"loss {state.history[-1]['loss']:.3f}, {rate:.0f} images/s")
-                if on_log: on_log(state, state.history[-1] | dict(images_per_second=rate))
-            if folder and state.step in milestones: save_milestone(state, Path(folder), accelerator.is_main_process)
-            checkpoint.save_if_due(state)
-    if config.ema: model.load_state_dict(state.average)
-    model.eval()
-    return state.history
-
-# %% ../nbs/22_training.ipynb #780a45c7
-def settings_fingerprint(config: TrainConfig, model: nn.Module, objective: Objective) -> str:
-    "What must agree before a checkpoint is gone on from."
-    learned = {k: v for k, v in dataclasses.asdict(config).items() if k not in FOR_MEMORY}
-    return fingerprint(learned, {k: list(v.shape) for k, v in model.state_dict().items()}, type(objective).__name__)
-
-# %% ../nbs/22_training.ipynb #6d9eeaeb
-def train_step(step_module: nn.Module, state: TrainState, batch: dict[str, Tensor], config: TrainConfig, accelerator) -> dict[str, Tensor]: # mean loss and logs of the batch
-    "One step: add up the gradients of this rank's pieces, clip, update."
-    objective, rank, ranks = accelerator.unwrap_model(step_module).objective, accelerator.process_index, accelerator.num_processes
-    if rank: torch.manual_seed(derived_seed(config.seed, 'rank', rank, state.step)) # its own dropout; the first rank's generator is in the checkpoint
-    count, objective.step = objective.count(batch), state.step
+# %% ../nbs/22_training.ipynb #c679b11a
+def add_gradients(
+    step_module: nn.Module, # a wrapped `Step`
+    parts: Sequence[dict[str, Tensor]], # this rank's micro-batches
+    count: float, # what the loss of the whole batch is a mean over
+    accelerator: Any,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # sums of the loss and the logs of this rank; the last micro-batch
+    "Add up the gradients of this rank's micro-batches, and average them over ranks."
     sums: dict[str, Tensor] = {}
-    cut = micro_batches(batch, rank, ranks, config.accumulate)
-    for i, piece in enumerate(cut):
-        piece = {k: v.to(accelerator.device, non_blocking=True) for k, v in piece.items()}
-        with contextlib.nullcontext() if i == len(cut) - 1 else accelerator.no_sync(step_module):
-            loss, logs = step_module(piece)
-            accelerator.backward(loss * ranks / count) # the wrappers take the mean over ranks
-        for k, v in dict(loss=loss.detach(), **logs).items(): sums[k] = sums.get(k, 0) + v
-    norm = full_tensor(accelerator.clip_grad_norm_(state.model.parameters(), config.clip))
-    if ranks > 1: sums = dict(zip(sums, accelerator.reduce(torch.stack([v.float() for v in sums.values()]), 'sum')))
-    if not norm.isfinite(): raise NotFinite(f"the gradient of step {state.step} is not finite (loss {float(sums['loss'] / count)}); it was not applied")
-    rate, state.whole = learning_rate(config, state.step), False
+    for number, part in enumerate(parts, start=1):
+        part = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in part.items()}
+        with contextlib.nullcontext() if number == len(parts) else accelerator.no_sync(step_module):
+            loss, logs = step_module(part)
+            accelerator.backward(loss * accelerator.num_processes / count) # the wrappers take the mean over ranks
+        for name, value in dict(loss=loss.detach(), **logs).items(): sums[name] = sums.get(name, 0) + value
+    return sums, part
+
+def sum_over_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
+    "The sums of all ranks."
+    if accelerator.num_processes == 1: return sums
+    together = torch.stack([value.float() for value in sums.values()])
+    return dict(zip(sums, accelerator.reduce(together, 'sum')))
+
+# %% ../nbs/22_training.ipynb #af66ce92
+def update_weights(
+    state: TrainState, # with gradients
+    rate: float, # of this step
+) -> None:
+    "An optimizer's step. The state is in between until the loop says that it is whole."
+    state.whole = False
     for group in state.optimizer.param_groups: group['lr'] = rate
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if hasattr(objective, 'after_step'): objective.after_step(state.model, piece, state.step)
-    return {k: v / count for k, v in sums.items()} | dict(gradient_norm=norm, learning_rate=rate)
 
 # %% ../nbs/22_training.ipynb #13520e85
 def full_tensor(x: Tensor) -> Tensor:
     "All of a tensor of which each rank may hold a slice; then every rank has to ask."
     return x.full_tensor() if hasattr(x, 'full_tensor') else x
 
+# %% ../nbs/22_training.ipynb #6d9eeaeb
+def train_step(
+    step_module: nn.Module, # a wrapped `Step`
+    state: TrainState, # of the same model; changed, but for `step`
+    batch: dict[str, Tensor], # the whole batch, on the CPU
+    config: TrainConfig,
+    accelerator: Any,
+) -> dict[str, Tensor | float]: # mean loss and logs of the batch, norm of the gradient, rate
+    "One step: add up gradients, clip, update. Raises `NotFinite` before a gradient that is not reaches the weights."
+    objective, rank = accelerator.unwrap_model(step_module).objective, accelerator.process_index
+    if rank: torch.manual_seed(derived_seed(config.seed, 'rank', rank, state.step))
+    count, objective.step = objective.count(batch), state.step
+    parts = micro_batches(batch, rank, accelerator.num_processes, config.accumulate)
+    sums, last_part = add_gradients(step_module, parts, count, accelerator)
+    norm = full_tensor(accelerator.clip_grad_norm_(state.model.parameters(), config.clip))
+    means = {name: value / count for name, value in sum_over_ranks(sums, accelerator).items()}
+    if not norm.isfinite():
+        raise NotFinite(f"the gradient of step {state.step} is not finite (loss {float(means['loss'])}); "
+                        'it was not applied')
+    rate = learning_rate(config, state.step)
+    update_weights(state, rate)
+    if hasattr(objective, 'after_step'): objective.after_step(state.model, last_part, state.step)
+    return means | dict(gradient_norm=norm, learning_rate=rate)
+
 # %% ../nbs/22_training.ipynb #42b58b54
-def update_average(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+def update_average(
+    average: dict[str, Tensor], # by name, changed in place
+    model: nn.Module,
+    decay: float, # the largest; 0 to 1
+    step: int, # from 0
+) -> None:
     "Move the averages towards the weights."
     decay = min(decay, (1 + step) / (10 + step))
     weights = model.state_dict()
-    floating = [k for k, v in average.items() if v.is_floating_point()]
-    with torch.no_grad(): torch._foreach_lerp_([average[k] for k in floating], [weights[k] for k in floating], 1 - decay)
-    for k in average.keys() - set(floating): average[k].copy_(weights[k])
+    floating = [name for name, value in average.items() if value.is_floating_point()]
+    averages, targets = [average[name] for name in floating], [weights[name] for name in floating]
+    with torch.no_grad(): torch._foreach_lerp_(averages, targets, 1 - decay)
+    for name in average.keys() - set(floating): average[name].copy_(weights[name])
 
-def save_milestone(state: TrainState, folder: Path, first: bool = True) -> None:
-    "Keep the weights of this step, averaged if there is an average; `first` is whether this rank writes."
-    weights = {k: full_tensor(v.detach()).cpu().contiguous() for k, v in (state.average or state.model.state_dict()).items()}
+# %% ../nbs/22_training.ipynb #b866ff4b
+def save_milestone(
+    state: TrainState,
+    folder: Path,
+    first: bool = True, # whether this rank writes
+) -> None:
+    "Keep the weights of this step as `weights-<step>.safetensors`."
+    held = state.average or state.model.state_dict()
+    weights = {name: full_tensor(weight.detach()).cpu().contiguous() for name, weight in held.items()}
     if not first: return
-    with write_atomic(folder/f'weights-{state.step}.safetensors') as tmp: save_file(weights, tmp)
+    with write_atomic(folder/f'weights-{state.step}.safetensors') as temporary: save_file(weights, temporary)
 
 # %% ../nbs/22_training.ipynb #4786bcd9
-def load_milestone(model: nn.Module, folder: Path | str, step: int) -> nn.Module:
+def load_milestone(
+    model: nn.Module, # changed in place
+    folder: Path | str,
+    step: int, # one of the `milestones` of `fit`
+) -> nn.Module: # in evaluation mode
     "The weights of a step kept by `fit`."
-    with safe_open(Path(folder)/f'weights-{step}.safetensors', 'pt') as f: model.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
+    with safe_open(Path(folder)/f'weights-{step}.safetensors', 'pt') as f:
+        model.load_state_dict({name: f.get_tensor(name) for name in f.keys()})
     return model.eval()
+
+# %% ../nbs/22_training.ipynb #849dee43
+def wrap_ddp(step_module: Step, accelerator: Any) -> nn.Module:
+    "Every rank holds the model and learns from its share; torch averages the gradients."
+    return accelerator.prepare(step_module)
+
+def wrap_fsdp(step_module: Step, accelerator: Any) -> nn.Module:
+    "Every rank holds a slice of each block, of its gradients and of its moments (FSDP2)."
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    blocks = getattr(step_module.model, 'layers', None)
+    if blocks is None:
+        raise ValueError("strategy 'fsdp' slices the blocks of a transformer, and this model has none: choose 'ddp'")
+    if accelerator.num_processes > 1:
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        for module in (*blocks, step_module): fully_shard(module, mesh=mesh)
+    return step_module
+
+# %% ../nbs/22_training.ipynb #7a54735a
+STRATEGIES = {'ddp': wrap_ddp, 'fsdp': wrap_fsdp}
+
+# %% ../nbs/22_training.ipynb #95f16b60
+def compile_blocks(model: nn.Module) -> None:
+    "torch.compile each block, or the whole of a model without blocks: one small graph that all blocks share."
+    blocks: Any = getattr(model, 'layers', [model])
+    for module in blocks: module.compile()
+
+# %% ../nbs/22_training.ipynb #e594caf4
+def place_model(
+    model: Any, # an nn.Module, changed in place
+    objective: Objective,
+    config: TrainConfig,
+    accelerator: Any,
+    dtype: str | torch.dtype, # as for `core.pick_dtype`
+    strategy: str, # a name of `STRATEGIES`
+    compile: bool, # torch.compile the blocks
+) -> nn.Module: # a wrapped `Step`
+    "Put the model on its device, in training mode, and wrap it for the ranks."
+    wrap = STRATEGIES[check_choice('strategy', strategy, STRATEGIES)]
+    model.to(accelerator.device).train()
+    model.gradient_checkpointing = config.gradient_checkpointing
+    if compile: compile_blocks(model)
+    return wrap(Step(model, objective, pick_dtype(dtype, accelerator.device)), accelerator)
+
+def first_state(model: nn.Module, objective: Objective, config: TrainConfig) -> TrainState:
+    "The state before the first step; the average, if there is one, starts at the weights."
+    weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()} if config.ema else None
+    return TrainState(model, make_optimizer(model, config), getattr(objective, 'extra', None), weights)
+
+# %% ../nbs/22_training.ipynb #a1140ae2
+@dataclass
+class Logbook:
+    "Writes the history of a training."
+    state: TrainState
+    batch_size: int
+    bar: Any # of `core.progress`
+    listener: Callable[[TrainState, dict[str, float]], None] | None = None # called with each row and the speed
+
+    def __post_init__(self): self.started, self.first = time.monotonic(), self.state.step
+
+    def write(self, logs: dict[str, Tensor | float]) -> None: # of `train_step`
+        "Add a row for the step that was just taken."
+        step = self.state.step
+        speed = (step - self.first) * self.batch_size / (time.monotonic() - self.started) # since this run began
+        values = {name: float(value) for name, value in logs.items()}
+        row: dict[str, float] = dict(step=step, images=step * self.batch_size, **values)
+        self.state.history.append(row)
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} images/s")
+        if self.listener: self.listener(self.state, row | dict(images_per_second=speed))
+
+# %% ../nbs/22_training.ipynb #ab8a84c3
+def fit(
+    model: nn.Module, # trained in place; with `ema` it ends with the averaged weights
+    objective: Objective,
+    data: Any, # has a length, and what the objective asks of it
+    config: TrainConfig,
+    folder: Path | str | None = None, # for the checkpoint and the milestones; None keeps nothing
+    milestones: Sequence[int] = (), # after these steps the weights are kept as `weights-<step>.safetensors`
+    device: str | torch.device = 'auto', # as for `core.pick_device`
+    dtype: str | torch.dtype = 'auto', # of products, as for `core.pick_dtype`
+    save_seconds: float = 30, # between checkpoints: what an interruption may lose
+    log_every: int = 10, # steps
+    name: str = 'training', # in front of the progress bar
+    strategy: str = 'ddp', # a name of `STRATEGIES`: what several ranks do
+    compile: bool = False, # torch.compile the blocks
+    on_log: Callable[[TrainState, dict[str, float]], None] | None = None, # gets each row and the speed, on every rank
+) -> list[dict[str, float]]: # one row for each logged step
+    "Train; if `folder` has a checkpoint of the same settings, go on from it."
+    from accelerate import Accelerator
+    set_seed(config.seed)
+    accelerator = Accelerator(cpu=pick_device(device).type == 'cpu')
+    first_rank, on_cpu = accelerator.is_main_process, accelerator.device.type == 'cpu'
+    folder, settings = Path(folder) if folder else None, settings_fingerprint(config, model, objective)
+    step_module = place_model(model, objective, config, accelerator, dtype, strategy, compile)
+    state = first_state(model, objective, config)
+    keeper = CheckpointKeeper(folder, settings, accelerator, strategy == 'fsdp', save_seconds)
+    keeper.load(state)
+
+    bar_options = dict(desc=name, unit='step', mininterval=1, disable=not first_rank)
+    with progress(total=config.steps, initial=state.step, **bar_options) as bar, keeper.saving(state):
+        logbook = Logbook(state, config.batch_size, bar, on_log)
+        for batch in make_batches(objective, data, config, state.step, ahead=0 if on_cpu else 2):
+            logs = train_step(step_module, state, batch, config, accelerator)
+            if state.average is not None: update_average(state.average, model, config.ema, state.step)
+            state.step, state.whole = state.step + 1, True
+            bar.update()
+            if state.step % log_every == 0 or state.step == config.steps: logbook.write(logs)
+            if folder and state.step in milestones: save_milestone(state, folder, first_rank)
+            keeper.save_if_due(state)
+    if state.average is not None: model.load_state_dict(state.average)
+    model.eval()
+    return state.history
+
+# %% ../nbs/22_training.ipynb #15e6e733
+def misfits(
+    weights: dict[str, Tensor], # what a model has
+    held: dict[str, Tensor], # what it is given
+) -> list[str]:
+    "What is missing or has another shape, in words."
+    found = []
+    for name, weight in weights.items():
+        shape = list(held[name].shape) if name in held else 'missing'
+        if shape != list(weight.shape): found.append(f'{name} {shape}, here {list(weight.shape)}')
+    return found
 
 # %% ../nbs/22_training.ipynb #8aa9a35e
 def start_from(
-    model: nn.Module, # of any grid
+    model: nn.Module, # of any grid, changed in place
     path: Path | str, # a milestone, or a checkpoint that is one file
 ) -> nn.Module:
-    "Begin with the weights of another training."
-    with safe_open(path, 'pt') as f: held = {k: f.get_tensor(k) for k in f.keys()}
-    held, own = _part('model', held) or held, model.state_dict()
-    if wrong := [f'{k} {list(held[k].shape) if k in held else "missing"}, here {list(v.shape)}' for k, v in own.items() if k not in held or held[k].shape != v.shape]:
-        raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to one grid")
-    model.load_state_dict({k: held[k] for k in own})
+    "Begin with the weights of another training; a ValueError, if they do not fit."
+    with safe_open(path, 'pt') as f: held = {name: f.get_tensor(name) for name in f.keys()}
+    held, weights = _part('model', held) or held, model.state_dict()
+    if wrong := misfits(weights, held):
+        raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to "
+                         'one grid')
+    model.load_state_dict({name: held[name] for name in weights})
     return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse, contextlib, hashlib, json, pickle, re, zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,175 +20,278 @@ from .checks import check_choice
 from .core import fingerprint, write_atomic
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'NESTS', 'PREFIXES', 'TRAINING_KEYS', 'TAMING_MIDDLE', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME',
-           'OWN_LAYOUTS', 'FREE_FIELDS', 'PublishedFile', 'CheckpointError', 'unsafe_message', 'unnest', 'read_file',
-           'read_weights', 'find_folder', 'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint',
-           'take_average', 'to_native', 'mismatch', 'native_weights', 'load_state', 'load_weights',
-           'load_model_weights', 'save_weights', 'read_header']
+__all__ = ['CHECKPOINTS', 'NESTS', 'PREFIXES', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME', 'FREE_FIELDS',
+           'OWN_LAYOUTS', 'PublishedFile', 'CheckpointError', 'unsafe_message', 'unnest', 'read_file', 'read_weights',
+           'find_folder', 'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'take_average',
+           'to_native', 'mismatch', 'load_state', 'config_differences', 'fitting_layouts', 'native_weights',
+           'load_weights', 'load_model_weights', 'save_weights', 'read_header']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishedFile:
     "One published system: where its file is, and how to recognise it."
-    kind: str                 # 'tokenizer', or a kind of model
-    size: str                 # a name of `models.SIZES` for models
-    layout: str               # a row of LAYOUTS
+    kind: str                         # 'tokenizer', or a kind of model
+    size: str = ''                    # a name of `models.SIZES` for models
+    layers: int = 0                   # of a model
+    width: int = 0                    # of a model
+    layout: str                       # a row of LAYOUTS
     marks: dict[str, tuple[int, ...]] # shapes that only this system has
-    file: str = ''
-    where: str = ''           # a repository of the Hugging Face hub unless it says otherwise
-    nested: str = ''          # the key under which the weights lie in the file
-    weights: int = 0          # numbers in the network
-    note: str = ''
-    layers: int = 0           # of a model
-    width: int = 0
-
-# %% ../nbs/10_weights.ipynb #e22eec29
-def _gpt(size: str, width: int, layers: int, weights: int, file: str, nested: str, note: str = '') -> PublishedFile:
-    marks = {'tok_embeddings.weight': (16384, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)}
-    return PublishedFile('llamagen', size, 'llamagen-gpt', marks, file, 'FoundationVision/LlamaGen', nested, weights, note, layers, width)
-
-def _mar(size: str, width: int, layers: int, weights: int) -> PublishedFile:
-    marks = {'tok_emb.weight': (17386, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)}
-    return PublishedFile('maskgil', size, 'maskgil-released', marks, f'c2i_{size.upper()}_256.pt', 'synbol/MaskGIL on GitHub', 'model_state_dict', weights,
-                      "announced, the links are empty; recipe='released'", layers, width)
+    nested: str = ''                  # the key under which the weights lie in the file
+    weights: int = 0                  # numbers in the network
+    file: str = ''                    # its name, empty if nothing is published
+    where: str = ''                   # a repository of the Hugging Face hub unless it says otherwise
+    note: str = ''                    # what decides whether a number can be reproduced
 
 # %% ../nbs/10_weights.ipynb #aebb2c21
 CHECKPOINTS = {
-    'maskgit-vq': PublishedFile('tokenizer', '', 'taming', {'quantize.embedding.weight': (1024, 256), 'encoder.down.4.attn.0.q.weight': (512, 512, 1, 1)},
-        'pretrained_maskgit/VQGAN/last.ckpt', 'llvictorll/Maskgit-pytorch', 'state_dict', 72_141_699,
-        "958 MB with Adam's moments; the same weights as CompVis' vqgan_imagenet_f16_1024"),
-    'chameleon-vq': PublishedFile('tokenizer', '', 'taming', {'quantize.embedding.weight': (8192, 256)},
-        'tokenizer/vqgan.ckpt', "Meta's gated download for Chameleon", 'state_dict', 68_718_467,
-        'research licence; md5 1a559fb5dab4d351d19496ae89da1db1; facebook/chameleon-7b holds the encoder only'),
-    'llamagen-vq': PublishedFile('tokenizer', '', 'llamagen-vq', {'quantize.embedding.weight': (16384, 8)},
-        'vq_ds16_c2i.pt', 'FoundationVision/LlamaGen', 'model', 71_883_403, 'vq_ds16_t2i.pt in peizesun/llamagen_t2i has the same layout'),
-    'open-magvit2-vq': PublishedFile('tokenizer', '', 'open-magvit2', {'encoder.conv_out.weight': (18, 512, 1, 1)},
-        'imagenet_256_L.ckpt', 'TencentARC/Open-MAGVIT2-Tokenizer-256-resolution', 'state_dict', 115_127_829, '921 MB: the weights and their average, which is what is used'),
-    'llamagen-gpt-b':   _gpt('b', 768, 12, 110_888_448, 'c2i_B_256.pt', 'model', 'also c2i_B_384.pt'),
-    'llamagen-gpt-l':   _gpt('l', 1024, 24, 342_910_976, 'c2i_L_256.pt', 'model', 'also c2i_L_384.pt'),
-    'llamagen-gpt-xl':  _gpt('xl', 1280, 36, 774_699_520, 'c2i_XL_384.pt', 'model', 'grid 24x24 only'),
-    'llamagen-gpt-xxl': _gpt('xxl', 1536, 48, 1_410_972_672, 'c2i_XXL_384.pt', '', 'grid 24x24 only'),
-    'llamagen-gpt-3b':  _gpt('3b', 3200, 24, 3_096_659_200, 'c2i_3B_384.pt', '', 'grid 24x24 only'),
-    'maskgil-b':   _mar('b', 768, 12, 110_889_984),
-    'maskgil-l':   _mar('l', 1024, 24, 342_913_024),
-    'maskgil-xl':  _mar('xl', 1280, 36, 774_702_080),
-    'maskgil-xxl': _mar('xxl', 1536, 48, 1_410_975_744),
-    'maskgit-transformer-besnier': PublishedFile('maskgit-transformer', 'besnier', 'maskgit-transformer',
-        {'tok_emb.weight': (2026, 768), 'transformer.layers.23.0.norm.weight': (768,)},
-        'pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_256.pth', 'llvictorll/Maskgit-pytorch', 'model_state_dict', 174_160_874, "2.1 GB with Adam's moments; codes of maskgit-vq", 24, 768),
-    'maskgit-transformer-b': PublishedFile('maskgit-transformer', 'b', 'maskgit-transformer',
-        {'tok_emb.weight': (2026, 768), 'transformer.layers.11.0.norm.weight': (768,)}, note='the depth that Section 3.2 compares; not published', layers=12, width=768),
-    'lumina-mgpt-7b': PublishedFile('lumina-mgpt', '', 'lumina-mgpt', {'model.embed_tokens.weight': (65536, 4096), 'model.layers.0.self_attn.q_norm.bias': (1, 128)},
-        'config.json, tokenizer.json, model-*.safetensors', 'Alpha-VLLM/Lumina-mGPT-7B-512', '', 7_013_158_912,
-        'bfloat16, 14 GB; also 7B-768, 7B-768-Omni, 7B-1024; codes of chameleon-vq, whose decoder is in the file above'),
-    'gemma-2b': PublishedFile('text-encoder', '', 'language-model', {'model.embed_tokens.weight': (256000, 2048), 'model.layers.17.mlp.gate_proj.weight': (16384, 2048)},
-        'config.json, tokenizer.json, model-*.safetensors', 'google/gemma-2b', '', 2_506_172_416, 'behind a licence; features of width 2048'),
+    'maskgit-vq': PublishedFile(
+        kind='tokenizer', layout='taming', nested='state_dict', weights=72_141_699,
+        marks={'quantize.embedding.weight': (1024, 256), 'encoder.down.4.attn.0.q.weight': (512, 512, 1, 1)},
+        file='pretrained_maskgit/VQGAN/last.ckpt', where='llvictorll/Maskgit-pytorch',
+        note="958 MB with Adam's moments; the same weights as CompVis' vqgan_imagenet_f16_1024"),
+    'chameleon-vq': PublishedFile(
+        kind='tokenizer', layout='taming', nested='state_dict', weights=68_718_467,
+        marks={'quantize.embedding.weight': (8192, 256)},
+        file='tokenizer/vqgan.ckpt', where="Meta's gated download for Chameleon",
+        note='research licence; md5 1a559fb5dab4d351d19496ae89da1db1; facebook/chameleon-7b holds the encoder only'),
+    'llamagen-vq': PublishedFile(
+        kind='tokenizer', layout='llamagen-vq', nested='model', weights=71_883_403,
+        marks={'quantize.embedding.weight': (16384, 8)},
+        file='vq_ds16_c2i.pt', where='FoundationVision/LlamaGen',
+        note='vq_ds16_t2i.pt in peizesun/llamagen_t2i has the same layout'),
+    'open-magvit2-vq': PublishedFile(
+        kind='tokenizer', layout='open-magvit2', nested='state_dict', weights=115_127_829,
+        marks={'encoder.conv_out.weight': (18, 512, 1, 1)},
+        file='imagenet_256_L.ckpt', where='TencentARC/Open-MAGVIT2-Tokenizer-256-resolution',
+        note='921 MB: the weights and their average, which is what is used'),
+}
+
+# %% ../nbs/10_weights.ipynb #e22eec29
+def _llamagen(size: str, layers: int, width: int, weights: int, file: str, nested: str, note: str) -> PublishedFile:
+    "One size of LlamaGen's GPT."
+    return PublishedFile(
+        kind='llamagen', size=size, layers=layers, width=width, layout='llamagen-gpt', nested=nested, weights=weights,
+        marks={'tok_embeddings.weight': (16384, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)},
+        file=file, where='FoundationVision/LlamaGen', note=note)
+
+# %% ../nbs/10_weights.ipynb #e779c26d
+def _maskgil(size: str, layers: int, width: int, weights: int) -> PublishedFile:
+    "One size of the released MaskGIL."
+    return PublishedFile(
+        kind='maskgil', size=size, layers=layers, width=width, layout='maskgil-released', nested='model_state_dict',
+        weights=weights,
+        marks={'tok_emb.weight': (17386, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)},
+        file=f'c2i_{size.upper()}_256.pt', where='synbol/MaskGIL on GitHub',
+        note="announced, the links are empty; recipe='released'")
+
+# %% ../nbs/10_weights.ipynb #13db0029
+CHECKPOINTS |= {
+    'llamagen-gpt-b':   _llamagen('b',   12,  768,   110_888_448, 'c2i_B_256.pt', 'model', 'also c2i_B_384.pt'),
+    'llamagen-gpt-l':   _llamagen('l',   24, 1024,   342_910_976, 'c2i_L_256.pt', 'model', 'also c2i_L_384.pt'),
+    'llamagen-gpt-xl':  _llamagen('xl',  36, 1280,   774_699_520, 'c2i_XL_384.pt', 'model', 'grid 24x24 only'),
+    'llamagen-gpt-xxl': _llamagen('xxl', 48, 1536, 1_410_972_672, 'c2i_XXL_384.pt', '', 'grid 24x24 only'),
+    'llamagen-gpt-3b':  _llamagen('3b',  24, 3200, 3_096_659_200, 'c2i_3B_384.pt', '', 'grid 24x24 only'),
+    'maskgil-b':   _maskgil('b',   12,  768,   110_889_984),
+    'maskgil-l':   _maskgil('l',   24, 1024,   342_913_024),
+    'maskgil-xl':  _maskgil('xl',  36, 1280,   774_702_080),
+    'maskgil-xxl': _maskgil('xxl', 48, 1536, 1_410_975_744),
+    'maskgit-transformer-besnier': PublishedFile(
+        kind='maskgit-transformer', size='besnier', layers=24, width=768, layout='maskgit-transformer',
+        nested='model_state_dict', weights=174_160_874,
+        marks={'tok_emb.weight': (2026, 768), 'transformer.layers.23.0.norm.weight': (768,)},
+        file='pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_256.pth', where='llvictorll/Maskgit-pytorch',
+        note="2.1 GB with Adam's moments; codes of maskgit-vq"),
+    'maskgit-transformer-b': PublishedFile(
+        kind='maskgit-transformer', size='b', layers=12, width=768, layout='maskgit-transformer',
+        marks={'tok_emb.weight': (2026, 768), 'transformer.layers.11.0.norm.weight': (768,)},
+        note='the depth that Section 3.2 compares; not published'),
+}
+
+# %% ../nbs/10_weights.ipynb #6f77c638
+CHECKPOINTS |= {
+    'lumina-mgpt-7b': PublishedFile(
+        kind='lumina-mgpt', layout='lumina-mgpt', weights=7_013_158_912,
+        marks={'model.embed_tokens.weight': (65536, 4096), 'model.layers.0.self_attn.q_norm.bias': (1, 128)},
+        file='config.json, tokenizer.json, model-*.safetensors', where='Alpha-VLLM/Lumina-mGPT-7B-512',
+        note='bfloat16, 14 GB; also 7B-768, 7B-768-Omni, 7B-1024; '
+             'codes of chameleon-vq, whose decoder is in the file above'),
+    'gemma-2b': PublishedFile(
+        kind='text-encoder', layout='language-model', weights=2_506_172_416,
+        marks={'model.embed_tokens.weight': (256000, 2048), 'model.layers.17.mlp.gate_proj.weight': (16384, 2048)},
+        file='config.json, tokenizer.json, model-*.safetensors', where='google/gemma-2b',
+        note='behind a licence; features of width 2048'),
 }
 
 # %% ../nbs/10_weights.ipynb #a3149d29
 class CheckpointError(ValueError):
     "A file cannot be used; the message says why, and what would help."
 
-def unsafe_message(path: Path, found: str) -> str:
+# %% ../nbs/10_weights.ipynb #adc76f22
+def unsafe_message(
+    path: Path, # the pickle
+    found: str, # the name it asks for
+) -> str: # several lines, the last of which can be run
     "Why a pickle is refused, and how to convert it."
+    steps = (
+        'import torch, safetensors.torch as s',
+        f"w = torch.load('{path.name}', map_location='cpu', weights_only=False)",
+        "w = next((w[k] for k in ('model', 'module', 'state_dict', 'model_state_dict') if k in w), w)",
+        f"s.save_file({{k: v.contiguous() for k, v in w.items() if torch.is_tensor(v)}}, '{path.stem}.safetensors')")
+    program = '; '.join(steps)
     return (f'{path} is a pickle that asks for {found}: reading it would run code from the file, so it is refused.\n'
             f'If you trust its origin, convert it once, where running it does no harm:\n'
-            f"""  python -c "import torch, safetensors.torch as s; w = torch.load('{path.name}', map_location='cpu', weights_only=False); """
-            f"""w = next((w[k] for k in ('model', 'module', 'state_dict', 'model_state_dict') if k in w), w); """
-            f"""s.save_file({{k: v.contiguous() for k, v in w.items() if torch.is_tensor(v)}}, '{path.stem}.safetensors')" """.rstrip())
+            f'  python -c "{program}"')
 
 # %% ../nbs/10_weights.ipynb #b4dd2403
+def _size(path: Path) -> str: return f'{path.stat().st_size:,} bytes'
+
+# %% ../nbs/10_weights.ipynb #ff7608f9
 @contextlib.contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[Any]:
+    "A safetensors file; a damaged one is refused."
     try:
         with safe_open(path, 'pt') as f: yield f
-    except SafetensorError as e: raise CheckpointError(f'{path} is damaged or truncated ({path.stat().st_size:,} bytes): {e}. Download it again') from None
+    except SafetensorError as error:
+        message = f'{path} is damaged or truncated ({_size(path)}): {error}. Download it again'
+        raise CheckpointError(message) from None
 
+# %% ../nbs/10_weights.ipynb #573131d4
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with _opened(path) as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    with _opened(path) as f: return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}
 
-def _reason(e: Exception) -> str: return ': '.join([type(e).__name__, *re.split(r'\n|\. ', str(e).strip())[:1]])
+# %% ../nbs/10_weights.ipynb #7e5c856b
+# what torch, zipfile and pickle raise on bytes that are no checkpoint
+_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError)
 
+# %% ../nbs/10_weights.ipynb #a22a5a50
+def _reason(error: Exception) -> str:
+    "The kind of an error and its first sentence."
+    return ': '.join([type(error).__name__, *re.split(r'\n|\. ', str(error).strip())[:1]])
+
+# %% ../nbs/10_weights.ipynb #0b0db09e
 def _read_pickle(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]): return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as e:
-        found = re.search(r'GLOBAL ([\w.]+)', str(e))
-        if not found: raise CheckpointError(f'{path} is no checkpoint, or damaged ({path.stat().st_size:,} bytes): {_reason(e)}') from None
-        raise CheckpointError(unsafe_message(path, f'`{found[1]}`')) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as e:
-        raise CheckpointError(f'{path} is no checkpoint, or a damaged or truncated one ({path.stat().st_size:,} bytes). {_reason(e)}. Download it again') from None
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        found = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if found: raise CheckpointError(unsafe_message(path, f'`{found[1]}`')) from None
+        raise CheckpointError(f'{path} is no checkpoint, or damaged ({_size(path)}): {_reason(error)}') from None
+    except _DAMAGE as error:
+        what = f'{path} is no checkpoint, or a damaged or truncated one ({_size(path)})'
+        raise CheckpointError(f'{what}. {_reason(error)}. Download it again') from None
 
 # %% ../nbs/10_weights.ipynb #32b0cc28
 NESTS = ('model', 'module', 'state_dict', 'model_state_dict', 'ema') # in this order
 PREFIXES = ('module.', '_orig_mod.', 'model.vqmodel.', 'vqmodel.')
 
 # %% ../nbs/10_weights.ipynb #41334262
-def unnest(content: Any) -> dict[str, Tensor]:
-    "The dictionary of tensors inside a checkpoint, without the wrappers' prefixes."
-    if not isinstance(content, dict): raise CheckpointError(f'the file holds a {type(content).__name__}, not a dictionary of weights')
+def unnest(
+    content: Any, # what a pickle held
+) -> dict[str, Tensor]: # key -> weight
+    "The dictionary of tensors inside a checkpoint, without the wrappers' prefixes. Raises `CheckpointError`."
+    if not isinstance(content, dict):
+        raise CheckpointError(f'the file holds a {type(content).__name__}, not a dictionary of weights')
     for key in NESTS:
         if isinstance(content.get(key), dict): return unnest(content[key])
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    if not state: raise CheckpointError(f'the file holds no weights, only {", ".join(map(str, list(content)[:8])) or "an empty dictionary"}')
-    for prefix in PREFIXES * 2:
-        if all(k.startswith(prefix) for k in state): state = {k[len(prefix):]: v for k, v in state.items()}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        found = ', '.join(map(str, list(content)[:8])) or 'an empty dictionary'
+        raise CheckpointError(f'the file holds no weights, only {found}')
+    for prefix in PREFIXES * 2: # twice, since one wrapper may be in another
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+# %% ../nbs/10_weights.ipynb #8a5db55b
+def _check_download(path: Path, head: bytes) -> None:
+    "Refuse what a failed download leaves, told by its first bytes."
+    if head.startswith(b'version https://git-lfs'):
+        raise CheckpointError(f'{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the weights: '
+                              'run git lfs pull, or download the file itself')
+    if head.lstrip().lower().startswith((b'<!doctype', b'<html')):
+        raise CheckpointError(f'{path} is a web page, not the weights: a download link led to a login or an error')
 
 # %% ../nbs/10_weights.ipynb #8c520a7e
 def read_file(
-    path: str | Path, # safetensors or a torch pickle; what counts is the content, not the suffix
+    path: str | Path, # safetensors or a torch pickle
 ) -> tuple[dict[str, Tensor], dict[str, str]]: # weights as the file names them, metadata
     "Read weights, safely. Raises `CheckpointError` with the reason and the remedy."
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not a file' + (': give the file in it, not the folder' if path.is_dir() else ''))
+    if not path.is_file():
+        hint = ': give the file in it, not the folder' if path.is_dir() else ''
+        raise FileNotFoundError(f'{path} is not a file{hint}')
     with open(path, 'rb') as f: head = f.read(64)
-    if head.startswith(b'version https://git-lfs'): raise CheckpointError(f'{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the weights: run git lfs pull, or download the file itself')
-    if head.lstrip().lower().startswith((b'<!doctype', b'<html')): raise CheckpointError(f'{path} is a web page, not the weights: a download link led to a login or an error')
-    if path.suffix == '.safetensors' or head[8:9] == b'{': return _read_safetensors(path)
+    _check_download(path, head)
+    starts_with_json = head[8:9] == b'{' # behind its length, as in safetensors
+    if path.suffix == '.safetensors' or starts_with_json: return _read_safetensors(path)
     return unnest(_read_pickle(path)), {}
 
 # %% ../nbs/10_weights.ipynb #9c7bb874
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(
+    path: str | Path, # as for `read_file`
+) -> dict[str, Tensor]: # key -> weight
     "The weights in a file, under the file's own names."
     return read_file(path)[0]
 
 # %% ../nbs/10_weights.ipynb #8868a2df
 def find_folder(
     path: str | Path, # a folder, or the name of a repository on the hub
-) -> Path:
-    "The folder itself, or one that the hub's repository was downloaded to."
-    if Path(path).expanduser().is_dir(): return Path(path).expanduser()
+) -> Path: # a local folder
+    "The folder itself, or one that the hub's repository was downloaded to. Raises `FileNotFoundError`."
+    folder = Path(path).expanduser()
+    if folder.is_dir(): return folder
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.md']))
-    except Exception as e:
-        raise FileNotFoundError(f"'{path}' is neither a folder nor a repository that the hub would give ({_reason(e)}). Without a network, run `hf download {path} --local-dir DIR` "
-                                'where there is one, and give the folder DIR') from None
+    except Exception as error:
+        what = f"'{path}' is neither a folder nor a repository that the hub would give ({_reason(error)})"
+        remedy = f'run `hf download {path} --local-dir DIR` where there is one, and give the folder DIR'
+        raise FileNotFoundError(f'{what}. Without a network, {remedy}') from None
 
 # %% ../nbs/10_weights.ipynb #6d73edf7
 @dataclass(frozen=True)
 class Layout:
     "How one implementation names its weights."
-    keys: tuple[str, ...]                        # keys that tell it from the others
-    rename: tuple[tuple[str, str], ...] = ()     # regular expression -> replacement, in order
-    drop: tuple[str, ...] = ()                   # regular expressions of keys that are no part of the network
-    adjust: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None # after renaming, what a new name cannot express
+    keys: tuple[str, ...]                    # keys that tell it from the others
+    rename: tuple[tuple[str, str], ...] = () # regular expression -> replacement, in order
+    drop: tuple[str, ...] = ()               # regular expressions of keys that are no part of the network
+    adjust: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None # what a new name cannot express
 
-TRAINING_KEYS = (r'^loss\.', r'^optimizer', r'^discriminator\.', r'^model_ema\.', r'(^|\.)freqs_cis$')
-TAMING_MIDDLE = ((r'\.mid\.block_1\.', '.mid.0.'), (r'\.mid\.attn_1\.', '.mid.1.'), (r'\.mid\.block_2\.', '.mid.2.'))
+    def drops(self, key: str) -> bool: return any(re.search(pattern, key) for pattern in self.drop)
+
+    def native_name(self, key: str) -> str:
+        "Our name for a key of the file."
+        for pattern, replacement in self.rename: key = re.sub(pattern, replacement, key)
+        return key
 
 # %% ../nbs/10_weights.ipynb #63fd6a81
+TRAINING_KEYS = (r'^loss\.', r'^optimizer', r'^discriminator\.', r'^model_ema\.', r'(^|\.)freqs_cis$')
+
+# %% ../nbs/10_weights.ipynb #042317ac
 LAYOUTS = {
-    'taming': Layout(('encoder.down.0.block.0.norm1.weight', 'encoder.mid.block_1.norm1.weight'), TAMING_MIDDLE, TRAINING_KEYS),
-    'llamagen-vq': Layout(('encoder.conv_blocks.0.res.0.norm1.weight',), (
-        (r'^encoder\.conv_blocks\.', 'encoder.down.'),
-        *((rf'^decoder\.conv_blocks\.{i}\.', f'decoder.up.{4 - i}.') for i in range(5)), # numbered from the lowest resolution
-        (r'\.res\.', '.block.')), (*TRAINING_KEYS, r'^quantize\.codebook_used$')),
-    'open-magvit2': Layout(('encoder.mid_block.0.norm1.weight', 'decoder.adaptive.0.gamma.weight'), (
-        (r'\.mid_block\.', '.mid.'),
-        (r'\.downsample\.(weight|bias)$', r'.downsample.conv.\1'),
-        (r'\.upsample\.conv1\.', '.upsample.conv.'),
-        (r'^decoder\.adaptive\.(\d+)\.', r'decoder.up.\1.adaptive.')), (*TRAINING_KEYS, r'^quantize\.')),
+    'taming': Layout(
+        keys=('encoder.down.0.block.0.norm1.weight', 'encoder.mid.block_1.norm1.weight'),
+        rename=(
+            (r'\.mid\.block_1\.', '.mid.0.'),
+            (r'\.mid\.attn_1\.', '.mid.1.'),
+            (r'\.mid\.block_2\.', '.mid.2.')),
+        drop=TRAINING_KEYS),
+    'llamagen-vq': Layout(
+        keys=('encoder.conv_blocks.0.res.0.norm1.weight',),
+        rename=(
+            (r'^encoder\.conv_blocks\.', 'encoder.down.'),
+            # numbered from the lowest resolution
+            *((rf'^decoder\.conv_blocks\.{level}\.', f'decoder.up.{4 - level}.') for level in range(5)),
+            (r'\.res\.', '.block.')),
+        drop=(*TRAINING_KEYS, r'^quantize\.codebook_used$')),
+    'open-magvit2': Layout(
+        keys=('encoder.mid_block.0.norm1.weight', 'decoder.adaptive.0.gamma.weight'),
+        rename=(
+            (r'\.mid_block\.', '.mid.'),
+            (r'\.downsample\.(weight|bias)$', r'.downsample.conv.\1'),
+            (r'\.upsample\.conv1\.', '.upsample.conv.'),
+            (r'^decoder\.adaptive\.(\d+)\.', r'decoder.up.\1.adaptive.')),
+        drop=(*TRAINING_KEYS, r'^quantize\.')),
 }
 
 # %% ../nbs/10_weights.ipynb #a02be7f1
@@ -197,36 +300,64 @@ CLASS_ROWS = 1001 # of ImageNet, and the null class
 def _cut_table(state: dict[str, Tensor]) -> dict[str, Tensor]:
     "One table of codes, mask and classes becomes two."
     table = state['token_embedding.weight']
-    return state | {'token_embedding.weight': table[:-CLASS_ROWS], 'condition.embedding.weight': table[-CLASS_ROWS:]}
+    return state | {
+        'token_embedding.weight': table[:-CLASS_ROWS],
+        'condition.embedding.weight': table[-CLASS_ROWS:]}
 
+# %% ../nbs/10_weights.ipynb #bbd5ad12
 def _cut_transformer(state: dict[str, Tensor]) -> dict[str, Tensor]:
     "The same, and no outputs for the class token or for classes."
     state = _cut_table(state)
     return state | {'positions': state['positions'][0], 'bias': state['bias'][:-1, :-CLASS_ROWS]}
 
 # %% ../nbs/10_weights.ipynb #b1b86f7d
-LLAMA_RENAME = ((r'\.attention\.wqkv\.', '.attention.qkv.'), (r'\.attention\.wo\.', '.attention.out.'), (r'\.feed_forward\.w1\.', '.feed_forward.gate.'),
-         (r'\.feed_forward\.w3\.', '.feed_forward.up.'), (r'\.feed_forward\.w2\.', '.feed_forward.down.'), (r'\.ffn_norm\.', '.feed_forward_norm.'),
-         (r'^output\.', 'head.'))
+LLAMA_RENAME = (
+    (r'\.attention\.wqkv\.', '.attention.qkv.'),
+    (r'\.attention\.wo\.', '.attention.out.'),
+    (r'\.feed_forward\.w1\.', '.feed_forward.gate.'),
+    (r'\.feed_forward\.w3\.', '.feed_forward.up.'),
+    (r'\.feed_forward\.w2\.', '.feed_forward.down.'),
+    (r'\.ffn_norm\.', '.feed_forward_norm.'),
+    (r'^output\.', 'head.'),
+)
 
 # %% ../nbs/10_weights.ipynb #418087b7
 LAYOUTS |= {
-    'llamagen-gpt': Layout(('tok_embeddings.weight', 'cls_embedding.embedding_table.weight'), (*LLAMA_RENAME,
-        (r'^tok_embeddings\.', 'token_embedding.'), (r'^cls_embedding\.embedding_table\.', 'condition.embedding.')), TRAINING_KEYS),
-    'maskgil-released': Layout(('tok_emb.weight', 'layers.0.attention.wqkv.weight'), (*LLAMA_RENAME, (r'^tok_emb\.', 'token_embedding.')), TRAINING_KEYS, _cut_table),
-    'maskgit-transformer': Layout(('tok_emb.weight', 'transformer.layers.0.0.norm.weight'), (
-        (r'^tok_emb\.', 'token_embedding.'), (r'^pos_emb$', 'positions'),
-        (r'^first_layer\.', 'first.'), (r'^last_layer\.', 'last.'),
-        (r'^transformer\.layers\.(\d+)\.0\.norm\.', r'layers.\1.attention_norm.'),
-        (r'^transformer\.layers\.(\d+)\.0\.fn\.mha\.in_proj_', r'layers.\1.qkv.'),
-        (r'^transformer\.layers\.(\d+)\.0\.fn\.mha\.out_proj\.', r'layers.\1.out.'),
-        (r'^transformer\.layers\.(\d+)\.1\.norm\.', r'layers.\1.feed_forward_norm.'),
-        (r'^transformer\.layers\.(\d+)\.1\.fn\.net\.0\.', r'layers.\1.up.'),
-        (r'^transformer\.layers\.(\d+)\.1\.fn\.net\.3\.', r'layers.\1.down.')), TRAINING_KEYS, _cut_transformer),
-    'own-tokenizer': Layout(('encoder.conv_in.weight', 'decoder.conv_in.weight')),
-    'own-model':     Layout(('token_embedding.weight', 'condition.embedding.weight')),
-    'lumina-mgpt':    Layout(('model.embed_tokens.weight', 'model.layers.0.self_attn.q_norm.bias')), # read by `external`
-    'language-model': Layout(('model.embed_tokens.weight', 'model.layers.0.mlp.gate_proj.weight')),
+    'llamagen-gpt': Layout(
+        keys=('tok_embeddings.weight', 'cls_embedding.embedding_table.weight'),
+        rename=(
+            *LLAMA_RENAME,
+            (r'^tok_embeddings\.', 'token_embedding.'),
+            (r'^cls_embedding\.embedding_table\.', 'condition.embedding.')),
+        drop=TRAINING_KEYS),
+    'maskgil-released': Layout(
+        keys=('tok_emb.weight', 'layers.0.attention.wqkv.weight'),
+        rename=(*LLAMA_RENAME, (r'^tok_emb\.', 'token_embedding.')),
+        drop=TRAINING_KEYS,
+        adjust=_cut_table),
+    'maskgit-transformer': Layout(
+        keys=('tok_emb.weight', 'transformer.layers.0.0.norm.weight'),
+        rename=(
+            (r'^tok_emb\.', 'token_embedding.'),
+            (r'^pos_emb$', 'positions'),
+            (r'^first_layer\.', 'first.'),
+            (r'^last_layer\.', 'last.'),
+            (r'^transformer\.layers\.(\d+)\.0\.norm\.', r'layers.\1.attention_norm.'),
+            (r'^transformer\.layers\.(\d+)\.0\.fn\.mha\.in_proj_', r'layers.\1.qkv.'),
+            (r'^transformer\.layers\.(\d+)\.0\.fn\.mha\.out_proj\.', r'layers.\1.out.'),
+            (r'^transformer\.layers\.(\d+)\.1\.norm\.', r'layers.\1.feed_forward_norm.'),
+            (r'^transformer\.layers\.(\d+)\.1\.fn\.net\.0\.', r'layers.\1.up.'),
+            (r'^transformer\.layers\.(\d+)\.1\.fn\.net\.3\.', r'layers.\1.down.')),
+        drop=TRAINING_KEYS,
+        adjust=_cut_transformer),
+}
+
+# %% ../nbs/10_weights.ipynb #e881ee6d
+LAYOUTS |= {
+    'own-tokenizer': Layout(keys=('encoder.conv_in.weight', 'decoder.conv_in.weight')),
+    'own-model': Layout(keys=('token_embedding.weight', 'condition.embedding.weight')),
+    'lumina-mgpt': Layout(keys=('model.embed_tokens.weight', 'model.layers.0.self_attn.q_norm.bias')),
+    'language-model': Layout(keys=('model.embed_tokens.weight', 'model.layers.0.mlp.gate_proj.weight')),
 }
 
 # %% ../nbs/10_weights.ipynb #2316db42
@@ -237,31 +368,43 @@ def layout_of(
     return next((name for name, layout in LAYOUTS.items() if all(key in state for key in layout.keys)), None)
 
 # %% ../nbs/10_weights.ipynb #4afb52d6
+def _has_shapes(state: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> bool:
+    return all(key in state and tuple(state[key].shape) == shape for key, shape in shapes.items())
+
+# %% ../nbs/10_weights.ipynb #54fb08de
 def recognise(
     state: dict[str, Tensor], # names as in the file
 ) -> str | None: # a row of CHECKPOINTS, or a layout and 'of another size', or None
     "Whose weights these are, told by names and shapes."
     layout = layout_of(state)
     for name, row in CHECKPOINTS.items():
-        if row.layout == layout and all(key in state and tuple(state[key].shape) == shape for key, shape in row.marks.items()): return name
+        if row.layout == layout and _has_shapes(state, row.marks): return name
     return layout and f'{layout} of another size'
 
 # %% ../nbs/10_weights.ipynb #407ed489
-def meta_state(keys: dict[str, tuple[list[int], str]]) -> dict[str, Tensor]: # key -> (shape, dtype)
+def meta_state(
+    keys: dict[str, tuple[list[int], str]], # key -> (shape, dtype), as in `tests/goldens/<system>.keys.json`
+) -> dict[str, Tensor]: # on the meta device
     "Weights without memory, from a list of keys: enough to recognise a file and to map its names."
-    return {k: torch.empty(shape, dtype=getattr(torch, dtype), device='meta') for k, (shape, dtype) in keys.items()}
+    return {key: torch.empty(shape, dtype=getattr(torch, dtype), device='meta')
+            for key, (shape, dtype) in keys.items()}
 
 # %% ../nbs/10_weights.ipynb #a6a15a82
-def key_fingerprint(state: dict[str, Tensor]) -> str: # 16 hexadecimal digits
+def key_fingerprint(
+    state: dict[str, Tensor], # names as in the file
+) -> str: # 16 hexadecimal digits
     "A hash of names and shapes, whatever the values: equal for equal architectures."
-    lines = sorted(f"{k}:{'x'.join(map(str, v.shape))}\n" for k, v in state.items())
+    lines = sorted(f"{key}:{'x'.join(map(str, value.shape))}\n" for key, value in state.items())
     return hashlib.sha256(''.join(lines).encode()).hexdigest()[:16]
 
 # %% ../nbs/10_weights.ipynb #f45cd44f
-def take_average(state: dict[str, Tensor]) -> dict[str, Tensor]: # without `model_ema.` keys
+def take_average(
+    state: dict[str, Tensor], # names as in the file
+) -> dict[str, Tensor]: # without `model_ema.` keys
     "Replace every weight by its moving average, if the file has one."
-    average = {k.removeprefix('model_ema.'): v for k, v in state.items() if k.startswith('model_ema.')}
-    return {k: average.get(k.replace('.', ''), v) for k, v in state.items() if not k.startswith('model_ema.')}
+    averages = {key.removeprefix('model_ema.'): value for key, value in state.items() if key.startswith('model_ema.')}
+    plain = {key: value for key, value in state.items() if not key.startswith('model_ema.')}
+    return {key: averages.get(key.replace('.', ''), value) for key, value in plain.items()}
 
 # %% ../nbs/10_weights.ipynb #c0f13239
 def to_native(
@@ -269,12 +412,10 @@ def to_native(
     state: dict[str, Tensor], # names as in the file
 ) -> dict[str, Tensor]: # our names
     "Rename published weights to ours; what is no part of the network is left out."
-    layout = LAYOUTS[CHECKPOINTS[system].layout if system in CHECKPOINTS else check_choice('system', system, [*CHECKPOINTS, *LAYOUTS])]
-    native = {}
-    for key, value in take_average(state).items():
-        if any(re.search(pattern, key) for pattern in layout.drop): continue
-        for pattern, replacement in layout.rename: key = re.sub(pattern, replacement, key)
-        native[key] = value
+    check_choice('system', system, [*CHECKPOINTS, *LAYOUTS])
+    layout = LAYOUTS[CHECKPOINTS[system].layout if system in CHECKPOINTS else system]
+    kept = {key: value for key, value in take_average(state).items() if not layout.drops(key)}
+    native = {layout.native_name(key): value for key, value in kept.items()}
     return layout.adjust(native) if layout.adjust else native
 
 # %% ../nbs/10_weights.ipynb #d2649419
@@ -285,85 +426,138 @@ def mismatch(
 ) -> str: # empty if everything fits
     "What keeps these weights from fitting this module."
     wanted = module.state_dict()
-    both = native.keys() & wanted.keys()
-    kinds = dict(missing=[k for k in wanted if k not in native], unexpected=[k for k in native if k not in wanted],
-                 misshaped=[f'{k} is {tuple(native[k].shape)}, {tuple(wanted[k].shape)} is needed' for k in wanted if k in both and native[k].shape != wanted[k].shape])
-    return '\n'.join(f"  {len(keys)} {kind}: {', '.join(keys[:show])}{' ...' if len(keys) > show else ''}" for kind, keys in kinds.items() if keys)
+    differ = [key for key in wanted if key in native and native[key].shape != wanted[key].shape]
+    kinds = dict(
+        missing=[key for key in wanted if key not in native],
+        unexpected=[key for key in native if key not in wanted],
+        misshaped=[f'{key} is {tuple(native[key].shape)}, {tuple(wanted[key].shape)} is needed' for key in differ])
+    lines = []
+    for kind, keys in kinds.items():
+        more = ' ...' if len(keys) > show else ''
+        if keys: lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:show])}{more}")
+    return '\n'.join(lines)
 
-# %% ../nbs/10_weights.ipynb #920e1a02
-OWN_LAYOUTS = {'tokenizer': 'own-tokenizer'} # other kinds are models
-
-# %% ../nbs/10_weights.ipynb #c9a0ff64
-def native_weights(
-    path: str | Path,
+# %% ../nbs/10_weights.ipynb #00f565d1
+def load_state(
+    module: nn.Module, # filled in place; it may be on the meta device
+    native: dict[str, Tensor], # under our names
+    path: str | Path, # the file they are from, for the message
     asked: str, # how the message calls what was asked for
-    kind: str, # 'tokenizer' or a kind of model
-    config: dict[str, Any], # of the module to be filled
-) -> dict[str, Tensor]: # our names
-    "Read a file and rename its weights; refuse a file of another system by name."
-    state, metadata = read_file(path)
-    if 'config' in metadata:
-        differ = [f'{k} is {v!r} in the file, {config.get(k)!r} asked for' for k, v in json.loads(metadata['config']).items()
-                  if k not in FREE_FIELDS and v != json.loads(json.dumps(config.get(k)))]
-        if differ: raise CheckpointError(f"{path} is a {metadata.get('system', 'maskgil')} file, you asked for {asked}: {'; '.join(differ)}")
-        return state
-    layout, found = layout_of(state), recognise(state)
-    if layout is None: raise CheckpointError(f"{path} is no system we know: its keys are {', '.join(list(state)[:6])} ...; known are {', '.join(CHECKPOINTS)}")
-    fits = {row.layout for name, row in CHECKPOINTS.items() if (name == asked if kind == 'tokenizer' else row.kind == kind)} | {OWN_LAYOUTS.get(kind, 'own-model')}
-    if layout not in fits or found in CHECKPOINTS and found != asked:
-        raise CheckpointError(f'{path} is a {found} file, you asked for {asked}')
-    return to_native(layout, state)
+    hint: str = '', # a last line of the message
+) -> nn.Module: # `module`
+    "Put `native` into `module`, in float32. Raises `CheckpointError` with everything that does not fit."
+    if problems := mismatch(native, module): raise CheckpointError(f'{path} does not fit {asked}:\n{problems}{hint}')
+    # copies, because what was read is a map of the file, which may go away
+    copies = {key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+              for key, value in native.items()}
+    module.load_state_dict(copies, strict=True, assign=True)
+    return module
 
 # %% ../nbs/10_weights.ipynb #c03307ef
 FREE_FIELDS = ('dropout', 'token_dropout', 'grid') # may differ between training and use
 
-# %% ../nbs/10_weights.ipynb #00f565d1
-def load_state(module: nn.Module, native: dict[str, Tensor], path: str | Path, asked: str, hint: str = '') -> nn.Module:
-    "Put `native` into `module`, in float32; raise with everything that does not fit."
-    if problems := mismatch(native, module): raise CheckpointError(f'{path} does not fit {asked}:\n{problems}{hint}')
-    # a copy, because what was read is a map of the file, which may go away
-    module.load_state_dict({k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True) for k, v in native.items()}, strict=True, assign=True)
-    return module
+# %% ../nbs/10_weights.ipynb #91eb35b7
+def config_differences(
+    found: dict[str, Any], # the configuration in a file
+    asked: dict[str, Any], # the configuration of the module to be filled
+) -> list[str]: # empty if the file fits
+    "The fields in which two configurations differ, each as a phrase."
+    as_json = json.loads(json.dumps(asked)) # tuples are lists in a file
+    return [f'{field} is {value!r} in the file, {asked.get(field)!r} asked for'
+            for field, value in found.items() if field not in FREE_FIELDS and value != as_json.get(field)]
+
+# %% ../nbs/10_weights.ipynb #920e1a02
+OWN_LAYOUTS = {'tokenizer': 'own-tokenizer'} # other kinds are models
+
+# %% ../nbs/10_weights.ipynb #592e61b1
+def fitting_layouts(
+    kind: str, # 'tokenizer' or a kind of model
+    asked: str, # the name of a tokenizer
+) -> set[str]: # rows of LAYOUTS
+    "The layouts in which a file of a system may come. A tokenizer has one, and a kind of model one for all sizes."
+    rows = {name: row for name, row in CHECKPOINTS.items() if row.kind == kind}
+    if kind == 'tokenizer': rows = {name: row for name, row in rows.items() if name == asked}
+    return {row.layout for row in rows.values()} | {OWN_LAYOUTS.get(kind, 'own-model')}
+
+# %% ../nbs/10_weights.ipynb #c9a0ff64
+def native_weights(
+    path: str | Path, # a published file or one of ours
+    asked: str, # how the message calls what was asked for
+    kind: str, # 'tokenizer' or a kind of model
+    config: dict[str, Any], # of the module to be filled
+) -> dict[str, Tensor]: # our names
+    "Read a file and rename its weights. Raises `CheckpointError` with the name of another system's file."
+    state, metadata = read_file(path)
+    if 'config' in metadata:
+        differ = '; '.join(config_differences(json.loads(metadata['config']), config))
+        system = metadata.get('system', 'maskgil')
+        if differ: raise CheckpointError(f'{path} is a {system} file, you asked for {asked}: {differ}')
+        return state
+    layout, found = layout_of(state), recognise(state)
+    if layout is None:
+        keys, known = ', '.join(list(state)[:6]), ', '.join(CHECKPOINTS)
+        raise CheckpointError(f'{path} is no system we know: its keys are {keys} ...; known are {known}')
+    if layout not in fitting_layouts(kind, asked) or found in CHECKPOINTS and found != asked:
+        raise CheckpointError(f'{path} is a {found} file, you asked for {asked}')
+    return to_native(layout, state)
 
 # %% ../nbs/10_weights.ipynb #ee3ea438
 def load_weights(
-    tokenizer: nn.Module, # filled in place; it may be on the meta device
+    tokenizer: nn.Module, # a `tokenizers.Tokenizer`, filled in place; it may be on the meta device
     path: str | Path, # a published file or one of ours
     name: str, # a row of TOKENIZERS
-) -> nn.Module:
+) -> nn.Module: # `tokenizer`
     "What `load_tokenizer` calls."
-    return load_state(tokenizer, native_weights(path, name, 'tokenizer', asdict(tokenizer.config)), path, name)
+    config: Any = tokenizer.config
+    return load_state(tokenizer, native_weights(path, name, 'tokenizer', asdict(config)), path, name)
 
 # %% ../nbs/10_weights.ipynb #031c2edd
+_RELEASED_HINT = "\n  the released code has one more output, for the mask: load it with recipe='released'"
+
+# %% ../nbs/10_weights.ipynb #d3b68ab0
 def load_model_weights(
-    model: nn.Module, # filled in place; it may be on the meta device
+    model: nn.Module, # one of `models`, filled in place; it may be on the meta device
     path: str | Path, # a published file or one of ours
-) -> nn.Module:
+) -> nn.Module: # `model`
     "What `load_model` calls."
-    c = model.config
-    rows = (name for name, row in CHECKPOINTS.items() if row.kind == c.kind and (row.layers, row.width) == (c.layers, c.width))
-    asked = next(rows, f'{c.kind} with {c.layers} layers of width {c.width}')
-    native = native_weights(path, asked, c.kind, asdict(c))
-    released = c.kind == 'maskgil' and not c.mask_logit and len(native.get('head.weight', ())) == c.codebook_size + 1
-    return load_state(model, native, path, asked, "\n  the released code has one more output, for the mask: load it with recipe='released'" if released else '')
+    config: Any = model.config
+    shape = (config.kind, config.layers, config.width)
+    rows = (name for name, row in CHECKPOINTS.items() if (row.kind, row.layers, row.width) == shape)
+    asked = next(rows, f'{config.kind} with {config.layers} layers of width {config.width}')
+    native = native_weights(path, asked, config.kind, asdict(config))
+    outputs = len(native.get('head.weight', ()))
+    released = config.kind == 'maskgil' and not config.mask_logit and outputs == config.codebook_size + 1
+    return load_state(model, native, path, asked, _RELEASED_HINT if released else '')
 
 # %% ../nbs/10_weights.ipynb #b3d29be7
+def _floats_to(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    "Floats in `dtype`, if there is one; anything else as it is."
+    return value.to(dtype) if dtype and value.is_floating_point() else value
+
+# %% ../nbs/10_weights.ipynb #87410b94
 def save_weights(
     path: str | Path, # .safetensors; written whole or not at all
     module: nn.Module, # a tokenizer or a model
     metadata: dict[str, Any] | None = None, # further entries for the header: where it comes from, what it reached
     dtype: torch.dtype | None = None, # of the stored weights; None leaves it, bfloat16 halves the file
-) -> Path:
+) -> Path: # `path`
     "Write a module's weights with a header that identifies them."
-    tensors = {k: v.detach().cpu().to(dtype if dtype and v.is_floating_point() else v.dtype).contiguous() for k, v in module.state_dict().items()}
-    parts = (part for k, v in sorted(tensors.items()) for part in (k, (v.float() if dtype and v.is_floating_point() else v).flatten())) # as they will be loaded
-    header = dict(format='pt', library=f'maskgil {__version__}', system=getattr(module, 'name', None) or module.config.kind,
-                  config=asdict(module.config), fingerprint=fingerprint(asdict(module.config), *parts))
-    text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (header | (metadata or {})).items()}
-    with write_atomic(path) as tmp: save_file(tensors, tmp, text)
+    config: Any = module.config
+    weights = {key: value.detach().cpu() for key, value in module.state_dict().items()}
+    stored = {key: _floats_to(value, dtype).contiguous() for key, value in weights.items()}
+    loaded_as = torch.float32 if dtype else None # the fingerprint is of what a reader gets
+    parts = (part for key, value in sorted(stored.items()) for part in (key, _floats_to(value, loaded_as).flatten()))
+    header = dict(
+        format='pt', library=f'maskgil {__version__}', system=getattr(module, 'name', None) or config.kind,
+        config=asdict(config), fingerprint=fingerprint(asdict(config), *parts))
+    text = {key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in (header | (metadata or {})).items()}
+    with write_atomic(path) as temporary: save_file(stored, temporary, text)
     return Path(path)
 
 # %% ../nbs/10_weights.ipynb #362b28ee
-def read_header(path: str | Path) -> dict[str, str]:
+def read_header(
+    path: str | Path, # .safetensors
+) -> dict[str, str]: # key -> text, JSON where it is more than a name
     "The header of a safetensors file, without reading its weights; a truncated file is refused."
     with _opened(Path(path)) as f: return f.metadata() or {}

@@ -6,19 +6,29 @@ import pytest
 
 from maskgil.core import read_json
 
-JOB = Path(__file__).parent/'helpers'/'training_on_ranks.py'
+SCRIPT = Path(__file__).parent/'helpers'/'training_on_ranks.py'
+JOBS = [ # one process that goes on from the half-way checkpoints of two comes after these two
+    '2:ddp,fsdp,accumulated,ddp-half,fsdp-half,tokenizer',
+    '1:ddp,tokenizer,ddp-rest,fsdp-rest',
+    '4:ddp-rest,fsdp-rest',
+]
 
 
 def losses(history): return [row['loss'] for row in history]
-def furthest(a, b): return max(abs(x - y) / abs(y) for x, y in zip(losses(a), losses(b), strict=True))
+
+
+def furthest(found, expected):
+    "The largest relative difference between the losses of two runs."
+    return max(abs(x - y) / abs(y) for x, y in zip(losses(found), losses(expected), strict=True))
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "One process; two; and one and four that go on from the half-way checkpoints of the two."
     folder = tmp_path_factory.mktemp('ranks')
-    done = subprocess.run([sys.executable, JOB, folder, '2:ddp,fsdp,accumulated,ddp-half,fsdp-half,tokenizer', '1:ddp,tokenizer,ddp-rest,fsdp-rest', '4:ddp-rest,fsdp-rest'],
-                          env=os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off'), capture_output=True, text=True, timeout=900)
+    env = os.environ | dict(OMP_NUM_THREADS='1', MASKGIL_PROGRESS='off')
+    command = [sys.executable, SCRIPT, folder, *JOBS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return lambda job, ranks, rank=0: read_json(folder/f'{job}-{ranks}-{rank}.json')
 

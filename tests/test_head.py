@@ -16,9 +16,15 @@ spec.loader.exec_module(benchmark)
 def relative(a, b): return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def gradients_of(losses, inputs):
+    "Pairs: the gradients of two losses by each of the inputs."
+    return zip(*(torch.autograd.grad(loss, inputs) for loss in losses))
+
+
 def test_memory_does_not_grow_with_the_codebook():
     "16 times the codes at the same batch: beyond the weights and their gradient nothing may be added."
-    small, large, plain = (benchmark.in_process('measure', kind, codes, 2048, 32) for kind, codes in (('sliced', 2048), ('sliced', 32_768), ('plain', 32_768)))
+    cases = ('sliced', 2048), ('sliced', 32_768), ('plain', 32_768)
+    small, large, plain = (benchmark.in_process('measure', kind, codes, 2048, 32) for kind, codes in cases)
     assert large['beyond'] < 1.3 * small['beyond'], (small, large)
     assert plain['beyond'] > 10 * large['beyond'], 'the reference makes all logits, so the measure sees them'
 
@@ -27,14 +33,15 @@ def test_memory_does_not_grow_with_the_codebook():
 def test_loss_and_gradients_are_the_plain_ones(codes, chunk):
     shape = codes, 16 if codes > 100_000 else 200, 24
     found = benchmark.results(lambda f, w, t: token_loss(f, w, t, chunk=chunk)[0], *shape)
-    for got, want in zip(found, benchmark.results(benchmark.HEADS['plain'], *shape, torch.float64)): assert relative(got, want) < 1e-5
+    exact = benchmark.results(benchmark.HEAD_LOSSES['plain'], *shape, torch.float64)
+    for got, want in zip(found, exact): assert relative(got, want) < 1e-5
 
 
 def test_bfloat16():
     "Under autocast the products are in bfloat16 and the sums in float32, as F.cross_entropy has them."
     features, weight, targets = benchmark.batch(3000, 100, 32)
     with torch.autocast('cpu', torch.bfloat16):
-        whole, sliced = (token_loss(features, weight, targets, chunk=chunk)[0] for chunk in ((100, 3000), (30, 700)))
+        whole, sliced = (token_loss(features, weight, targets, chunk=size)[0] for size in ((100, 3000), (30, 700)))
         plain = F.cross_entropy((features @ weight.T).float(), targets, label_smoothing=.1, reduction='sum')
     assert relative(whole, plain) < 1e-5 and relative(sliced, plain) < 1e-5
     a, b = (torch.autograd.grad(loss, weight)[0] for loss in (whole, plain))
@@ -42,30 +49,55 @@ def test_bfloat16():
 
 
 class Codes:
+    "Eight images of random tokens, always the same."
     copies = 1
+
     def __len__(self): return 8
-    def batch(self, indices, copies): return torch.randint(64, (len(indices), 4, 4), generator=torch.Generator().manual_seed(1)), indices % 3
+
+    def batch(self, indices, copies):
+        tokens = torch.randint(64, (len(indices), 4, 4), generator=torch.Generator().manual_seed(1))
+        return tokens, indices % 3
 
 
-@pytest.mark.parametrize('kind, groups', [('maskgil', (4, 16)), ('llamagen', (8, 8)), ('maskgil', (64,)), ('maskgil', ()), ('maskgit-transformer', ()), ('llamagen', ())])
+KINDS = [
+    ('maskgil', (4, 16)), ('maskgil', (64,)), ('maskgil', ()),
+    ('llamagen', (8, 8)), ('llamagen', ()),
+    ('maskgit-transformer', ()),
+]
+
+
+def random_model(kind, groups):
+    "A small model without dropout, all of its weights random."
+    torch.manual_seed(0)
+    size = dict(tokenizer='smoke-llamagen-vq', codebook_size=64, code_groups=groups, classes=3, grid=(4, 4))
+    model = build_model(model_config(kind, 'smoke-l', **size, dropout=0., token_dropout=0.))
+    for weight in model.parameters(): torch.nn.init.normal_(weight, std=.3)
+    return model
+
+
+def joint(model, batch, loss_on):
+    "Logits of all codes, and the targets, of the tokens that are learned from."
+    if model.config.causal:
+        tokens = batch['tokens'].flatten(1)
+        return model.logits(tokens[:, :-1], batch['labels'], batch['drop']).flatten(0, 1), tokens.flatten()
+    at = batch['hidden'] if loss_on == 'masked' else torch.ones_like(batch['hidden'])
+    return model.logits(batch['tokens'], batch['labels'], batch['drop'], at=at), batch['targets'].flatten(1)[at]
+
+
+@pytest.mark.parametrize('kind, groups', KINDS)
 @pytest.mark.parametrize('loss_on', ['masked', 'all'])
 def test_objectives_are_the_joint_cross_entropy(kind, groups, loss_on):
     "Loss, right guesses and every gradient against F.cross_entropy on the logits of all codes."
-    torch.manual_seed(0)
-    model = build_model(model_config(kind, 'smoke-l', tokenizer='smoke-llamagen-vq', codebook_size=64, code_groups=groups, classes=3, grid=(4, 4), dropout=0., token_dropout=0.))
-    for p in model.parameters(): torch.nn.init.normal_(p, std=.3)
+    model = random_model(kind, groups)
     objective = CausalObjective(smoothing=.1) if model.config.causal else MaskedObjective(64, loss_on)
     batch = objective.batch(Codes(), torch.arange(8), torch.Generator().manual_seed(0))
     loss, logs = objective.loss(model, batch)
-    if model.config.causal:
-        logits, targets = model.logits(batch['tokens'].flatten(1)[:, :-1], batch['labels'], batch['drop']).flatten(0, 1), batch['tokens'].flatten()
-    else:
-        at = batch['hidden'] if loss_on == 'masked' else torch.ones_like(batch['hidden'])
-        logits, targets = model.logits(batch['tokens'], batch['labels'], batch['drop'], at=at), batch['targets'].flatten(1)[at]
+    logits, targets = joint(model, batch, loss_on)
     plain = F.cross_entropy(logits, targets, label_smoothing=.1, reduction='sum')
     assert logits.shape[-1] == 64 + model.config.mask_logit and relative(loss, plain) < 1e-5
     assert logs['accuracy'] == (logits.argmax(-1) == targets).sum()
-    for got, want in zip(*(torch.autograd.grad(l, model.parameters()) for l in (loss, plain))): assert relative(got, want) < 1e-3 or want.abs().max() < 1e-5
+    for got, want in gradients_of((loss, plain), list(model.parameters())):
+        assert relative(got, want) < 1e-3 or want.abs().max() < 1e-5
 
 
 def test_joint_probabilities_sum_to_one():

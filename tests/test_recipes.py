@@ -1,10 +1,9 @@
 "By which switches the released code differs from the paper here: exactly these, no more and no fewer."
 import dataclasses
 
-import torch
+import pytest, torch
 
-from maskgil.data import to_uint8
-from maskgil.data import EVALUATION_RECIPES, stretch_to_uint8
+from maskgil.data import EVALUATION_RECIPES, stretch_to_uint8, to_uint8
 from maskgil.models import RECIPES, SIZES, load_model, model_config
 from maskgil.pipeline import decode_tokens
 from maskgil.sampling import SAMPLING_RECIPES, sample_mar
@@ -12,7 +11,8 @@ from maskgil.tokenizers import load_tokenizer
 from maskgil.losses import TRAINING_RECIPES, MaskedObjective
 
 SWITCHES = { # part -> switch -> the paper's value and the released code's
-    'model': dict(class_first=(True, False), rope=('2d', '1d-released'), mask_logit=(False, True), qk_norm=(True, False), post_norm=(True, False)),
+    'model': dict(class_first=(True, False), rope=('2d', '1d-released'), mask_logit=(False, True),
+                  qk_norm=(True, False), post_norm=(True, False)),
     'training': dict(loss_on=('masked', 'all')),
     'sampling': dict(guidance=('constant', 'ramp')),
     'evaluation': dict(stretch=(False, True)),
@@ -22,32 +22,47 @@ SWITCHES = { # part -> switch -> the paper's value and the released code's
 def difference(paper, released): return {k: (paper[k], released[k]) for k in paper if paper[k] != released[k]}
 
 
+def model_difference(size):
+    return difference(*(dataclasses.asdict(model_config('maskgil', size, recipe)) for recipe in ('paper', 'released')))
+
+
 def test_every_switch():
-    models = [dataclasses.asdict(model_config('maskgil', 'xxl', recipe)) for recipe in ('paper', 'released')]
-    found = {'model': difference(*models)} | {part: difference(table['paper'], table['released']) for part, table in
-             dict(training=TRAINING_RECIPES, sampling=SAMPLING_RECIPES, evaluation=EVALUATION_RECIPES).items()}
-    assert found == SWITCHES
-    assert all(set(table) == {'paper', 'released'} for table in (RECIPES, TRAINING_RECIPES, SAMPLING_RECIPES, EVALUATION_RECIPES))
+    tables = dict(training=TRAINING_RECIPES, sampling=SAMPLING_RECIPES, evaluation=EVALUATION_RECIPES)
+    found = {part: difference(table['paper'], table['released']) for part, table in tables.items()}
+    assert {'model': model_difference('xxl')} | found == SWITCHES
+    for table in (RECIPES, *tables.values()): assert set(table) == {'paper', 'released'}
 
 
-def test_norms_differ_for_xxl_only():
-    for size in ('b', 'l', 'xl'):
-        changed = difference(*(dataclasses.asdict(model_config('maskgil', size, recipe)) for recipe in ('paper', 'released')))
-        assert set(changed) == {'class_first', 'rope', 'mask_logit'} and not SIZES[size].qk_norm
+@pytest.mark.parametrize('size', ['b', 'l', 'xl'])
+def test_norms_differ_for_xxl_only(size):
+    assert set(model_difference(size)) == {'class_first', 'rope', 'mask_logit'} and not SIZES[size].qk_norm
 
 
-def test_switches_do_what_they_say():
-    "Each one is read by the code that it names."
-    labels, tokens = torch.tensor([0, 2]), torch.randint(64, (2, 4, 4), generator=torch.Generator().manual_seed(0))
-    model = load_model('maskgil', 'smoke-l', recipe='released', tokenizer='smoke-llamagen-vq', codebook_size=64, classes=3, grid=(4, 4))
-    torch.nn.init.normal_(model.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
-    batch = dict(tokens=tokens, targets=tokens, labels=labels, hidden=torch.zeros(2, 16, dtype=torch.bool), drop=None)
-    counts = {recipe: MaskedObjective(64, **TRAINING_RECIPES[recipe]).count(batch) for recipe in TRAINING_RECIPES}
+# Each switch is read by the code that it names.
+
+LABELS, TOKENS = torch.tensor([0, 2]), torch.randint(64, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+
+
+def test_training_switch():
+    nothing_hidden = dict(tokens=TOKENS, targets=TOKENS, labels=LABELS, drop=None,
+                          hidden=torch.zeros(2, 16, dtype=torch.bool))
+    counts = {recipe: MaskedObjective(64, **row).count(nothing_hidden) for recipe, row in TRAINING_RECIPES.items()}
     assert counts == {'paper': 1, 'released': 32}
-    drawn = {recipe: sample_mar(model, labels, (4, 4), cfg=6., dtype='float32', **SAMPLING_RECIPES[recipe]) for recipe in SAMPLING_RECIPES}
-    assert not torch.equal(drawn['paper'], drawn['released']) and drawn['released'].max() < 64
+
+
+def test_sampling_switch():
+    model = load_model('maskgil', 'smoke-l', recipe='released', tokenizer='smoke-llamagen-vq',
+                       codebook_size=64, classes=3, grid=(4, 4))
+    torch.nn.init.normal_(model.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
+    paper, released = (sample_mar(model, LABELS, (4, 4), cfg=6., dtype='float32', **SAMPLING_RECIPES[recipe])
+                       for recipe in ('paper', 'released'))
+    assert not torch.equal(paper, released) and released.max() < 64
+
+
+def test_evaluation_switch():
     tokenizer = load_tokenizer('smoke-llamagen-vq')
-    pictures = {recipe: decode_tokens(tokenizer, tokens, **EVALUATION_RECIPES[recipe]) for recipe in EVALUATION_RECIPES}
-    with torch.no_grad(): raw = tokenizer.decode(tokens, clamp=False)
-    assert torch.equal(pictures['paper'], to_uint8(raw)) and torch.equal(pictures['released'], stretch_to_uint8(raw))
-    assert pictures['released'].flatten(1).amin(1).eq(0).all() and pictures['released'].flatten(1).amax(1).eq(255).all()
+    paper, released = (decode_tokens(tokenizer, TOKENS, **EVALUATION_RECIPES[recipe])
+                       for recipe in ('paper', 'released'))
+    with torch.no_grad(): raw = tokenizer.decode(TOKENS, clamp=False)
+    assert torch.equal(paper, to_uint8(raw)) and torch.equal(released, stretch_to_uint8(raw))
+    assert released.flatten(1).amin(1).eq(0).all() and released.flatten(1).amax(1).eq(255).all()

@@ -1,22 +1,31 @@
 "The report: three columns, what is missing said, one file that needs nothing else."
 import dataclasses, re, time
 
+import made_up_records
 import pytest
 
-from maskgil import report, study
-from maskgil.profiles import PROFILES, settings_of
-from maskgil.records import Record, save_record
+from maskgil import report, studies
+from maskgil.profiles import PROFILES, settings
+from maskgil.records import PAPER_TABLES, Record, published, reference_dir, save_record
+from maskgil.versions import versions_of
 
 MINI = PROFILES['mini']
+EPOCHS, SCALES, MAIN = MINI.training.epochs, MINI.evaluation.cfg, MINI.evaluation.main_cfg
 
 
 def metric(value, label='FID-EL0'): return dict(value=value, low=value*.9, high=value*1.1, n=1000, label=label)
 
-def add_run(size, folder=None, seed=0, basis='measured', scale=1.):
-    curve = [dict(epoch=e, cfg=c, metrics=dict(fid_el0=metric(scale*(37.5*MINI.epochs[-1]/e + 20*(c - 2)**2)), kid_el0=metric(.5/e, 'KID-EL0'), is_el0=metric(3 + c, 'IS-EL0')))
-             for e in MINI.epochs for c in (MINI.cfg if e == MINI.epochs[-1] else [MINI.main_cfg])]
-    return save_record(Record('scaling', 'mini', dict(size=size, recipe='paper'), dict(curve=curve, untrained=dict(fid_el0=metric(900.)), floor=dict(fid_el0=metric(15.))),
-                              seed=seed, key=f'{size}{seed}', basis=basis, settings=settings_of(MINI), ended='2026-01-01'), folder)
+def point(epoch, scale, times):
+    fid = metric(times*(37.5*EPOCHS[-1]/epoch + 20*(scale - 2)**2))
+    return dict(epoch=epoch, cfg=scale, metrics=dict(fid_el0=fid, kid_el0=metric(.5/epoch, 'KID-EL0'),
+                                                     is_el0=metric(3 + scale, 'IS-EL0')))
+
+def add_run(size, folder=None, seed=0, basis='measured', scale=1., versions=None):
+    curve = [point(e, c, scale) for e in EPOCHS for c in (SCALES if e == EPOCHS[-1] else [MAIN])]
+    metrics = dict(curve=curve, untrained=dict(fid_el0=metric(900.)), floor=dict(fid_el0=metric(15.)))
+    return save_record(Record('scaling', 'mini', dict(size=size, recipe='paper'), metrics, seed=seed, key=f'{size}{seed}',
+                              basis=basis, settings=settings(MINI), ended='2026-01-01',
+                              versions=versions_of() if versions is None else versions), folder)
 
 
 @pytest.fixture
@@ -38,16 +47,17 @@ def test_without_any_run(pages):
 def test_three_columns_and_what_is_missing(pages, tmp_path, monkeypatch):
     reference = tmp_path/'reference'
     (reference/'paper').mkdir(parents=True)
-    for path in (study.reference_dir()/'paper').glob('*.csv'): (reference/'paper'/path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(study, 'reference_dir', lambda: reference)
+    for path in (reference_dir()/'paper').glob('*.csv'): (reference/'paper'/path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr('maskgil.records.reference_dir', lambda: reference)
     for size in ('b', 'l', 'xl', 'xxl'): add_run(size, reference/'scaling', scale=2.)
     add_run('b'); add_run('xl')
     page, text = pages()
-    assert 'Not run yet: l, xxl.' in text
-    for head in ('paper: FID, ImageNet 256 px', 'reference: FID-EL0, OpenMoji 32 px', 'yours: FID-EL0, OpenMoji 32 px'): assert head in page and head in text
+    assert 'Not run yet: l paper, xxl paper.' in text and '-p size l` runs one' in text
+    for head in ('paper: FID, ImageNet 256 px', 'reference: FID-EL0, OpenMoji 32 px', 'yours: FID-EL0, OpenMoji 32 px'):
+        assert head in page and head in text
     row = next(line for line in text.splitlines() if line.startswith('|  | 100 % |'))
     assert row == '|  | 100 % | 5.645 at 2 | 75.0 [67.5, 82.5] at 2 | 37.5 [33.8, 41.2] at 2 |'
-    for name in ('b0', 'xl0'): (tmp_path/'results'/'runs'/'scaling'/f'{name}.json').unlink() # deleting the runs leaves the other two columns
+    for path in (tmp_path/'results'/'runs'/'scaling').glob('*.json'): path.unlink() # the other two columns stay
     page, text = pages()
     assert 'yours: none yet' in text and 'reference: FID-EL0' in text and 'No run of yours yet' in text
 
@@ -73,25 +83,42 @@ def test_same_records_same_bytes_and_soon(pages):
 
 
 def test_a_study_is_a_row(pages, monkeypatch):
-    mine = dataclasses.replace(next(s for s in report.SECTIONS if s.study == 'scaling'), title='Scaling again', figures=(), tables=(report.Table('Costs', report.cost_table),))
-    monkeypatch.setattr(report, 'SECTIONS', (*report.SECTIONS, mine))
+    costs = studies.Table('Costs', studies.cost_table)
+    mine = dataclasses.replace(studies.STUDIES['scaling'], title='Scaling again', figures=(), tables=(costs,))
+    monkeypatch.setitem(studies.STUDIES, 'scaling', mine)
     add_run('b')
     page, text = pages()
     assert '>Scaling again</h2>' in page and '### Costs' in text
+    assert '| b0 |' in text # the key of the record, beside what it took
+
+
+def test_records_of_an_older_version_are_named(pages):
+    add_run('b', versions=versions_of() | dict(training=0))
+    add_run('l', versions={})
+    text = pages()[1]
+    assert '1 records (your run) are of an older version of training.' in text
+    assert '1 records (your run) are older than versions.' in text
+
+
+def test_a_run_of_ones_own_is_rendered_beside_the_committed_page(tmp_path, monkeypatch):
+    add_run('b')
+    assert report.write_report() == tmp_path/'reports'/'yours'/'index.html'
+    page = report.write_report(reference=True)
+    assert page == tmp_path/'reports'/'index.html' and '37.5 [33.8' not in page.read_text()
 
 
 def test_the_whole_paper(pages, tmp_path):
-    "Records of every study: each table and figure of the paper has its place, every published number its cell, the scorecard comes first."
-    import made_up_records
+    "Every table and figure of the paper has its place, every published number its cell, the scorecard comes first."
     made_up_records.write(tmp_path/'results'/'runs', basis='measured')
     start = time.monotonic()
     page, text = pages()
     assert time.monotonic() - start < 60
-    for number in range(1, 11): assert f'Figure {number}' in text or f'Figures {number}' in text or f'Figure {number}a' in text, number
-    for number in range(1, 8): assert f'Table {number}' in text or f'Tables {number}' in text, number
-    assert text.index('What the paper claims') < text.index('Figure 2') and 'supported' in text and 'contradicted' in text
-    for table in study.PUBLISHED:
-        frame = study.published(table)
-        for column in (c for c in study.PUBLISHED[table].metrics if c not in ('relative_resources', 'head_parameters')):
-            for value in frame[column].dropna(): assert repr(float(value)) in text, (table, column, value)
+    for n in range(1, 11): assert re.search(rf'Figures? (\d+, |\d+ and |\da and )*{n}\b|Figure {n}a|Figures {n}a', text), n
+    for n in range(1, 8): assert f'Table {n}' in text or f'Tables {n}' in text, n
+    assert text.index('What the paper claims') < text.index('Figure 2')
+    assert 'supported' in text and 'contradicted' in text
+    for name, table in PAPER_TABLES.items():
+        frame = published(name)
+        for column in set(table.metrics) - {'relative_resources', 'head_parameters'}:
+            for value in frame[column].dropna(): assert repr(float(value)) in text, (name, column, value)
     assert len(list((tmp_path/'reports'/'figures').glob('*.svg'))) >= 15

@@ -1,14 +1,15 @@
-"All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else; a study grows by a few lines."
+"All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else."
 import json, os, resource, signal, subprocess, sys, time
-from dataclasses import replace
 
 import psutil, pytest
 
-from maskgil import experiment, models, sampling, tokenizers
-from maskgil.reproduce import ALONE, CELLS
+from maskgil import sampling
+from maskgil.bench import Bench
+from maskgil.cells import generation_cell
 from maskgil.profiles import PROFILES
-from maskgil.tables import long_table
 from maskgil.records import Record
+from maskgil.reproduce import jobs
+from maskgil.tables import long_table
 
 
 def processor_seconds():
@@ -36,8 +37,9 @@ def records(folder): return {p: json.loads(p.read_text()) for p in (folder/'runs
 def test_every_study_leaves_records(results):
     folder, _, out, seconds = results
     found = [r['study'] for r in records(folder).values()]
-    assert {s: found.count(s) for s in sorted(set(found))} == dict(departures=7, fusion=1, paradigms=4, scaling=4, stability=4, steps=1, tokenizers=4 + 12 + 8)
-    assert out.count(': done in') == len(CELLS) + len(ALONE)
+    assert {s: found.count(s) for s in sorted(set(found))} == dict(
+        departures=7, fusion=1, paradigms=4, protocol=1, scaling=4, stability=4, steps=1, text_to_image=1, tokenizers=4 + 12 + 8)
+    assert out.count(': done in') == sum(map(len, jobs(PROFILES['smoke'])))
     assert seconds < 2 * 180 # three minutes of two cores, whatever else they do meanwhile
 
 
@@ -65,19 +67,10 @@ def test_an_interruption_leaves_nothing_running(how, tmp_path):
     assert run.returncode == 130 and until(lambda: not running())
 
 
-@pytest.mark.parametrize('add', ['tokenizer', 'size', 'schedule'])
-def test_a_study_grows_by_a_row(add, monkeypatch, tmp_path):
-    "What index.ipynb shows."
+def test_a_schedule_is_a_row(monkeypatch, tmp_path):
+    "tests/test_extend.py does the same for a tokenizer, a size and a study."
     monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path))
-    bench, size, options = experiment.Bench(PROFILES['smoke']), 'b', {}
-    if add == 'tokenizer':
-        monkeypatch.setitem(tokenizers.TOKENIZERS, 'smoke-mine', replace(tokenizers.TOKENIZERS['smoke-llamagen-vq'], codebook_size=48))
-        bench = bench.of('mine')
-    elif add == 'size':
-        monkeypatch.setitem(models.SIZES, 'smoke-wide', models.Size(1, 4, 64))
-        size = 'wide'
-    else:
-        monkeypatch.setitem(sampling.SCHEDULES, 'cubic', lambda r: 1 - r**3)
-        options = dict(sampling=dict(schedule='cubic'))
-    table = long_table([Record('mine', 'smoke', dict(size=size), experiment.generation_cell(bench, size, untrained=False, **options))])
+    monkeypatch.setitem(sampling.SCHEDULES, 'cubic', lambda r: 1 - r**3)
+    made = generation_cell(Bench(PROFILES['smoke']), 'b', untrained=False, sampling=dict(schedule='cubic'))
+    table = long_table([Record('mine', 'smoke', dict(size='b'), made)])
     assert (table.family == 'fid').any() and table.value.notna().all()

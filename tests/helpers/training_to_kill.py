@@ -1,4 +1,8 @@
-"Train a small model on synthetic tokens: `python training_to_kill.py FOLDER OUT [PAUSE]`; the test kills it in the middle."
+"""Train a small model on synthetic tokens; the test kills it in the middle.
+
+    python training_to_kill.py FOLDER OUT [PAUSE]
+
+FOLDER is for the checkpoint, OUT for the last weights, PAUSE for the seconds that a batch takes."""
 import sys, time
 from pathlib import Path
 
@@ -13,13 +17,16 @@ folder, out, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if
 
 
 class Tokens:
+    "Row i of an image is i*7, plus the number of its copy, plus the column."
     copies = 2
 
     def __len__(self): return 50
 
     def batch(self, indices, copies):
         time.sleep(pause)
-        return (indices[:, None, None] * 7 + copies[:, None, None] + torch.arange(4)).expand(-1, 4, -1) % 64, indices % 9
+        first = indices * 7 + copies # (b,)
+        rows = (first[:, None, None] + torch.arange(4)) % 64 # (b 1 w)
+        return rows.expand(-1, 4, -1), indices % 9
 
 
 torch.set_num_threads(1)

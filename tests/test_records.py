@@ -1,0 +1,173 @@
+"Records: whole or absent, skipped, forced, interrupted; and the paper's tables to the digit."
+import errno, hashlib, json, os, signal, subprocess, sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from maskgil import records as module
+from maskgil.profiles import PROFILES, override, settings
+from maskgil.records import (
+    PAPER_TABLES, Record, promote, published, read_record, record_name, records, reference_dir, run_cell, run_key,
+)
+from maskgil.versions import STAGES
+from maskgil.tables import as_text, compare, long_table, over_seeds
+
+MINI = PROFILES['mini']
+SHA256 = dict( # of the tables as transcribed from the paper; table 5 from its text, since the table is missing
+    table5='f9ead8df6cca0746a584743bd4d58d06ac18340f585dacadb1f01e8b2fcfa6af',
+    table1='3f39d3c83c2ba67261edd880671dd1ccc79ddbdfd2f8667ba82482d36e44de40',
+    table2='9cf2ff5708336a58ef2a5c2a517788d0b2f9216266b77496e3b5a2add5fdf1b9',
+    table4='96892fe0424f637efd99f2158b7e7191d6eed3196bfd6562237cff99702eb180',
+    table6='e39714d0d4155bff891da8de52d866015da82b6c113ba777f5802bd715595074',
+    table7='767fd08b03ed845f6b955765fac50f290b1ed7206449a405515746bc5f074fcd',
+)
+
+
+def metric(value): return dict(value=value, low=value - 1, high=value + 1, n=100, label='FID-EL0')
+def cell(function, force=False, **parameters):
+    return run_cell('demo', MINI, parameters or dict(size='b'), function, device='cpu', force=force, basis='simulated')
+def files(folder): return sorted(p.name for p in Path(folder).rglob('*') if p.is_file())
+
+
+def test_a_record_that_exists_is_not_run_again(own_results, capsys):
+    calls = []
+    def function(folder): calls.append(1); return dict(fid_el0=metric(9.))
+    first = cell(function)
+    assert cell(function) == first and len(calls) == 1
+    assert 'record exists' in capsys.readouterr().out
+    assert cell(function, force=True).key == first.key and len(calls) == 2
+    assert cell(function, size='l').key != first.key and len(calls) == 3
+    Path(first.path).unlink() # deleting one record reruns that one only
+    cell(function); cell(function, size='l')
+    assert len(calls) == 4
+
+
+def test_a_record_says_all_that_is_needed(own_results):
+    record = cell(lambda folder: dict(fid_el0=metric(9.), tokens_seen=640, training_flops=1e9))
+    assert set(record.provenance) >= {'git', 'packages', 'device', 'device_name', 'threads', 'python'}
+    assert set(record.provenance['git']) == {'commit', 'dirty'}
+    assert record.tokens_seen == 640 and record.training_flops == 1e9 and 'tokens_seen' not in record.metrics
+    assert record.wall_seconds >= 0 and record.peak_memory_gib > 0 and record.dtype in ('float32', 'bfloat16')
+    assert record.started <= record.ended and record.settings['training.epochs'] == [2, 4, 8]
+    assert record.profile == 'mini' and record.basis == 'simulated' and set(record.versions) == set(STAGES)
+    assert Path(record.path).name == f'size=b,seed=0,profile=mini-{record.key}.json'
+
+
+def test_an_error_leaves_no_record_and_keeps_the_checkpoint(own_results):
+    def interrupted(folder):
+        (folder/'step').write_text('7')
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): cell(interrupted)
+    assert files(own_results/'runs') == []
+    assert cell(lambda folder: dict(seen=(folder/'step').read_text())).metrics['seen'] == '7'
+    assert cell(lambda folder: dict(seen=(folder/'step').exists()), force=True).metrics['seen'] is False
+
+
+def full_disk(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+
+@pytest.mark.parametrize('where, name', [(os, 'replace'), (os, 'fsync'), (Path, 'write_text')])
+def test_a_full_disk_leaves_nothing(own_results, monkeypatch, where, name):
+    monkeypatch.setattr(where, name, full_disk)
+    with pytest.raises(OSError, match='No space left'): cell(lambda folder: dict(fid_el0=metric(9.)))
+    assert files(own_results/'runs') == []
+
+
+def test_a_full_disk_keeps_the_old_record(own_results, monkeypatch):
+    old = cell(lambda folder: dict(fid_el0=metric(9.)))
+    monkeypatch.setattr(os, 'replace', full_disk)
+    with pytest.raises(OSError): cell(lambda folder: dict(fid_el0=metric(1.)), force=True)
+    assert files(own_results/'runs') == [f'{record_name(old)}.json']
+    assert read_record(old.path).metrics['fid_el0']['value'] == 9.
+
+
+def test_a_full_disk_for_a_file_of_the_record(own_results, monkeypatch):
+    def function(folder):
+        (folder/'sheet.png').write_bytes(b'x')
+        return dict(samples=folder/'sheet.png')
+    monkeypatch.setattr(module.shutil, 'copyfile', full_disk)
+    with pytest.raises(OSError): cell(function)
+    assert files(own_results/'runs') == []
+
+
+def test_killed_while_running(own_results):
+    code = '''import sys, time
+from maskgil.profiles import PROFILES
+from maskgil.records import run_cell
+def forever(folder): print('ready', flush=True); time.sleep(60)
+run_cell('demo', PROFILES['mini'], {}, forever, device='cpu')'''
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGKILL); process.wait()
+    assert files(own_results/'runs') == []
+
+
+def test_the_key_holds_all_that_changes_the_number():
+    base = dict(study='scaling', profile=MINI, parameters=dict(size='b'), seed=0, data_fingerprint='d', rows=dict(size=1),
+                stages=['data'], groups=['training'])
+    changes = dict(study='steps', profile=override(MINI, {'training.epochs': [9]}), parameters=dict(size='l'), seed=1,
+                   data_fingerprint='e', rows=dict(size=2), stages=['data', 'model'], groups=['training', 'evaluation'])
+    keys = {run_key(**base | {k: v}) for k, v in changes.items()} | {run_key(**base)}
+    assert len(keys) == len(changes) + 1
+
+
+def test_a_record_of_a_former_time_is_read(tmp_path):
+    "Flat settings, a hash of the code, a file named by its key: as they were written before versions."
+    former = dict(study='scaling', profile='mini', parameters=dict(size='b', recipe='paper'), seed=1, key='056a6b599dea37fe',
+                  metrics=dict(curve=[dict(epoch=8, cfg=2., metrics=dict(fid_el0=metric(490.)))]), code_version='86a3a44e',
+                  settings=dict(data='openmoji', resolution=32, epochs=[2, 4, 8], steps=8, eval_images=400, text_size='l'))
+    path = tmp_path/'056a6b599dea37fe.json'
+    path.write_text(json.dumps(former))
+    record = read_record(path)
+    assert record.settings['training.epochs'] == [2, 4, 8] and record.settings['evaluation.images'] == 400
+    assert module.outdated(record) == ['all']
+    row = long_table([record]).iloc[0]
+    assert (row.share, row.data) == (1., 'OpenMoji 32 px')
+
+
+def test_the_committed_reference_is_read_and_listed():
+    found = records(sources=['reference'])
+    assert len(found) >= 117 and all(Path(r.path).name.endswith(f'-{r.key}.json') for r in found)
+    index = pd.read_csv(reference_dir()/'index.csv')
+    assert set(index.key) == {r.key for r in found}
+    assert all((reference_dir()/file).is_file() for file in index.file)
+
+
+def test_records_of_three_sources(project, monkeypatch):
+    monkeypatch.setenv('MASKGIL_ROOT', str(project))
+    made = run_cell('demo', MINI, dict(size='b'), lambda folder: dict(fid_el0=metric(9.)), device='cpu')
+    assert [r.source for r in records('demo')] == ['yours']
+    (project/'results'/'reference'/'paper').mkdir(parents=True) # a checkout that has a reference
+    promote('demo')
+    found = records('demo', ['reference', 'yours'])
+    assert [(r.source, r.key) for r in found] == [('reference', made.key), ('yours', made.key)]
+    Path(made.path).unlink()
+    assert [r.source for r in records('demo', ['reference', 'yours'])] == ['reference']
+
+
+@pytest.mark.parametrize('table', PAPER_TABLES)
+def test_published_tables_to_the_digit(table):
+    path = reference_dir()/'paper'/PAPER_TABLES[table].file
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[table]
+    as_printed, frame = pd.read_csv(path, dtype=str, keep_default_na=False), published(table)
+    assert len(as_printed) == len(frame)
+    for column in PAPER_TABLES[table].metrics:
+        assert [repr(v) for v in frame[column].tolist()] == as_printed[column].tolist()
+
+
+def test_published_records_keep_their_place():
+    found = records('scaling', ['paper'])
+    assert len(found) == 72 and {r.basis for r in found} == {'published'} and {r.table for r in found} == {'Table 7'}
+    assert all(r.row for r in found)
+    noted = [r for r in found if r.note]
+    assert noted[0].row == 'size b, epochs 200, cfg 3.0' and 'Table 6' in noted[0].note
+
+
+def test_units_of_two_data_sets_are_never_mixed():
+    curve = [dict(epoch=MINI.training.epochs[-1], cfg=2.0, metrics=dict(fid_el0=metric(30.)))]
+    run = Record('scaling', 'mini', dict(size='b'), dict(curve=curve), seed=0, basis='simulated', settings=settings(MINI))
+    both = pd.concat([long_table(records('scaling', ['paper'])), long_table([run])])
+    side = as_text(compare(over_seeds(both)))
+    assert list(side) == ['paper: FID, ImageNet 256 px', 'reference: none yet', 'yours: FID-EL0, OpenMoji 32 px']
+    assert side.loc[('b', '100 %', 2.0)].tolist() == ['5.645', '–', '30.0 [29.0, 31.0]']
+    assert side.loc[('xl', '100 %', 2.5)].tolist() == ['3.9031', '–', '–']
