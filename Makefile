@@ -63,7 +63,7 @@ notebooks: install ## execute the study notebooks with the records of the refere
 	$(PYTHON) scripts/show_reference.py
 
 docs: install ## the documentation site, in site/
-	@$(PYTHON) -c 'import mkdocs, mkdocs_jupyter, material' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
+	@$(PYTHON) -c 'import mkdocs, mkdocs_jupyter, material, latex2mathml' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
 	$(PYTHON) docs/build.py
 
 clean: ## remove what can be made again

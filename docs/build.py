@@ -9,16 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path[:0] = [str(HERE), str(ROOT)]
-
 import links
 import pages
 import reference
 from notebooks import CHAPTERS, Notebook, prepared
 from pages import Site, linked, write
 
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 GUIDE = ('index.md', 'your-images.md', 'weights.md', 'extend.md') # texts, in this order
 COPIED = {'reports/README.md': 'report.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
 NO_PAGE = ('index', 'report') # notebooks that write a page which is here as such
@@ -30,9 +28,9 @@ def read(path: str) -> str:
     return (ROOT/path).read_text(encoding='utf-8')
 
 
-def section(text: str, title: str | None) -> str:
-    "What stands under a heading of the second level; without a title, what comes before the first. Raises `LookupError`."
-    parts = re.split(r'^## (.+)\n', text, flags=re.M)
+def section(markdown: str, title: str | None) -> str:
+    "What stands under a heading of the second level, or before the first of them. Raises `LookupError`."
+    parts = re.split(r'^## (.+)\n', markdown, flags=re.M)
     if title is None: return parts[0].strip()
     found = dict(zip(parts[1::2], parts[2::2]))
     if title not in found: raise LookupError(f'there is no section {title!r}, only {", ".join(found)}')
@@ -64,7 +62,7 @@ def loader(row, name: str) -> str: # Markdown
 MADE = {'checkpoints': checkpoint_table} # what a text may ask for
 
 
-def text(name: str, site: Site, page: str) -> str: # Markdown
+def guide_text(name: str, site: Site, page: str) -> str: # Markdown
     "A file of docs/text/, with the sections of other files and the tables that it asks for."
     def part(found: re.Match) -> str:
         kind, source, title = found.groups()
@@ -88,15 +86,15 @@ def site_map(notebooks: list[Notebook], library: dict[str, reference.Module]) ->
         site.names |= {module.name: page, f'maskgil.{module.name}': page}
         site.sources[f'maskgil/{module.name}.py'] = page
         for entry in module.entries:
-            names = [entry.name, f'{module.name}.{entry.name}'] if entry.kind != 'alias' else [f'{module.name}.{entry.name}']
-            site.names |= {name: f'{page}#{entry.name}' for name in names}
+            site.names[f'{module.name}.{entry.name}'] = f'{page}#{entry.name}'
+            if entry.kind != 'alias': site.names[entry.name] = f'{page}#{entry.name}'
             for method in entry.methods: site.names[method.name] = f'{page}#{method.name}'
     return site
 
 
 def write_texts(folder: Path, site: Site) -> None:
     "The guide from docs/text/, and the files of the repository that are pages."
-    for name in GUIDE: write(folder, name, text(name, site, name))
+    for name in GUIDE: write(folder, name, guide_text(name, site, name))
     for source, page in COPIED.items():
         made = linked(site, page, pages.loose_lists(read(source)), source)
         wide = '---\nhide: [navigation]\n---\n\n' if page == 'report.md' else ''
@@ -111,14 +109,15 @@ def write_notebooks(folder: Path, site: Site, notebooks: list[Notebook]) -> None
     for notebook in notebooks:
         page = site.sources[f'nbs/{notebook.path.name}']
         write(folder, page, json.dumps(prepared(notebook, page, site, folder)))
-    lines = ['# The library as a book', '', text('library.md', site, 'library/index.md')]
+    page = 'library/index.md'
+    lines = ['# The library as a book', '', guide_text('library.md', site, page)]
     for chapter, about in CHAPTERS.values():
         of_it = [n for n in notebooks if n.chapter == chapter]
-        if of_it: lines += ['', f'## {chapter}', '', f'{about.capitalize()}.', '', *listing(of_it, site, 'library/index.md')]
-    write(folder, 'library/index.md', '\n'.join(lines))
-    studies = [n for n in notebooks if not n.chapter]
-    lines = ['# The studies', '', text('studies.md', site, 'studies/index.md'), '', *listing(studies, site, 'studies/index.md')]
-    write(folder, 'studies/index.md', '\n'.join(lines))
+        if of_it: lines += ['', f'## {chapter}', '', f'{about.capitalize()}.', '', *listing(of_it, site, page)]
+    write(folder, page, '\n'.join(lines))
+    page, studies = 'studies/index.md', [n for n in notebooks if not n.chapter]
+    lines = ['# The studies', '', guide_text('studies.md', site, page), '', *listing(studies, site, page)]
+    write(folder, page, '\n'.join(lines))
 
 
 def listing(notebooks: list[Notebook], site: Site, page: str) -> list[str]: # lines of Markdown
@@ -131,7 +130,7 @@ def listing(notebooks: list[Notebook], site: Site, page: str) -> list[str]: # li
 def write_reference(folder: Path, site: Site, library: dict[str, reference.Module]) -> None:
     "A page for each module, and one that lists them."
     page = 'api/index.md'
-    lines = ['# API reference', '', text('api.md', site, page), '',
+    lines = ['# API reference', '', guide_text('api.md', site, page), '',
              '| module | what it is for | names |', '| --- | --- | --- |']
     for module in ordered(library):
         write(folder, f'api/{module.name}.md', reference.module_page(module, site, f'api/{module.name}.md'))
@@ -163,11 +162,19 @@ def navigation(site: Site, notebooks: list[Notebook], library: dict[str, referen
     ]
 
 
+def place(path: Path) -> tuple[int, str]:
+    "The order of notebooks: the library by number, studies as on the front page, then the rest."
+    if path.stem[0].isdigit(): return -2, path.stem
+    named = read('README.md').find(f'(nbs/{path.name})')
+    return (named, '') if named >= 0 else (sys.maxsize, path.stem)
+
+
 def write_pages(folder: Path) -> list: # the navigation
     "Everything that mkdocs reads."
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    found = [Notebook.read(path) for path in sorted((ROOT/'nbs').glob('*.ipynb')) if path.stem not in NO_PAGE]
+    paths = sorted((ROOT/'nbs').glob('*.ipynb'), key=place)
+    found = [Notebook.read(path) for path in paths if path.stem not in NO_PAGE]
     library = reference.read_library(ROOT/'maskgil')
     site = site_map(found, library)
     write_texts(folder, site)

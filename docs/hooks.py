@@ -10,7 +10,9 @@ from mkdocs_jupyter.utils import slugify
 from nbconvert.exporters.templateexporter import default_filters
 
 PIECES = re.compile( # code and tags, which stay as they are, or a formula
-    r'<(pre|code)\b.*?</\1>|<[^>]*>|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$]*[^\s$])?)\$(?P<after>[,.;:)]*)', re.S)
+    r'<(pre|code)\b.*?</\1>|<[^>]*>|'
+    r'\$\$(?P<block>.+?)\$\$|'
+    r'\$(?P<inline>[^\s$](?:[^$]*[^\s$])?)\$(?P<after>[,.;:)]*)', re.S)
 WORD = re.compile(r'\\mathrm\{(\w{2,})\}') # otherwise letter by letter
 SHORT = re.compile(r'<td>(?=[^<]{1,28}</td>)') # a number with its interval stays on one line
 LONG = re.compile(r'<td>(?=[^<]{60,}</td>)')
@@ -41,8 +43,8 @@ def on_config(config):
 
 def on_page_content(content: str, page, config, files) -> str:
     "Notebooks get code blocks and headings as other pages have them; verdicts in the report get a colour."
+    if page.file.src_path == 'report.md': content = VERDICT.sub(r'<td class="verdict \1"><b>\1</b>\2</td>', content)
     content = LONG.sub('<td class="long">', SHORT.sub('<td class="short">', content))
-    if page.file.src_path == 'report.md': return VERDICT.sub(r'<td class="verdict \1"><b>\1</b>\2</td>', content)
     if not page.file.src_path.endswith('.ipynb'): return content
     content = re.sub(r'<div class="highlight-ipynb[^"]*">', '<div class="highlight">', content)
     content = re.sub(r'<pre>(?:<span></span>)?(?!<code)(.*?)</pre>', code_block, content, flags=re.S)

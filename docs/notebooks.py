@@ -112,7 +112,8 @@ def code_cell(cell: dict[str, Any]) -> dict[str, Any] | None:
     if not source and not cell.get('outputs'): return None
     if {'export', 'exports', 'exporti'} & set(directives): tags.append('export')
     if 'export' in tags and only_imports(source): tags.append('imports')
-    return dict(cell_type='code', id=cell['id'], metadata=dict(tags=tags), execution_count=None, source=source, outputs=[])
+    shown = dict(cell_type='code', id=cell['id'], execution_count=None, outputs=[])
+    return shown | dict(metadata=dict(tags=tags), source=source)
 
 
 def only_imports(source: str) -> bool:
@@ -159,5 +160,6 @@ def tidy_table(content: str) -> str: # HTML
     content = re.sub(r' (border="\d+"|style="text-align: right;")', '', content)
     if '<table' not in content: return content
     index = re.findall(r'<tr>\s*<th>([^<]*)</th>', content.partition('<tbody>')[2])
-    if index and index == [str(i) for i in range(len(index))]: content = re.sub(r'(<tr>\s*)<th>[^<]*</th>', r'\1', content)
+    is_counted = index and index == [str(i) for i in range(len(index))]
+    if is_counted: content = re.sub(r'(<tr>\s*)<th>[^<]*</th>', r'\1', content)
     return f'<div class="nb-table">{content}</div>'

@@ -137,7 +137,8 @@ def class_entry(node: ast.ClassDef, comments: Comments) -> Entry:
     "A class with what it is made from, and its public methods."
     methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
     bases = [ast.unparse(b) for b in node.bases]
-    entry = Entry(node.name, 'class', f'class {node.name}', ast.get_docstring(node) or '', bases=bases, line=node.lineno)
+    doc = ast.get_docstring(node) or ''
+    entry = Entry(node.name, 'class', f'class {node.name}', doc, bases=bases, line=node.lineno)
     has_fields = 'dataclass' in decorators(node) or {'NamedTuple', 'TypedDict'} & {b.split('.')[-1] for b in bases}
     made = next((m for m in methods if m.name == '__init__'), None)
     if made:
@@ -156,10 +157,9 @@ def class_entry(node: ast.ClassDef, comments: Comments) -> Entry:
 
 def value_entry(name: str, node: ast.Assign | ast.AnnAssign, comments: Comments) -> Entry:
     "A constant: the lines that define it, as they are written."
-    last = node.end_lineno or node.lineno
-    lines = comments.lines[node.lineno - 1:last]
-    lines = [line[node.col_offset:] for line in lines]
-    if len(lines) > VALUE_LINES: lines = [*lines[:VALUE_LINES - 2], f'    ...  # {len(lines) - VALUE_LINES + 2} more lines']
+    lines = [line[node.col_offset:] for line in comments.lines[node.lineno - 1:node.end_lineno]]
+    left_out = len(lines) - VALUE_LINES
+    if left_out > 1: lines = [*lines[:VALUE_LINES], f'    ...  # {left_out} more lines']
     return Entry(name, 'value', '\n'.join(lines), line=node.lineno)
 
 
@@ -167,7 +167,8 @@ def alias_entry(name: str, node: ast.ImportFrom) -> Entry:
     "A name that is imported here and exported again."
     module = (node.module or '').removeprefix('maskgil.')
     original = next(a.name for a in node.names if name == (a.asname or a.name))
-    return Entry(name, 'alias', f'from maskgil.{module} import {original}', f'The same as `{module}.{original}`.', line=node.lineno)
+    shown, same = f'from maskgil.{module} import {original}', f'The same as `{module}.{original}`.'
+    return Entry(name, 'alias', shown, same, line=node.lineno)
 
 
 def definitions(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -267,7 +268,8 @@ def entry_lines(entry: Entry, site: Site, page: str, level: int = 2) -> list[str
     if level == 2: lines += [' · '.join(facts), '{ .api-facts }', '']
     if entry.kind != 'property': lines += ['```python', entry.signature, '```', '']
     if entry.doc: lines += [prose(entry.doc), '']
-    if entry.parameters: lines += parameter_table(entry.parameters, 'field' if entry.is_record else 'parameter', site, page)
+    what = 'field' if entry.is_record else 'parameter'
+    if entry.parameters: lines += parameter_table(entry.parameters, what, site, page)
     if entry.returned:
         parts = [type_code(entry.returned.type, site, page), prose(entry.returned.comment)]
         word = 'Is' if entry.kind == 'property' else 'Returns'
@@ -280,7 +282,9 @@ def module_page(module: Module, site: Site, page: str) -> str: # Markdown
     "The reference of one module."
     lines = [f'# {module.name}', '', prose(module.doc), '']
     notebook = site.notebook(module.notebook)
-    if notebook: lines += [f'The notebook that defines and shows it: [{module.notebook}]({site.address(page, notebook)}).', '']
+    if notebook:
+        link = f'[{module.notebook}]({site.address(page, notebook)})'
+        lines += [f'The notebook that defines and shows it: {link}.', '']
     if not module.entries: lines += ['It has no public names of its own.', '']
     for entry in module.entries: lines += entry_lines(entry, site, page)
     return linked(site, page, '\n'.join(lines))

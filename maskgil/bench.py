@@ -40,7 +40,7 @@ from .weights import save_weights
 __all__ = ['REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'trained_tokenizer',
            'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference', 'Trained', 'train_model',
            'training_cost', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
-           'save_sheet', 'sample_sheet', 'as_metric', 'as_line', 'measure', 'measure_drawn', 'card_of',
+           'save_sheet', 'sample_sheet', 'as_metric', 'as_line', 'measure', 'measure_drawn', 'card_of', 'origin_card',
            'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
@@ -318,7 +318,21 @@ def card_of(bench: Bench, model: Any, **options: Any) -> dict[str, Any]:
                         extractor=bench.profile.evaluation.extractor)
     return protocol_card(samples, bench.reference, device=bench.device)
 
-# %% ../nbs/43_bench.ipynb #ddaba12e
+# %% ../nbs/43_bench.ipynb #6f199796
+def origin_card(bench: Bench) -> dict[str, str]: # of a saved pipeline: description, and licence where it is known
+    "What a model learned from."
+    data, trained = bench.profile.data, f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile.'
+    if data.source != 'openmoji':
+        return dict(description=f'A small masked model of the images of {Path(data.source).name} at {data.resolution} '
+                                f'pixels, conditioned on {len(bench.classes)} classes; trained {trained}')
+    return dict(
+        description=f'A small masked model of OpenMoji pictures at {data.resolution} pixels, conditioned on nine '
+                    f'Unicode groups; trained {trained}',
+        license='cc-by-sa-4.0',
+        attribution='Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
+                    'the weights and the pictures are shared under the same licence.')
+
+# %% ../nbs/43_bench.ipynb #10d023c4
 def share_pipeline(
     bench: Bench,
     size: str, # a name of the paper; trained before
@@ -329,12 +343,9 @@ def share_pipeline(
 ) -> Path:
     "Save a trained model with its tokenizer, weights in bfloat16."
     profile = bench.profile
-    described = (f'A small masked model of OpenMoji pictures at {profile.data.resolution} pixels, conditioned on nine '
-                 f'Unicode groups; trained by `papermill nbs/scaling.ipynb` in the {profile.name} profile.')
-    attribution = ('Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
-                   'the weights and the pictures are shared under the same licence.')
-    card = dict(name=f'MaskGIL {profile.row(size)} on OpenMoji', metrics=metrics, record=record,
-                license='cc-by-sa-4.0', description=described, attribution=attribution)
+    of = 'OpenMoji' if profile.data.source == 'openmoji' else Path(profile.data.source).name
+    card: dict[str, Any] = origin_card(bench) | dict(name=f'MaskGIL {profile.row(size)} on {of}', metrics=metrics,
+                                     record=record)
     model = train_model(bench, size).at(profile.training.epochs[-1]) # found trained
     defaults = dict(steps=profile.evaluation.steps, cfg=cfg)
     pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, defaults, card)

@@ -27,7 +27,7 @@ from .losses import MaskedObjective, token_loss
 from .metrics import Reference, codebook_usage, evaluate, metric_key, reconstruct, reconstruction_metrics
 from .models import forward_flops, load_model, parameter_count
 from .pipeline import decode_tokens, draw_tokens
-from .profiles import PROFILES
+from .profiles import PROFILES, override
 from .records import latest, once, records
 from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
 from .shards import open_images
@@ -294,8 +294,10 @@ def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int
     ar, mar = (train_model(bench, size, kind).at(last).to(device) for kind in ('llamagen', 'maskgil'))
     labels, tokens, curve, sheets = wanted_proportions(bench), math.prod(mar.config.grid), [], []
     options = dict(dtype=bench.profile.training.dtype)
-    fused: dict[str, Any] = dict(sampler=functools.partial(sample_fusion, ar), seed=bench.seed, mar_steps=settings.steps,
-                 ar_cfg=settings.main_cfg, mar_cfg=settings.main_cfg, ar_options=options, mar_options=options)
+    sampler = functools.partial(sample_fusion, ar)
+    fused: dict[str, Any] = dict(
+        sampler=sampler, seed=bench.seed, mar_steps=settings.steps, ar_cfg=settings.main_cfg,
+        mar_cfg=settings.main_cfg, ar_options=options, mar_options=options)
     shown = torch.arange(12) % len(bench.classes)
     for ar_tokens in dict.fromkeys(round(tokens * k / shares) for k in range(shares + 1)):
         draw = lambda labels: draw_tokens(mar, labels, ar_tokens=ar_tokens, **fused)
@@ -355,15 +357,18 @@ def publish(
     size: str = 'xxl', # a name of the paper
     out: str = 'checkpoints/openmoji-mini', # the folder to write
     profile: str = 'mini',
+    data: str = '', # the folder of images it was trained on, if it was not the profile's
     seed: int = 0,
 ) -> None:
     "Save the pipeline of a scaling run of yours, weights in bfloat16."
-    cell = dict(size=size, recipe='paper')
-    found = [r for r in latest(records('scaling', ['yours'], profile=profile, seed=seed)) if r.parameters == cell]
+    chosen, cell = override(PROFILES[profile], {'data.source': data}), dict(size=size, recipe='paper')
+    mine = records('scaling', ['yours'], profile=profile, seed=seed)
+    of_data = [r for r in mine if r.settings.get('data.source') == chosen.data.source]
+    found = [r for r in latest(of_data) if r.parameters == cell]
     if not found:
         raise FileNotFoundError(f'no run to publish: papermill nbs/scaling.ipynb -p size {size} -p profile {profile} '
-                                f'-p seed {seed}')
-    bench, record = Bench(PROFILES[profile], seed=seed), found[-1]
+                                f'-p seed {seed}' + (f' -p data {data}' if data else ''))
+    bench, record = Bench(chosen, seed=seed), found[-1]
     last, fid = bench.profile.training.epochs[-1], bench.profile.evaluation.fid
     at_end = [point for point in record.metrics['curve'] if point['epoch'] == last]
     best = min(at_end, key=lambda point: point['metrics'][fid]['value'])

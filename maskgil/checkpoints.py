@@ -18,7 +18,15 @@ from .tokenizers import Tokenizer, TOKENIZERS
 from .models import build_model, model_config
 
 # %% auto #0
-__all__ = ['empty_module', 'convert_checkpoint', 'synthetic_tensor', 'synthetic_weights']
+__all__ = ['empty_module', 'convert_checkpoint', 'synthetic_tensor', 'synthetic_weights', 'CHECKPOINTS', 'CheckpointError',
+           'read_header', 'read_weights', 'recognise', 'save_weights']
+
+# %% ../nbs/13_checkpoints.ipynb #e26e4096
+# reading lay here before it became a chapter of its own; programs of others ask for it here
+from .weights import CheckpointError, read_header, read_weights, recognise # noqa: F401
+
+# %% ../nbs/13_checkpoints.ipynb #ebd5f931
+_all_ = ['CHECKPOINTS', 'CheckpointError', 'read_header', 'read_weights', 'recognise', 'save_weights']
 
 # %% ../nbs/13_checkpoints.ipynb #6b5256e4
 _LIKE_PUBLISHED: dict[str, dict[str, Any]] = { # kind -> options of `model_config`
@@ -26,7 +34,7 @@ _LIKE_PUBLISHED: dict[str, dict[str, Any]] = { # kind -> options of `model_confi
     'maskgit-transformer': dict(tokenizer='maskgit-vq'),
 }
 
-# %% ../nbs/13_checkpoints.ipynb #679fa867
+# %% ../nbs/13_checkpoints.ipynb #a3784187
 def empty_module(
     system: str, # a row of CHECKPOINTS, or of TOKENIZERS
     **changes: Any, # fields of ModelConfig that the weights do not tell, such as grid

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from maskgil.figures import (
-    LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units, largest_timed,
-    last_and_best, look, looks, one_at_a_time, told_rows,
+    LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units,
+    largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
 )
 from .records import Record, SOURCES, latest, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds

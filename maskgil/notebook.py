@@ -21,7 +21,7 @@ from .studies import Cell, STUDIES, Study, rows_of
 from .text_study import text_pipeline
 
 # %% auto #0
-__all__ = ['skip_rest', 'OpenStudy', 'open_study', 'show_table']
+__all__ = ['skip_rest', 'StudyRuns', 'OpenStudy', 'open_study', 'show_table']
 
 # %% ../nbs/55_notebook.ipynb #20ac5262
 def skip_rest() -> None:
@@ -34,10 +34,10 @@ def skip_rest() -> None:
         return lines
     shell.input_transformers_cleanup.append(empty)
 
-# %% ../nbs/55_notebook.ipynb #01420ae2
+# %% ../nbs/55_notebook.ipynb #1a08dc2e
 @dataclass
-class OpenStudy:
-    "A study with the parameters of its notebook."
+class StudyRuns:
+    "The cells that a notebook's parameters ask for, and their records."
     study: Study
     p: Any # the notebook's parameters
     profile: Profile
@@ -54,10 +54,7 @@ class OpenStudy:
 
     def run(self) -> list[Record]:
         "One record for each cell; a run whose record exists is skipped. With `run=False`, the records there are."
-        if not getattr(self.p, 'run', True): return self.found()
-        done = [self.run_one(cell) for cell in self.cells]
-        self.__dict__.pop('evidence', None)
-        return done
+        return [self.run_one(cell) for cell in self.cells] if getattr(self.p, 'run', True) else self.found()
 
     def run_one(self, cell: Cell) -> Record:
         "The record of a cell, run if need be."
@@ -75,32 +72,28 @@ class OpenStudy:
                 held[str(r.parameters)] = r
         return [held[str(c.parameters)] for c in self.cells if str(c.parameters) in held]
 
-    @cached_property
-    def evidence(self) -> Evidence: # of all three sources, in this profile
-        return gather_evidence(self.study.name, self.profile.name)
+# %% ../nbs/55_notebook.ipynb #970071b8
+class OpenStudy(StudyRuns):
+    "A study with the parameters of its notebook: run, and shown."
 
-    def of(self, other: str) -> Evidence: # a study's name, '' for this one
-        return gather_evidence(other, self.profile.name) if other else self.evidence
+    def evidence(self, other: str = '') -> Evidence: # other: a study's name, '' for this one
+        return gather_evidence(other or self.study.name, self.profile.name)
 
     def table(self, title: str) -> pd.DataFrame:
         "A table of the study's row, from the records there are."
         table = _named(self.study.tables, title, 'table', lambda t: t.title)
-        return table.make(self.of(table.study))
+        return table.make(self.evidence(table.study))
 
     def figure(self, name: str) -> Any: # a matplotlib figure, or None if there is nothing to draw
         "A figure of the study's row, from the records there are."
         figure = _named(self.study.figures, name, 'figure', lambda f: f.name)
-        evidence = self.of(figure.study)
+        evidence = self.evidence(figure.study)
         return figure.draw(getattr(evidence, figure.reads)) if evidence.records else None
 
     def finding(self) -> str:
         "The answer to the study's question, from the numbers there are."
-        return self.study.finding(self.evidence) if self.evidence.records else 'No record yet.'
-
-    def save_pipeline(self, run: Record, folder: str) -> None:
-        "Save the pipeline of a text study's run, weights in bfloat16."
-        pipe = text_pipeline(self.bench, run.metrics['curve'])
-        print(f'checkpoint: {pipe.save_pretrained(folder, torch.bfloat16)}')
+        evidence = self.evidence()
+        return self.study.finding(evidence) if evidence.records else 'No record yet.'
 
     def picture(self, run: Record, name: str = 'samples') -> Any: # of IPython, or None
         "A picture that a run has kept."
@@ -108,11 +101,16 @@ class OpenStudy:
         file = record_file(run, name)
         return Image(file) if file else None
 
+    def save_pipeline(self, run: Record, folder: str) -> None:
+        "Save the pipeline of a text study's run, weights in bfloat16."
+        pipe = text_pipeline(self.bench, run.metrics['curve'])
+        print(f'checkpoint: {pipe.save_pretrained(folder, torch.bfloat16)}')
+
 def _named(rows: tuple, name: str, what: str, called: Callable[[Any], str]) -> Any:
     by_name = {called(row): row for row in rows}
     return by_name[check_choice(what, name, by_name)]
 
-# %% ../nbs/55_notebook.ipynb #77e77744
+# %% ../nbs/55_notebook.ipynb #d706fe57
 def open_study(
     name: str, # a row of `STUDIES`
     p: Any, # the notebook's parameters, from `checks.parameters`
@@ -125,7 +123,7 @@ def open_study(
         skip_rest()
     return opened
 
-# %% ../nbs/55_notebook.ipynb #1bafcfcc
+# %% ../nbs/55_notebook.ipynb #88431336
 def show_table(
     study: str = 'scaling', # a row of `STUDIES`
     title: str = 'Table 7, FID', # of one of its tables

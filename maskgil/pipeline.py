@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .checks import check_choice
-from .core import pick_device, progress, project_root, read_json, write_atomic, write_json
+from .core import pick_device, progress, read_json, shipped, write_atomic, write_json
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from .weights import find_folder, load_model_weights, save_weights
 from .tokenizers import load_tokenizer
@@ -30,7 +30,7 @@ __all__ = ['GREY', 'LINE', 'LETTER', 'TASKS', 'CHECKPOINT', 'TEXT_CHECKPOINT', '
            'fused', 'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'check_codes',
            'evaluation_results', 'card_data', 'metrics_table', 'usage_example', 'model_card', 'pipeline_config',
            'save_pipeline', 'load_transformer', 'load_pipeline_parts', 'asked_for', 'sampler_options', 'steer_away',
-           'kept_tokens', 'Reading', 'Drawing', 'MaskGILPipeline', 'sample']
+           'kept_tokens', 'Reading', 'Drawing', 'MaskGILPipeline', 'saved_pipeline', 'sample']
 
 # %% ../nbs/18_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -635,6 +635,14 @@ class MaskGILPipeline(Drawing):
 CHECKPOINT = 'checkpoints/openmoji-mini' # in this repository: a small model trained on OpenMoji
 TEXT_CHECKPOINT = f'{CHECKPOINT}-text' # and one that reads sentences
 
+# %% ../nbs/18_pipeline.ipynb #48687890
+def saved_pipeline(
+    path: str = '', # a folder, or a repository on the hub; empty is one that comes with the code
+    default: str = CHECKPOINT, # which one
+) -> Path:
+    "Where a saved pipeline is: in the project or, where only the wheel is installed, in the package."
+    return Path(path).expanduser() if path else shipped(default, f'pretrained/{Path(default).name}')
+
 # %% ../nbs/18_pipeline.ipynb #6929d2d4
 def sample(
     checkpoint: str = '', # a folder or a repository on the hub; empty is the one in this repository
@@ -646,7 +654,7 @@ def sample(
     prompt: str = '', # a sentence to draw, in place of the classes
 ) -> None:
     "Draw a sheet with a row for each class, or a row for a prompt, and say where it is."
-    pipe = MaskGILPipeline.from_pretrained(checkpoint or project_root()/(TEXT_CHECKPOINT if prompt else CHECKPOINT))
+    pipe = MaskGILPipeline.from_pretrained(saved_pipeline(checkpoint, TEXT_CHECKPOINT if prompt else CHECKPOINT))
     options: dict[str, Any] = dict(seed=seed, steps=steps or None, cfg=cfg or None)
     if prompt: sheet = picture_sheet(pipe(prompts=[prompt] * columns, **options), columns=columns, scale=2)
     else: sheet = pipe.sheet(columns, **options)

@@ -96,7 +96,8 @@ def plan_cell(
     without = 'does not fit' if steps else 'trained by another cell' if trained else 'no training'
     return dict(
         cell=str(cell), model=f'{cell.kind} {profile.row(cell.size)}', parameters=parameters, steps=steps,
-        tflop_step=flops / 1e12 if steps else None, gib=used.get('total'), layout=str(setup or without), images=cell.images,
+        tflop_step=flops / 1e12 if steps else None, gib=used.get('total'), layout=str(setup or without),
+        images=cell.images,
         tokens=steps * training.batch_size * math.prod(config.grid), training_flops=steps * flops,
         hours=hours, gpu_hours=hours * hardware.count, disk_gib=kept_gib(profile, cell, parameters) if steps else 0.)
 

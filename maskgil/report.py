@@ -121,18 +121,21 @@ def status_table(gathered: dict[str, Evidence]) -> pd.DataFrame:
         {'study': s.title, 'covers': s.covers} | {NAMES[c].lower(): has(gathered[s.name], c) for c in SOURCES}
         for s in STUDIES.values()])
 
-# %% ../nbs/56_report.ipynb #353c0f6d
+# %% ../nbs/56_report.ipynb #feab74cd
 def older_records(gathered: dict[str, Evidence]) -> list[str]: # sentences
     "Which shown records are of an older version of the code's behaviour."
-    counted: dict[tuple[str, str, str], int] = {}
+    counted: dict[tuple[str, str], dict[str, int]] = {} # (source, stages) -> study -> records
     for name, evidence in gathered.items():
         for r in evidence.records:
-            if stages := ', '.join(outdated(r)):
-                what = STUDIES[name].title, r.source, stages
-                counted[what] = counted.get(what, 0) + 1
-    say = lambda stages: 'older than versions' if stages == 'all' else f'of an older version of {stages}'
-    return [f'{title}: {n} records ({NAMES[source].lower()}) are {say(stages)}.'
-            for (title, source, stages), n in counted.items()]
+            if not (stages := ', '.join(outdated(r))): continue
+            of_studies = counted.setdefault((r.source, stages), {})
+            of_studies[name] = of_studies.get(name, 0) + 1
+    said = []
+    for (source, stages), of_studies in counted.items():
+        what = 'older than versions' if stages == 'all' else f'of an older version of {stages}'
+        studies = ', '.join(f'{name} {n}' for name, n in of_studies.items())
+        said.append(f'{NAMES[source]}: {sum(of_studies.values())} records are {what} ({studies}).')
+    return said
 
 # %% ../nbs/56_report.ipynb #6c4d9f37
 LEAD = (

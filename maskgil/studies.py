@@ -34,7 +34,7 @@ from maskgil.findings import (
     speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values,
 )
 from .models import SIZE_ROWS, SIZES
-from .pipeline import CHECKPOINT, MaskGILPipeline
+from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, override, resolve_profile
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
@@ -48,10 +48,10 @@ from .versions import STAGES
 # %% auto #0
 __all__ = ['COST', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'each',
            'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid',
-           'fusion_grid', 'departures_grid', 'saved_pipeline', 'protocol_grid', 'text_grid', 'run_scaling',
-           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol',
-           'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets',
-           'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults']
+           'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling', 'run_tokenizers',
+           'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol', 'fixed_text',
+           'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets', 'model_tables',
+           'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -212,11 +212,7 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
         yield Cell(dict(size=p.size, change=change), dict(change=change), p.size, recipe=row.get('recipe', 'paper'),
                    images=curve_images(profile), variant=change if retrains else '')
 
-# %% ../nbs/53_studies.ipynb #2af6a7a2
-def saved_pipeline(path: str = '', default: str = CHECKPOINT) -> Path: # empty is one that comes with the code
-    "The folder of a saved pipeline."
-    return Path(path).expanduser() if path else shipped(default, f'pretrained/{Path(default).name}')
-
+# %% ../nbs/53_studies.ipynb #013a93a1
 def protocol_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One: a saved model, measured by every rule."
     folder = saved_pipeline(p.checkpoint)

@@ -41,7 +41,8 @@ def test_links_lead_somewhere(site):
 def test_a_dead_link_is_found(tmp_path):
     from links import problems
     (tmp_path/'there.html').write_text('<h1 id="here">x</h1>')
-    (tmp_path/'style.css').write_text('@import "https://example.org/font.css"; b { background: url(//example.org/x.png) }')
+    (tmp_path/'style.css').write_text('''
+        @import "https://example.org/font.css"; b { background: url(//example.org/x.png) }''')
     (tmp_path/'page.html').write_text('''
         <a href="there.html#here">fine</a> <a href="https://example.org">fine</a>
         <a href="gone.html">x</a> <a href="there.html#gone">x</a> <a href="#gone">x</a> <img src="gone.png">
@@ -72,8 +73,17 @@ def test_notebook_page(site, notebook):
     assert not re.search(r'#\| *(export|hide|default_exp)', text)
     assert '$$' not in text
     shown = re.findall(r'<h[1-6] id="([^"]+)"', text)
-    written = re.sub(r'```.*?```', '', '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown'), flags=re.S)
-    assert len(shown) == len(set(shown)) == len(re.findall(r'^#{1,6} ', written, re.M))
+    texts = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    written = re.findall(r'^#{1,6} ', re.sub(r'```.*?```', '', texts, flags=re.S), re.M)
+    assert len(shown) == len(set(shown)) == len(written)
+
+
+def test_start_page_is_the_front_page(site):
+    "What comes before its first section: the figure and the lines of result."
+    front = (ROOT/'README.md').read_text(encoding='utf-8').split('\n## ')[0]
+    start = (site/'index.html').read_text(encoding='utf-8').partition('<article')[2].partition('id="two-commands"')[0]
+    assert start.count('<img ') == len(re.findall(r'!\[', front))
+    assert start.count('<li>') == len(re.findall(r'^- ', front, re.M))
 
 
 def test_studies_show_figures(site):
@@ -141,9 +151,9 @@ def test_published_files_are_listed(site):
 def test_long_lines_of_code_fit():
     "120 characters of a monospace font beside both columns of a window of 1400 pixels; in a narrower one they scroll."
     style = (ROOT/'docs'/'assets'/'site.css').read_text(encoding='utf-8')
-    pixels = {name: float(value) for name, value in re.findall(r'--(code-size|side): ([\d.]+)px', style.split('@media')[0])}
-    column = 1400 - 2 * (pixels['side'] + 12) - 2 * 14
-    assert 120 * 0.602 * pixels['code-size'] + 2 * pixels['code-size'] <= column
+    code_size, side = (float(re.search(rf'--{name}: ([\d.]+)px', style)[1]) for name in ('code-size', 'side'))
+    column = 1400 - 2 * (side + 12) - 2 * 14
+    assert (120 * 0.602 + 2) * code_size <= column # its padding is one size on either side
     blocks = re.findall(r'([^{}]*\bpre\b[^{}]*)\{([^{}]*)\}', style)
     assert blocks and not [rule for rule in blocks if re.search(r'overflow(-x)?: *hidden', rule[1])]
 

@@ -25,8 +25,9 @@ def run(bench, cell, folder):
     return generation_cell(bench, cell.size, folder=folder, sheet=False, untrained=False)
 
 scaling = STUDIES['scaling']
-register_study(Study('tenth', 'A tenth study', 'beyond the paper', 'Is it seen?', grid, run, figures=scaling.figures[:1],
-                     tables=(Table('Of the tenth', lambda e: e.table[['size', 'family', 'value']].head(4)), COST)))
+first_rows = Table('Of the tenth', lambda evidence: evidence.table[['size', 'family', 'value']].head(4))
+register_study(Study('tenth', 'A tenth study', 'beyond the paper', 'Is it seen?', grid, run,
+                     figures=scaling.figures[:1], tables=(first_rows, COST)))
 '''
 
 PARAMETERS = """profile: str = 'auto'      # auto | smoke | mini | paper
@@ -55,10 +56,10 @@ def project(tmp_path_factory):
 
 
 def run(project, *command):
-    env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
-    env |= dict(MASKGIL_EXTEND=str(project/'mine.py'), MASKGIL_ROOT=str(project), MASKGIL_PROGRESS='off', OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, *command], cwd=project, env=env, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
+    ours = dict(MASKGIL_EXTEND=str(project/'mine.py'), MASKGIL_ROOT=str(project), MASKGIL_PROGRESS='off')
+    done = subprocess.run([sys.executable, *command], cwd=project, env=plain | ours | dict(OMP_NUM_THREADS='1'),
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -66,13 +67,17 @@ def run(project, *command):
 @pytest.fixture(scope='module')
 def runs(project):
     "The new rows, run as `reproduce` starts them: the jobs that name them, in the smoke profile."
-    started = run(project, '-c', 'from maskgil.profiles import PROFILES; from maskgil.reproduce import jobs; import json; '
-                                 'print(json.dumps(sum(jobs(PROFILES["smoke"]), [])))')
-    mine = [(study, arguments) for study, arguments in json.loads(started)
+    ask = ('import json; from maskgil.profiles import PROFILES; from maskgil.reproduce import jobs; '
+           'print(json.dumps(sum(jobs(PROFILES["smoke"]), [])))')
+    every_job = json.loads(run(project, '-c', ask))
+    mine = [(study, arguments) for study, arguments in every_job
             if study == 'tenth' or 'fifth-vq' in arguments.values() or 'wide' in arguments.values()]
-    assert sorted(mine, key=str) == [('scaling', dict(size='wide')), ('tenth', {}), ('tokenizers', dict(tokenizer='fifth-vq'))]
-    run(project, '-c', f'from maskgil.reproduce import run_all; failed = run_all({mine!r}, profile="smoke"); '
-                       'assert not failed, failed')
+    size, study, tokenizer = sorted(mine, key=str)
+    assert size == ('scaling', dict(size='wide')) and study == ('tenth', {})
+    assert tokenizer == ('tokenizers', dict(tokenizer='fifth-vq'))
+    start = (f'from maskgil.reproduce import run_all; failed = run_all({mine!r}, profile="smoke"); '
+             'assert not failed, failed')
+    run(project, '-c', start)
     return project
 
 
@@ -106,7 +111,8 @@ def test_the_claims_are_those_of_the_paper(runs):
 
 
 def test_the_tables_of_a_study_have_them(runs):
-    said = run(runs, '-m', 'maskgil.cli', 'table', '--study', 'tokenizers', '--title', 'Generation', '--profile', 'smoke')
+    generation = ('--study', 'tokenizers', '--title', 'Generation', '--profile', 'smoke')
+    said = run(runs, '-m', 'maskgil.cli', 'table', *generation)
     assert said.count('Fifth-VQ') == 3 # under each architecture
 
 
@@ -117,7 +123,8 @@ def test_the_index_has_them(project):
 
 def test_a_name_that_is_no_row_is_refused_with_the_rows(project):
     env = os.environ | dict(MASKGIL_EXTEND=str(project/'mine.py'))
-    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/scaling.ipynb', '-p', 'size', 'wode'], cwd=project, env=env,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    misspelt = ('papermill', 'nbs/scaling.ipynb', '-p', 'size', 'wode')
+    done = subprocess.run([sys.executable, '-m', *misspelt], cwd=project, env=env, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)
     assert done.returncode and "choose one of b, l, xl, xxl, all, wide. Did you mean 'wide'?" in done.stderr
     assert 'Traceback' not in done.stderr

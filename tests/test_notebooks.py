@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from maskgil.studies import STUDIES
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9][0-9]_*.ipynb'))
 BIN = Path(sys.executable).parent
@@ -20,7 +22,8 @@ def run(*command, cwd):
 def copy(tmp_path_factory):
     "A copy of the project, to export into and to clean."
     folder = tmp_path_factory.mktemp('project')
-    for name in ('nbs', 'maskgil'): shutil.copytree(ROOT/name, folder/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    made_again = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for name in ('nbs', 'maskgil'): shutil.copytree(ROOT/name, folder/name, ignore=made_again)
     for name in ('settings.ini', 'README.md'): shutil.copy(ROOT/name, folder)
     return folder
 
@@ -34,8 +37,10 @@ def test_export_is_in_sync(copy):
     for module in (copy/'maskgil').glob('*.py'):
         if module.name != '__init__.py': module.unlink()
     run('nbdev_export', cwd=copy)
-    same, different, missing = filecmp.cmpfiles(ROOT/'maskgil', copy/'maskgil', [p.name for p in (ROOT/'maskgil').glob('*.py')], shallow=False)
-    assert not different and not missing, f'run nbdev_export: {different + missing} differ from what the notebooks export'
+    modules = [p.name for p in (ROOT/'maskgil').glob('*.py')]
+    _, different, missing = filecmp.cmpfiles(ROOT/'maskgil', copy/'maskgil', modules, shallow=False)
+    differ = different + missing
+    assert not differ, f'run nbdev_export: {differ} differ from what the notebooks export'
 
 
 def test_notebooks_are_clean(copy):
@@ -46,8 +51,15 @@ def test_notebooks_are_clean(copy):
 
 def test_parameters_keep_their_tag(copy):
     "papermill would silently run the defaults without it."
-    for notebook in (p for p in (copy/'nbs').glob('*.ipynb') if p.stem in ('scaling',)):
-        assert '"parameters"' in notebook.read_text(), notebook.name
+    for study in STUDIES: assert '"parameters"' in (copy/'nbs'/f'{study}.ipynb').read_text(), study
+
+
+def shown_value(source):
+    "What a cell ends in, if that is a value and no test of one."
+    last = ast.parse(source).body[-1]
+    if not isinstance(last, ast.Expr): return ''
+    called = ast.unparse(last.value.func) if isinstance(last.value, ast.Call) else ''
+    return '' if re.match('test_|torch.testing', called) else ast.unparse(last)
 
 
 def test_what_is_shown_has_an_output():
@@ -58,7 +70,5 @@ def test_what_is_shown_has_an_output():
             source = ''.join(cell['source'])
             assert not re.search(r'^# %+ ?(\[|$)', source, re.M), f'{notebook.name}: {source}'
             if cell['cell_type'] != 'code' or source.lstrip().startswith('#|') or cell['outputs']: continue
-            last = ast.parse(source).body[-1]
-            checks = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and re.match('test_|torch.testing', ast.unparse(last.value.func))
-            if isinstance(last, ast.Expr) and not checks: missing.append(f'{notebook.name}: {ast.unparse(last)}')
+            if value := shown_value(source): missing.append(f'{notebook.name}: {value}')
     assert not missing, f'execute and save: {missing}'

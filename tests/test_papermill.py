@@ -29,16 +29,21 @@ def study(project):
     return write_notebook(project/'nbs'/'tiny.ipynb', PARAMETERS, GUARD, BODY)
 
 
+def plain_environment():
+    "What a terminal has: no setting of the project."
+    return {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
+
+
 def papermill(*args, cwd, stdin=subprocess.DEVNULL):
-    env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
-    return subprocess.run([PAPERMILL, *map(str, args)], cwd=cwd, stdin=stdin, capture_output=True, text=True, env=env, timeout=120)
+    return subprocess.run([PAPERMILL, *map(str, args)], cwd=cwd, env=plain_environment(), stdin=stdin,
+                          capture_output=True, text=True, timeout=120)
 
 
 def in_terminal(*args, cwd):
     "Run in a pseudo-terminal: stdin, stdout and stderr are one."
     main, other = pty.openpty()
-    env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
-    process = subprocess.Popen([PAPERMILL, *map(str, args)], cwd=cwd, stdin=other, stdout=other, stderr=other, env=env, start_new_session=True)
+    process = subprocess.Popen([PAPERMILL, *map(str, args)], cwd=cwd, env=plain_environment(), start_new_session=True,
+                               stdin=other, stdout=other, stderr=other)
     os.close(other)
     text = b''
     while True:
@@ -52,8 +57,8 @@ def in_terminal(*args, cwd):
 
 def printed(nb_path):
     "What the guard printed in an executed copy."
-    nb = nbformat.read(nb_path, 4)
-    return ''.join(o.text for c in nb.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
+    cells = [c for c in nbformat.read(nb_path, 4).cells if c.cell_type == 'code']
+    return ''.join(o.text for c in cells for o in c.outputs if o.output_type == 'stream')
 
 
 def check_done(output, project, name='tiny-size=xxl.ipynb'):
@@ -164,7 +169,8 @@ def test_the_guard_inside_the_kernel(study, project):
 def test_help_lists_the_parameters(study, project):
     done = papermill('--help-notebook', 'nbs/tiny.ipynb', cwd=project)
     assert done.returncode == 0, done.stderr
-    for name in ('size: str', 'cfg: list[float]', 'steps: int', 'force: bool', 'rows of Table 2'): assert name in done.stdout
+    declared = ('size: str', 'cfg: list[float]', 'steps: int', 'force: bool', 'rows of Table 2')
+    for name in declared: assert name in done.stdout
 
 
 def test_other_projects_are_left_alone(tmp_path):

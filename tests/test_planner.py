@@ -5,10 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from maskgil.studies import STUDIES, defaults
 from maskgil.planner import all_cells, plan
 from maskgil.profiles import PROFILES
 from maskgil.records import records
+from maskgil.studies import STUDIES, defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,20 +28,29 @@ def test_every_study_has_a_notebook_that_reads_its_row():
         assert defaults(name).dry_run is False and defaults(name).run is True
 
 
-def papermill(tmp_path, study, *parameters):
-    env = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_') and k != 'IMAGENET'} | dict(MASKGIL_RESULTS=str(tmp_path/'results'))
-    done = subprocess.run([Path(sys.executable).parent/'papermill', f'nbs/{study}.ipynb', tmp_path/'plan.ipynb', *(x for p in parameters for x in ('-p', *p))],
-                          cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+def printed(notebook):
+    "What the cells of an executed notebook have printed."
+    cells = [c for c in nbformat.read(notebook, 4).cells if c.cell_type == 'code']
+    return ''.join(o.text for c in cells for o in c.outputs if o.output_type == 'stream')
+
+
+def papermill(tmp_path, study, **parameters):
+    "What a study prints, run in a folder that it must leave empty."
+    results, copy = tmp_path/'results', tmp_path/'plan.ipynb'
+    plain = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_') and k != 'IMAGENET'}
+    given = [part for name, value in parameters.items() for part in ('-p', name, str(value))]
+    done = subprocess.run([Path(sys.executable).parent/'papermill', f'nbs/{study}.ipynb', copy, *given], cwd=ROOT,
+                          env=plain | dict(MASKGIL_RESULTS=str(results)), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert not list((tmp_path/'results').rglob('*.json')) and not (tmp_path/'results'/'checkpoints').exists()
-    return ''.join(o.text for c in nbformat.read(tmp_path/'plan.ipynb', 4).cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'stream')
+    assert not list(results.rglob('*.json')) and not (results/'checkpoints').exists()
+    return printed(copy)
 
 
 def test_the_plan_of_the_paper(tmp_path):
     "As one types it: XXL on ImageNet, here, in seconds."
-    text = papermill(tmp_path, 'scaling', ('profile', 'paper'), ('size', 'xxl'), ('dry_run', 'True'))
-    for word in ('xxl', '8xH100', '8xA100', 'GPU hours', 'disk, GiB', 'nothing was run', 'llm-foundry', '2,001,823',
-                 '0 of 1 cells have a record'): assert word in text, word
+    text = papermill(tmp_path, 'scaling', profile='paper', size='xxl', dry_run=True)
+    columns = ('xxl', '8xH100', '8xA100', 'GPU hours', 'disk, GiB', 'llm-foundry', '2,001,823')
+    for word in (*columns, 'nothing was run', '0 of 1 cells have a record'): assert word in text, word
 
 
 def test_the_notebook_of_every_study(monkeypatch):
@@ -73,8 +82,11 @@ def test_a_job_of_an_array(tmp_path):
     stub = tmp_path/'papermill'
     stub.write_text('#!/bin/sh\nfor a; do echo "<$a>"; done\n')
     stub.chmod(0o755)
-    env = os.environ | dict(PATH=f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", MASKGIL_RESULTS=str(tmp_path/'results'), SLURM_ARRAY_TASK_ID='1',
-                            GRID="nbs/departures.ipynb profile=paper 'change=class last,released' seed=0,1")
-    done = subprocess.run(['bash', 'scripts/grid.sbatch'], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    grid = "nbs/departures.ipynb profile=paper 'change=class last,released' seed=0,1"
+    env = os.environ | dict(PATH=path, MASKGIL_RESULTS=str(tmp_path/'results'), SLURM_ARRAY_TASK_ID='1', GRID=grid)
+    done = subprocess.run(['bash', 'scripts/grid.sbatch'], cwd=ROOT, env=env, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1:] == ['<nbs/departures.ipynb>', '<-p>', '<profile>', '<paper>', '<-p>', '<change>', '<class last>', '<-p>', '<seed>', '<1>']
+    arguments = ['nbs/departures.ipynb', '-p', 'profile', 'paper', '-p', 'change', 'class last', '-p', 'seed', '1']
+    assert done.stdout.splitlines()[1:] == [f'<{argument}>' for argument in arguments]

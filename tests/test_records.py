@@ -10,8 +10,8 @@ from maskgil.profiles import PROFILES, override, settings
 from maskgil.records import (
     PAPER_TABLES, Record, promote, published, read_record, record_name, records, reference_dir, run_cell, run_key,
 )
-from maskgil.versions import STAGES
 from maskgil.tables import as_text, compare, long_table, over_seeds
+from maskgil.versions import STAGES
 
 MINI = PROFILES['mini']
 SHA256 = dict( # of the tables as transcribed from the paper; table 5 from its text, since the table is missing
@@ -103,19 +103,21 @@ run_cell('demo', PROFILES['mini'], {}, forever, device='cpu')'''
 
 
 def test_the_key_holds_all_that_changes_the_number():
-    base = dict(study='scaling', profile=MINI, parameters=dict(size='b'), seed=0, data_fingerprint='d', rows=dict(size=1),
-                stages=['data'], groups=['training'])
-    changes = dict(study='steps', profile=override(MINI, {'training.epochs': [9]}), parameters=dict(size='l'), seed=1,
-                   data_fingerprint='e', rows=dict(size=2), stages=['data', 'model'], groups=['training', 'evaluation'])
+    base = dict(study='scaling', profile=MINI, parameters=dict(size='b'), seed=0, data_fingerprint='d',
+                rows=dict(size=1), stages=['data'], groups=['training'])
+    longer = override(MINI, {'training.epochs': [9]})
+    changes = dict(study='steps', profile=longer, parameters=dict(size='l'), seed=1, data_fingerprint='e',
+                   rows=dict(size=2), stages=['data', 'model'], groups=['training', 'evaluation'])
     keys = {run_key(**base | {k: v}) for k, v in changes.items()} | {run_key(**base)}
     assert len(keys) == len(changes) + 1
 
 
 def test_a_record_of_a_former_time_is_read(tmp_path):
     "Flat settings, a hash of the code, a file named by its key: as they were written before versions."
-    former = dict(study='scaling', profile='mini', parameters=dict(size='b', recipe='paper'), seed=1, key='056a6b599dea37fe',
-                  metrics=dict(curve=[dict(epoch=8, cfg=2., metrics=dict(fid_el0=metric(490.)))]), code_version='86a3a44e',
-                  settings=dict(data='openmoji', resolution=32, epochs=[2, 4, 8], steps=8, eval_images=400, text_size='l'))
+    flat = dict(data='openmoji', resolution=32, epochs=[2, 4, 8], steps=8, eval_images=400, text_size='l')
+    curve = [dict(epoch=8, cfg=2., metrics=dict(fid_el0=metric(490.)))]
+    former = dict(study='scaling', profile='mini', parameters=dict(size='b', recipe='paper'), seed=1,
+                  key='056a6b599dea37fe', metrics=dict(curve=curve), code_version='86a3a44e', settings=flat)
     path = tmp_path/'056a6b599dea37fe.json'
     path.write_text(json.dumps(former))
     record = read_record(path)
@@ -165,7 +167,8 @@ def test_published_records_keep_their_place():
 
 def test_units_of_two_data_sets_are_never_mixed():
     curve = [dict(epoch=MINI.training.epochs[-1], cfg=2.0, metrics=dict(fid_el0=metric(30.)))]
-    run = Record('scaling', 'mini', dict(size='b'), dict(curve=curve), seed=0, basis='simulated', settings=settings(MINI))
+    run = Record('scaling', 'mini', dict(size='b'), dict(curve=curve), seed=0, basis='simulated',
+                 settings=settings(MINI))
     both = pd.concat([long_table(records('scaling', ['paper'])), long_table([run])])
     side = as_text(compare(over_seeds(both)))
     assert list(side) == ['paper: FID, ImageNet 256 px', 'reference: none yet', 'yours: FID-EL0, OpenMoji 32 px']

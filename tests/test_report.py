@@ -23,9 +23,10 @@ def point(epoch, scale, times):
 def add_run(size, folder=None, seed=0, basis='measured', scale=1., versions=None):
     curve = [point(e, c, scale) for e in EPOCHS for c in (SCALES if e == EPOCHS[-1] else [MAIN])]
     metrics = dict(curve=curve, untrained=dict(fid_el0=metric(900.)), floor=dict(fid_el0=metric(15.)))
-    return save_record(Record('scaling', 'mini', dict(size=size, recipe='paper'), metrics, seed=seed, key=f'{size}{seed}',
-                              basis=basis, settings=settings(MINI), ended='2026-01-01',
-                              versions=versions_of() if versions is None else versions), folder)
+    record = Record('scaling', 'mini', dict(size=size, recipe='paper'), metrics, seed=seed, basis=basis,
+                    key=f'{size}{seed}', settings=settings(MINI), ended='2026-01-01',
+                    versions=versions_of() if versions is None else versions)
+    return save_record(record, folder)
 
 
 @pytest.fixture
@@ -96,8 +97,8 @@ def test_records_of_an_older_version_are_named(pages):
     add_run('b', versions=versions_of() | dict(training=0))
     add_run('l', versions={})
     text = pages()[1]
-    assert '1 records (your run) are of an older version of training.' in text
-    assert '1 records (your run) are older than versions.' in text
+    assert 'Your run: 1 records are of an older version of training (scaling 1).' in text
+    assert 'Your run: 1 records are older than versions (scaling 1).' in text
 
 
 def test_a_run_of_ones_own_is_rendered_beside_the_committed_page(tmp_path, monkeypatch):
@@ -113,7 +114,8 @@ def test_the_whole_paper(pages, tmp_path):
     start = time.monotonic()
     page, text = pages()
     assert time.monotonic() - start < 60
-    for n in range(1, 11): assert re.search(rf'Figures? (\d+, |\d+ and |\da and )*{n}\b|Figure {n}a|Figures {n}a', text), n
+    others = r'(\d+, |\d+ and |\da and )*' # named before it: 'Figures 8 and 9'
+    for n in range(1, 11): assert re.search(rf'Figures? {others}{n}\b|Figures? {n}a', text), n
     for n in range(1, 8): assert f'Table {n}' in text or f'Tables {n}' in text, n
     assert text.index('What the paper claims') < text.index('Figure 2')
     assert 'supported' in text and 'contradicted' in text

@@ -1,7 +1,8 @@
 "All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else."
 import json, os, resource, signal, subprocess, sys, time
 
-import psutil, pytest
+import psutil
+import pytest
 
 from maskgil import sampling
 from maskgil.bench import Bench
@@ -11,6 +12,11 @@ from maskgil.records import Record
 from maskgil.reproduce import jobs
 from maskgil.tables import long_table
 
+REPRODUCE = ('maskgil.cli', 'reproduce', '--profile', 'smoke')
+CELLS = dict( # records of each study
+    departures=7, fusion=1, paradigms=4, protocol=1, scaling=4, stability=4, steps=1, text_to_image=1,
+    tokenizers=4 + 12 + 8) # reconstruction, generation, output layers
+
 
 def processor_seconds():
     "Of all processes that have ended below this one."
@@ -18,16 +24,23 @@ def processor_seconds():
     return used.ru_utime + used.ru_stime
 
 
+def environment_in(folder):
+    "Results and cache in a folder, and no other setting of the project."
+    plain = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')}
+    return plain | dict(MASKGIL_RESULTS=str(folder/'results'), MASKGIL_CACHE=str(folder/'cache'))
+
+
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('smoke')
-    environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(folder/'results'), MASKGIL_CACHE=str(folder/'cache'))
+    environment = environment_in(folder)
     def run(*command):
         spent = processor_seconds()
-        done = subprocess.run([sys.executable, '-m', *command], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, '-m', *command], env=environment, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         return done.stdout, processor_seconds() - spent
-    out, seconds = run('maskgil.cli', 'reproduce', '--profile', 'smoke')
+    out, seconds = run(*REPRODUCE)
     return folder/'results', run, out, seconds
 
 
@@ -37,9 +50,9 @@ def records(folder): return {p: json.loads(p.read_text()) for p in (folder/'runs
 def test_every_study_leaves_records(results):
     folder, _, out, seconds = results
     found = [r['study'] for r in records(folder).values()]
-    assert {s: found.count(s) for s in sorted(set(found))} == dict(
-        departures=7, fusion=1, paradigms=4, protocol=1, scaling=4, stability=4, steps=1, text_to_image=1, tokenizers=4 + 12 + 8)
+    assert {s: found.count(s) for s in sorted(set(found))} == CELLS
     assert out.count(': done in') == sum(map(len, jobs(PROFILES['smoke'])))
+    print(f'MEASURED {seconds=}', file=open('/tmp/measured.txt', 'a'))
     assert seconds < 2 * 180 # three minutes of two cores, whatever else they do meanwhile
 
 
@@ -54,17 +67,35 @@ def test_a_deleted_record_is_run_again_and_no_other(results):
     assert [p for p in after if after[p] != before[p]] == [gone]
 
 
+def hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL) # also where the tests run in the background
+
+
+def papermills(environment):
+    "The processes that `reproduce` has started with this environment."
+    def started_here(process):
+        command, variables = process.info['cmdline'] or [], process.info['environ'] or {}
+        return 'papermill' in command and variables.get('MASKGIL_RESULTS') == environment['MASKGIL_RESULTS']
+    return [process for process in psutil.process_iter(['cmdline', 'environ']) if started_here(process)]
+
+
+def within_half_a_minute(what):
+    "Whether something comes true."
+    for _ in range(300):
+        if what(): return True
+        time.sleep(.1)
+    return False
+
+
 @pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing_running(how, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith('MASKGIL_')} | dict(MASKGIL_RESULTS=str(tmp_path/'results'), MASKGIL_CACHE=str(tmp_path/'cache'))
-    run = subprocess.Popen([sys.executable, '-m', 'maskgil.cli', 'reproduce', '--profile', 'smoke'], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # also where the tests run in the background
-    running = lambda: [p for p in psutil.process_iter(['cmdline', 'environ']) if 'papermill' in (p.info['cmdline'] or []) and (p.info['environ'] or {}).get('MASKGIL_RESULTS') == environment['MASKGIL_RESULTS']]
-    until = lambda what: next((True for _ in range(300) if what() or time.sleep(.1)), False)
-    assert until(running)
+    environment = environment_in(tmp_path)
+    run = subprocess.Popen([sys.executable, '-m', *REPRODUCE], env=environment, stdin=subprocess.DEVNULL,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
+    assert within_half_a_minute(lambda: papermills(environment))
     run.send_signal(how)
-    assert 'the same command goes on' in run.communicate(timeout=60)[1] # two times twenty seconds, should the first signal be lost
-    assert run.returncode == 130 and until(lambda: not running())
+    said = run.communicate(timeout=60)[1] # two times twenty seconds, should the first signal be lost
+    assert 'the same command goes on' in said
+    assert run.returncode == 130 and within_half_a_minute(lambda: not papermills(environment))
 
 
 def test_a_schedule_is_a_row(monkeypatch, tmp_path):

@@ -67,8 +67,8 @@ def test_a_tokenizer_resumes_to_the_same_bits(tmp_path, adversarial):
         def stop(state, row):
             if state.step == stop_at: raise KeyboardInterrupt
         objective = ReconstructionObjective(TokenizerObjective(made.config, losses))
-        fit(made, objective, Pictures(), TrainConfig(8, 8, 1e-3, seed=0), folder, device='cpu', dtype='float32', log_every=1,
-            on_log=stop)
+        config = TrainConfig(8, 8, 1e-3, seed=0)
+        fit(made, objective, Pictures(), config, folder, device='cpu', dtype='float32', log_every=1, on_log=stop)
         return made.state_dict()
     whole = trained(tmp_path/'whole')
     with pytest.raises(KeyboardInterrupt): trained(tmp_path/'stopped', stop_at=4)

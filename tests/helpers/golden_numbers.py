@@ -1,12 +1,14 @@
 """A few small numbers of each stage's behaviour. `python tests/helpers/golden_numbers.py` writes them to
 tests/goldens/behaviour.json; do that after raising a version in nbs/04_versions.ipynb, and never without."""
-import json
+import json, os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable
 
 import numpy as np
 import torch
+
+os.environ.setdefault('MASKGIL_PROGRESS', 'off') # no bars between the numbers
 
 GOLDENS = Path(__file__).parents[1]/'goldens'/'behaviour.json'
 Numbers = dict[str, float]
@@ -42,9 +44,9 @@ def tokenizer() -> Numbers:
         found[f'{name} distinct codes'] = len(ids.unique())
         found[f'{name} decoded mean'] = float(made.decode(ids).mean())
         found[f'{name} decoded deviation'] = float(made.decode(ids).std())
-        plain = TokenizerObjective(made.config)(made, pictures(), 0)[0]
+        plain = TokenizerObjective(made.config)(made, pictures(), 0)[0].detach()
         everything = replace(LOSSES[made.config.quantizer], perceptual=.5, adversarial=.1, reconstruction='l1')
-        all_terms = TokenizerObjective(made.config, everything)(made, pictures(), 0)[0]
+        all_terms = TokenizerObjective(made.config, everything)(made, pictures(), 0)[0].detach()
         found |= {f'{name} loss': float(plain), f'{name} loss with every term': float(all_terms)}
     return found
 
@@ -53,9 +55,10 @@ def model() -> Numbers:
     from maskgil.models import load_model
     found: Numbers = {}
     tokens, labels = torch.arange(2 * 64).view(2, 8, 8) % 256, torch.tensor([1, 5])
+    small = dict(tokenizer='smoke-llamagen-vq', classes=9, grid=(8, 8), seed=0)
     for kind, recipe in (('maskgil', 'paper'), ('maskgil', 'released'), ('llamagen', 'paper'),
                          ('maskgit-transformer', 'paper')):
-        made = load_model(kind, 'smoke-xxl', recipe=recipe, tokenizer='smoke-llamagen-vq', classes=9, grid=(8, 8), seed=0)
+        made = load_model(kind, 'smoke-xxl', recipe=recipe, **small)
         inputs = tokens.flatten(1)[:, :-1] if kind == 'llamagen' else tokens
         with torch.no_grad(): features = made.features(inputs, labels, torch.tensor([False, True]))
         weights = torch.linspace(-1, 1, features.shape[-1])
