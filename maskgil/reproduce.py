@@ -17,7 +17,7 @@ from .profiles import Profile, resolve_profile
 from .studies import STUDIES, defaults, study_notebook
 
 # %% auto #0
-__all__ = ['StudyJob', 'jobs', 'CellProcess', 'start', 'stop', 'run_all', 'reproduce']
+__all__ = ['StudyJob', 'jobs', 'CellProcess', 'let_children_hear_ctrl_c', 'start', 'stop', 'run_all', 'reproduce']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -57,6 +57,11 @@ class CellProcess:
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         return f'{self.name}: done in {minutes}:{seconds:02}'
 
+# %% ../nbs/57_reproduce.ipynb #a5f06a41
+def let_children_hear_ctrl_c() -> None:
+    "Where this process ignores Ctrl-C it still does, and the processes that it starts from now on do not."
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, lambda number, frame: None)
+
 # %% ../nbs/57_reproduce.ipynb #2665d446
 def start(
     study: str, # a row of `STUDIES`
@@ -74,11 +79,11 @@ def start(
     environment = os.environ | dict(MASKGIL_PROGRESS=str(bar))
     if threads: environment |= dict(OMP_NUM_THREADS=str(threads))
     given = [part for k, v in parameters.items() for part in ('-p', k, str(v))]
-    hear_ctrl_c = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # which `nohup ... &` turns off
+    let_children_hear_ctrl_c() # no preexec_fn for that: it brings hooks of fork, in which an interrupt is lost
     with open(log, 'wb') as out:
         process = subprocess.Popen([sys.executable, '-m', 'papermill', str(notebook), *given], stdout=out,
                                    stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment,
-                                   start_new_session=True, preexec_fn=hear_ctrl_c)
+                                   start_new_session=True)
     return CellProcess(name, process, log, bar, time.monotonic())
 
 # %% ../nbs/57_reproduce.ipynb #8bfbef62

@@ -52,8 +52,7 @@ def test_every_study_leaves_records(results):
     found = [r['study'] for r in records(folder).values()]
     assert {s: found.count(s) for s in sorted(set(found))} == CELLS
     assert out.count(': done in') == sum(map(len, jobs(PROFILES['smoke'])))
-    print(f'MEASURED {seconds=}', file=open('/tmp/measured.txt', 'a'))
-    assert seconds < 2 * 180 # three minutes of two cores, whatever else they do meanwhile
+    assert seconds < 560 # nine studies take 280 of two cores, whatever else those do meanwhile
 
 
 def test_a_deleted_record_is_run_again_and_no_other(results):
