@@ -181,10 +181,13 @@ def progress(
 def as_ctrl_c(
     *names: str, # of signals; one that the system lacks is left out
 ) -> Iterator[None]:
-    "A closed terminal or a polite `kill` ends the block as Ctrl-C does; the interrupt carries the signal's name."
+    """A closed terminal or a polite `kill` ends the block as Ctrl-C does; the interrupt carries the signal's name.
+
+    A signal that is ignored stays ignored: `nohup` asks for that."""
     def interrupt(number, frame): raise KeyboardInterrupt(signal.Signals(number).name)
     known = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in known}
+    heard = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try: yield
     finally:
         for number, handler in before.items(): signal.signal(number, handler)

@@ -352,5 +352,5 @@ def promote(
         for path in record_files(r):
             with write_atomic(reference/r.study/path.name) as tmp: shutil.copyfile(path, tmp)
             made.append(reference/r.study/path.name)
-    write_index('reference')
+    if made: write_index('reference')
     return made
