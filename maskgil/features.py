@@ -104,6 +104,7 @@ def fold_batchnorm(
 
 # %% ../nbs/14_features.ipynb #f77a083d
 @functools.lru_cache(maxsize=4)
+@torch.inference_mode(False) # or a network first asked for by a metric could not be part of a loss
 def efficientnet_lite0(
     device: str = 'cpu', # where to put it
 ) -> EfficientNetLite0: # frozen, in evaluation mode, channels last; one instance per device

@@ -1,6 +1,12 @@
 "Numbers of each stage: when they move, a version has to be raised; when they do not, every record stays valid."
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from golden_numbers import GOLDENS, NUMBERS, moved
@@ -59,25 +65,25 @@ def test_a_setting_with_its_default_is_no_part_of_the_key():
 
 
 def test_the_code_is_no_part_of_the_key(tmp_path):
-    "A local variable of the training loop under another name: the same keys, from a copy of the package."
-    import re, shutil, subprocess, sys
-    from pathlib import Path
-    import maskgil
-    package = tmp_path/'maskgil'
-    shutil.copytree(Path(maskgil.__file__).parent, package, ignore=shutil.ignore_patterns('__pycache__'))
+    "A local variable of `fit` under another name: the same keys, from a copy of the package."
+    package, root = tmp_path/'maskgil', Path(__file__).parents[1]
+    shutil.copytree(root/'maskgil', package, ignore=shutil.ignore_patterns('__pycache__'))
     ask = ('from maskgil.studies import STUDIES, defaults, rows_of; from maskgil.bench import Bench, stage_folder; '
            'from maskgil.profiles import PROFILES; from maskgil.records import run_key; p = PROFILES["smoke"]; '
            'keys = [run_key(n, p, c.parameters, 0, "d", rows_of(p, c), s.stages, s.groups) '
            'for n, s in STUDIES.items() for c in s.grid(p, defaults(n))]; '
+           'import maskgil; print(maskgil.__file__); '
            'print(len(keys), keys, stage_folder(Bench(p), "generators", ("data", "model", "training")))')
     def keys() -> str:
-        done = subprocess.run([sys.executable, '-c', ask], cwd=Path(maskgil.__file__).parents[1], capture_output=True,
-                              text=True, env=__import__('os').environ | dict(PYTHONPATH=str(tmp_path)))
+        done = subprocess.run([sys.executable, '-c', ask], cwd=tmp_path, capture_output=True, text=True,
+                              env=os.environ | dict(PYTHONPATH=str(tmp_path), MASKGIL_ROOT=str(root)))
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        imported, found = done.stdout.split('\n', 1)
+        assert Path(imported).parent == package, 'this is not the copy'
+        return found
     before = keys()
     loop = package/'training.py'
-    renamed = re.sub(r'\bstate\b', 'state_of_training', loop.read_text())
+    renamed = re.sub(r'\blogbook\b', 'rows_and_bar', loop.read_text())
     assert renamed != loop.read_text()
     loop.write_text(renamed)
     assert keys() == before and int(before.split()[0]) > 30
