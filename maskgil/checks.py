@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Sequence
 
 # %% auto #0
 __all__ = ['CONVERTERS', 'Rows', 'check_choice', 'Declared', 'declarations', 'convert_value', 'ParameterError',
-           'check_parameters', 'notebook_parameters', 'project_of', 'parameters_cell', 'options']
+           'check_parameters', 'notebook_parameters', 'project_of', 'parameters_cell', 'study_declarations', 'options']
 
 # %% ../nbs/00_checks.ipynb #3439b731
 def check_choice(
@@ -164,6 +164,13 @@ def parameters_cell(
     try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
     except (OSError, ValueError, KeyError, TypeError): return None # papermill says it better
     return next((''.join(c['source']) for c in cells if 'parameters' in c.get('metadata', {}).get('tags', [])), None)
+
+def study_declarations(
+    notebook: str | Path, # the path of an .ipynb file
+) -> dict[str, Declared]: # as `declarations`
+    "What a study's notebook declares; a `ValueError` if that is no study."
+    if declared := declarations(parameters_cell(notebook) or ''): return declared
+    raise ValueError(f'{notebook} is not a study: it has no cell of parameters')
 
 # %% ../nbs/00_checks.ipynb #395b7dee
 def _converter(kind: str) -> Callable[[str], Any]:

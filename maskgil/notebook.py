@@ -49,7 +49,7 @@ class StudyRuns:
 
     @cached_property
     def bench(self) -> Any:
-        options = dict(checkpoint=self.p.checkpoint) if self.study.name == 'protocol' else {}
+        options = {name: getattr(self.p, name) for name in self.study.bench_takes}
         return self.study.bench(self.profile, seed=self.p.seed, force=self.p.force, **options)
 
     def run(self) -> list[Record]:
@@ -87,8 +87,7 @@ class OpenStudy(StudyRuns):
     def figure(self, name: str) -> Any: # a matplotlib figure, or None if there is nothing to draw
         "A figure of the study's row, from the records there are."
         figure = _named(self.study.figures, name, 'figure', lambda f: f.name)
-        evidence = self.evidence(figure.study)
-        return figure.draw(getattr(evidence, figure.reads)) if evidence.records else None
+        return figure.drawn_from(self.evidence(figure.study))
 
     def finding(self) -> str:
         "The answer to the study's question, from the numbers there are."

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterable
 import pandas as pd
 import torch
 
-from .checks import check_choice, check_parameters, declarations, parameters_cell
+from .checks import check_choice, check_parameters, study_declarations
 from .core import fingerprint, has_fast_bfloat16
 from .data import load_images
 from maskgil.machines import (
@@ -20,16 +20,15 @@ from maskgil.machines import (
     tokenizer_flops,
 )
 from .models import ModelConfig, model_config
-from .profiles import PROFILES, Profile, override
+from .profiles import PROFILES, Profile
 from .records import Record, outdated, records
-from .studies import Cell, STUDIES, Study, defaults
+from .studies import Cell, STUDIES, default_cells, defaults
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'cell_config', 'training_steps',
-           'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan', 'study_profile',
-           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands',
-           'main']
+           'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan', 'all_cells', 'as_plan',
+           'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -149,18 +148,12 @@ def plan(
     return pd.DataFrame(rows).set_index(['machine', 'cell'])
 
 # %% ../nbs/54_planner.ipynb #945017f9
-def study_profile(study: Study, profile: Profile) -> Profile:
-    "The profile as a study trains with it."
-    if not study.shorter: return profile
-    return override(profile, {'training.epochs': list(profile.training.study_epochs)})
-
 def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
-    found = []
+    found: list[tuple[Profile, Cell]] = []
     for name, study in STUDIES.items():
-        at = study_profile(study, profile)
-        for cell in study.grid(at, defaults(name)):
-            found.append((at, dataclasses.replace(cell, parameters=dict(study=name) | cell.parameters)))
+        at, cells = default_cells(study, profile)
+        found += [(at, dataclasses.replace(c, parameters=dict(study=name) | c.parameters)) for c in cells]
     return found
 
 # %% ../nbs/54_planner.ipynb #21445689
@@ -238,7 +231,7 @@ def plan_study(
 ) -> None:
     "What a study takes, with its notebook's defaults."
     row = STUDIES[check_choice('study', study, STUDIES)]
-    chosen = study_profile(row, PROFILES[check_choice('profile', profile, PROFILES)])
+    chosen = row.trained_with(PROFILES[check_choice('profile', profile, PROFILES)])
     print_plan(study, chosen, defaults(study), machines)
 
 # %% ../nbs/54_planner.ipynb #c34e31be
@@ -247,8 +240,7 @@ def grid_cells(
     given: dict[str, str], # parameter: values, with commas between
 ) -> list[dict[str, Any]]: # the parameters of each cell
     "All combinations, checked against what the study declares."
-    declared = declarations(parameters_cell(notebook) or '')
-    if not declared: raise ValueError(f'{notebook} is not a study: it has no cell of parameters')
+    declared = study_declarations(notebook)
     separator = lambda name: ';' if declared[name].kind.startswith('list') else ','
     values = {k: v.split(separator(k)) if k in declared else [v] for k, v in given.items()}
     cells = [dict(zip(values, combination)) for combination in itertools.product(*values.values())]

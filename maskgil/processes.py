@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os, subprocess, sys
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -56,15 +56,18 @@ def _meeting_place() -> torch.device:
     on_gpus = dist.get_backend() == 'nccl'
     return torch.device('cuda', torch.cuda.current_device()) if on_gpus else torch.device('cpu')
 
+def _collectively(change: Callable[[Tensor], Any], x: Tensor) -> Tensor: # `change` works in place
+    if rank_count() == 1: return x
+    shared = x.to(_meeting_place(), copy=True)
+    change(shared)
+    return shared.to(x.device)
+
 # %% ../nbs/02_processes.ipynb #6910f8bf
 def all_reduce_sum(
     x: Tensor, # any shape, the same on each rank
 ) -> Tensor: # that shape
     "The sum over ranks."
-    if rank_count() == 1: return x
-    shared = x.to(_meeting_place(), copy=True)
-    dist.all_reduce(shared)
-    return shared.to(x.device)
+    return _collectively(lambda shared: dist.all_reduce(shared), x)
 
 # %% ../nbs/02_processes.ipynb #8c9f8fcb
 def all_gather(
@@ -81,10 +84,7 @@ def broadcast(
     x: Tensor, # any shape, the same on each rank
 ) -> Tensor: # that shape
     "What the first rank holds."
-    if rank_count() == 1: return x
-    shared = x.to(_meeting_place(), copy=True)
-    dist.broadcast(shared, 0)
-    return shared.to(x.device)
+    return _collectively(lambda shared: dist.broadcast(shared, 0), x)
 
 # %% ../nbs/02_processes.ipynb #a1906fdb
 class Shares:

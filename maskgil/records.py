@@ -23,8 +23,8 @@ from .versions import STAGES, VERSIONS, versions_of
 # %% auto #0
 __all__ = ['BASES', 'FORMER_SETTINGS', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record', 'run_key', 'record_name',
            'record_path', 'record_files', 'save_record', 'settings_today', 'read_record', 'outdated', 'reference_dir',
-           'PaperTable', 'published', 'published_records', 'records', 'latest', 'index_table', 'write_index',
-           'run_cell', 'measure_cell', 'keep_files', 'record_file', 'once', 'promote']
+           'PaperTable', 'published', 'published_records', 'record_folders', 'records', 'latest', 'index_table',
+           'write_index', 'run_cell', 'measure_cell', 'keep_files', 'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
 BASES = ('measured', 'published', 'simulated', 'planned')
@@ -204,15 +204,18 @@ def _published(table: PaperTable, row: dict, held: dict[str, Any]) -> Record:
 # %% ../nbs/41_records.ipynb #20387814
 SOURCES = ('paper', 'reference', 'yours')
 
+def record_folders() -> dict[str, Path]: # source -> folder; the paper has tables in place of records
+    "Where the records of a source are."
+    return dict(reference=reference_dir(), yours=results_dir()/'runs')
+
 def records(
     study: str | None = None, # all studies unless told otherwise
     sources: Iterable[str] = SOURCES,
     **where: Any, # keep records with these parameters, or this profile, seed or basis
 ) -> list[Record]: # the paper's first, then by time
     "Every record there is, or those asked for."
-    folders = dict(reference=reference_dir(), yours=results_dir()/'runs')
     found = published_records(study) if 'paper' in sources else []
-    for source, folder in folders.items():
+    for source, folder in record_folders().items():
         if source not in sources: continue
         read = [read_record(p, source) for p in sorted(folder.glob(f"{study or '*'}/*.json"))]
         found += sorted(read, key=lambda r: r.ended)
@@ -238,7 +241,7 @@ def index_table(found: Iterable[Record]) -> pd.DataFrame: # a row a record
 
 def write_index(source: str = 'yours') -> Path: # the file
     "Write `index.csv` beside the records of a source: 'yours' or 'reference'."
-    folders = dict(reference=reference_dir(), yours=results_dir()/'runs')
+    folders = record_folders()
     path = folders[check_choice('source', source, folders)]/'index.csv'
     with write_atomic(path) as tmp: index_table(records(sources=[source])).to_csv(tmp, index=False)
     return path

@@ -15,10 +15,9 @@ from .claims import CLAIM_KINDS, check_claims, paper_inconsistencies
 from .core import results_dir, shown, write_atomic
 from .figures import NAMES, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
-from .planner import study_profile
 from .profiles import PROFILES
 from .records import Record, SOURCES, outdated, write_index
-from .studies import Cell, METHOD, STUDIES, Study, defaults
+from .studies import Cell, METHOD, STUDIES, Study, default_cells
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
@@ -80,9 +79,8 @@ def summary() -> str: # Markdown
 # %% ../nbs/56_report.ipynb #732fb096
 def grid_of(study: Study, profile: str) -> list[Cell]:
     "All cells of a study in a profile, with the notebook's defaults."
-    at = study_profile(study, PROFILES[profile])
-    cells = {str(c.parameters): c for c in study.grid(at, defaults(study.name))}
-    return list(cells.values())
+    by_name = {str(c.parameters): c for c in default_cells(study, PROFILES[profile])[1]}
+    return list(by_name.values())
 
 def lacking(study: Study, evidence: Evidence, source: str) -> list[Cell]:
     "Cells without a record of a source, in the profile of that source's newest record."
@@ -204,7 +202,7 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
     if answer: yield 'finding', answer
     for f in study.figures:
         of = gathered[f.study or study.name]
-        drawn = f.draw(getattr(of, f.reads)) if of.records else None
+        drawn = f.drawn_from(of)
         if drawn is None: waiting.append(f.title); continue
         save_figure(drawn, f.name, folder/'figures')
         caption = f.caption(of)

@@ -12,9 +12,9 @@ from typing import Any, Iterable
 
 from .core import as_ctrl_c, progress, results_dir
 from .machines import HARDWARE
-from .planner import plan_cell, study_profile
+from .planner import plan_cell
 from .profiles import Profile, resolve_profile
-from .studies import STUDIES, defaults, study_notebook
+from .studies import STUDIES, default_cells, study_notebook
 
 # %% auto #0
 __all__ = ['StudyJob', 'jobs', 'CellProcess', 'let_children_hear_ctrl_c', 'start', 'stop', 'run_all', 'reproduce']
@@ -27,8 +27,8 @@ def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by s
     hours: dict[str, float] = {}
     held: dict[str, StudyJob] = {}
     for name, study in STUDIES.items():
-        at = study_profile(study, profile)
-        for cell in study.grid(at, defaults(name)):
+        at, cells = default_cells(study, profile)
+        for cell in cells:
             job = (name, {k: cell.arguments[k] for k in study.apart})
             held[str(job)] = job
             hours[str(job)] = hours.get(str(job), 0.) + plan_cell(at, cell, HARDWARE['1xA100'])['hours']

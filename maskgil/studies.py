@@ -18,7 +18,7 @@ from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
     speed_cell, stability_cell, steps_cell,
 )
-from .checks import check_choice, check_parameters, declarations, parameters_cell
+from .checks import check_choice, check_parameters, study_declarations
 from .claims import CLAIMS, Claim
 from .core import fingerprint, load_extensions, shipped
 from maskgil.figures import (
@@ -51,7 +51,7 @@ __all__ = ['COST', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 
            'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling', 'run_tokenizers',
            'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol', 'fixed_text',
            'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets', 'model_tables',
-           'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults']
+           'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults', 'default_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class Figure:
 
     @property
     def title(self) -> str: return self.name.replace('-', ' ').capitalize()
+
+    def drawn_from(self, evidence: Evidence) -> Any: # a matplotlib figure, or None
+        "The figure of a study's records; None where there is nothing to draw."
+        return self.draw(getattr(evidence, self.reads)) if evidence.records else None
 
 @dataclass(frozen=True)
 class Table:
@@ -113,6 +117,7 @@ class Study:
     apart: tuple[str, ...] = ()          # arguments that make a process of their own in `reproduce`
     alone: bool = False                  # times something: nothing else may run meanwhile
     bench: Callable[..., Any] = Bench    # profile, seed=, force= -> what the cells share
+    bench_takes: tuple[str, ...] = ()    # further parameters of the notebook that `bench` is given
     note: str = ''                       # what the records cannot say
     outline: Callable[[Profile], None] | None = None # prints more of a plan
 
@@ -122,10 +127,14 @@ class Study:
     @property
     def claims(self) -> list[Claim]: return [c for c in CLAIMS.values() if c.study == self.name]
 
+    def trained_with(self, profile: Profile) -> Profile:
+        "The profile as this study trains with it."
+        if not self.shorter: return profile
+        return override(profile, {'training.epochs': list(profile.training.study_epochs)})
+
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
         "The profile that a notebook's parameters ask for; prints which and why."
-        chosen = resolve_profile(p.profile, p.data)
-        if self.shorter: chosen = override(chosen, {'training.epochs': list(chosen.training.study_epochs)})
+        chosen = self.trained_with(resolve_profile(p.profile, p.data))
         return override(chosen, {setting: getattr(p, name) for name, setting in self.settings.items()})
 
 # %% ../nbs/53_studies.ipynb #75e1e2cc
@@ -488,7 +497,7 @@ register_study(Study(
     figures=(Figure('protocol', fid_by_rule, rule_finding),),
     tables=(Table('Each rule', rules_table), COST),
     finding=rule_finding, stages=('data', 'model', 'sampling', 'metrics'), groups=('data', 'evaluation'),
-    bench=ProtocolBench))
+    bench=ProtocolBench, bench_takes=('checkpoint',)))
 
 # %% ../nbs/53_studies.ipynb #6a3cce19
 METHOD = (
@@ -514,7 +523,15 @@ def study_notebook(study: str) -> Path: # a row of `STUDIES`
 # %% ../nbs/53_studies.ipynb #b137a13f
 def defaults(study: str, **given: Any) -> SimpleNamespace:
     "The parameters that a study's notebook declares, with some of them given."
-    return SimpleNamespace(**check_parameters(given, declarations(parameters_cell(study_notebook(study)) or '')))
+    return SimpleNamespace(**check_parameters(given, study_declarations(study_notebook(study))))
+
+def default_cells(
+    study: Study,
+    profile: Profile,
+) -> tuple[Profile, list[Cell]]: # the profile as the study trains with it
+    "All cells of a study, with the defaults of its notebook."
+    at = study.trained_with(profile)
+    return at, list(study.grid(at, defaults(study.name)))
 
 # %% ../nbs/53_studies.ipynb #0ae4540a
 load_extensions()
