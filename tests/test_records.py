@@ -66,7 +66,7 @@ def test_an_error_leaves_no_record_and_keeps_the_checkpoint(own_results):
 
 def full_disk(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
 
-@pytest.mark.parametrize('where, name', [(os, 'replace'), (os, 'fsync'), (Path, 'write_text')])
+@pytest.mark.parametrize('where, name', [(os, 'replace'), (os, 'fsync'), (Path, 'write_bytes')])
 def test_a_full_disk_leaves_nothing(own_results, monkeypatch, where, name):
     monkeypatch.setattr(where, name, full_disk)
     with pytest.raises(OSError, match='No space left'): cell(lambda folder: dict(fid_el0=metric(9.)))
