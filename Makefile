@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report page text protocol sample plan test check export notebooks docs clean
+.PHONY: help install reproduce reference report page text protocol sample plan test faults check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ text: install ## train text to image in two stages, and render the report
 
 test: install ## the test suite: notebooks, processes, published checkpoints
 	$(PYTHON) -m pytest
+
+faults: install ## break things on purpose: kills, full disks, flipped bits, noise; half an hour on 2 cores
+	@$(PYTHON) -m maskgil.faults
 
 check: install ## ruff on notebooks and tests, mypy on the library
 	$(BIN)ruff check nbs maskgil tests benchmarks scripts
