@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report page text protocol sample plan test faults check export notebooks docs clean
+.PHONY: help install reproduce reference report page text protocol sample plan test faults bench check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ test: install ## the test suite: notebooks, processes, published checkpoints
 
 faults: install ## break things on purpose: kills, full disks, flipped bits, noise; half an hour on 2 cores
 	@$(PYTHON) -m maskgil.faults
+
+bench: install ## speed as a share of what this machine can do; PEERS=folder compares with published code
+	@$(PYTHON) -m maskgil.speed $(if $(PEERS),--peers $(PEERS))
 
 check: install ## ruff on notebooks and tests, mypy on the library
 	$(BIN)ruff check nbs maskgil tests benchmarks scripts
