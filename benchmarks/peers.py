@@ -4,7 +4,7 @@
     synbol/MaskGIL                 as MaskGIL/
     valeoai/Halton-MaskGIT         as Halton-MaskGIT/
 
-What is not there is left out; torch-fidelity is a package. Their code runs as it is, in the precision that is asked for.
+What is not there is left out; torch-fidelity is a package. Their code runs as it is, in the precision asked for.
 """
 import ast
 import contextlib
