@@ -346,13 +346,14 @@ def check_training(
         check_folder(folder, state, weights * len(missing))
     return ranks
 
-# %% ../nbs/22_preflight.ipynb #0708e5b3
+# %% ../nbs/22_preflight.ipynb #8748f7c4
 STATE = ('step',) # what changes in the course of a training
 
 def _fields(value: Any) -> dict[str, Any]: # of a dataclass, or the plain attributes of another object
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr and f.name not in STATE}
-    def tells(held: Any) -> bool: return isinstance(held, (int, float, str, tuple, type(None))) or hasattr(held, 'identity')
+    plain = (int, float, str, tuple, type(None))
+    def tells(held: Any) -> bool: return isinstance(held, plain) or hasattr(held, 'identity')
     return {name: held for name, held in getattr(value, '__dict__', {}).items()
             if tells(held) and not name.startswith('_') and name not in STATE}
 

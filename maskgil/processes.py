@@ -5,7 +5,7 @@
 # %% ../nbs/02_processes.ipynb #7d6c8b85
 from __future__ import annotations
 
-import collections, contextlib, os, re, signal, subprocess, sys, threading, time, warnings
+import collections, contextlib, ctypes, os, re, signal, subprocess, sys, threading, time, warnings
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
@@ -17,7 +17,8 @@ from .core import pick_device
 # %% auto #0
 __all__ = ['PLACES', 'NO_TASKS', 'OF_ACCELERATE', 'OF_MPI', 'HARMLESS', 'whole_number', 'Numbers', 'Place', 'place',
            'left_to_others', 'local_device', 'device_count', 'settings_alone', 'rank_count', 'this_rank',
-           'all_reduce_sum', 'all_gather', 'broadcast', 'Shares', 'how_it_ended', 'Child', 'first_failure', 'run_here']
+           'all_reduce_sum', 'all_gather', 'broadcast', 'Shares', 'how_it_ended', 'perhaps_memory', 'end_with_parent',
+           'Child', 'first_failure', 'run_here']
 
 # %% ../nbs/02_processes.ipynb #82713c37
 PLACES = ( # rank, ranks, and the rank on its own machine
@@ -197,18 +198,26 @@ class Shares:
         dist.all_gather_object(pieces, piece, group=self.group)
         return pieces
 
-# %% ../nbs/02_processes.ipynb #c4e89182
+# %% ../nbs/02_processes.ipynb #4b0940c8
 def how_it_ended(
     code: int, # of a process: negative is a signal
     said: Sequence[str] = (), # its last lines
 ) -> str:
-    "In words: a signal, or the last line that is an error."
+    "In words: a signal, or the last line that tells of an error."
     errors = [line for line in said if re.match(r'[\w.]*(Error|Exception|Interrupt|NotFinite|DamagedFile)\b', line)]
     if code >= 0: return f'failed: {errors[-1].strip()}' if errors else f'failed with code {code}'
-    memory = ', as the system does when memory is short' if -code == signal.SIGKILL else ''
-    return f'was killed by {signal.Signals(-code).name}{memory}'
+    return f'was killed by {signal.Signals(-code).name}'
 
-# %% ../nbs/02_processes.ipynb #b6e06ece
+def perhaps_memory(code: int) -> str: # of a process
+    "A hint for the end of a message, where the system may have killed for memory."
+    return ' (a system that is short of memory kills so)' if code == -signal.SIGKILL else ''
+
+# %% ../nbs/02_processes.ipynb #5474ac63
+def end_with_parent() -> None:
+    "From now on this process gets a SIGTERM when the thread that started it ends; where the system can do that."
+    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+# %% ../nbs/02_processes.ipynb #292a64ca
 class Child:
     "A process that was started here; what it says is repeated, and its last lines are kept."
     def __init__(self, command: Sequence[str], rank: int, ranks: int):
@@ -232,7 +241,7 @@ class Child:
         except subprocess.TimeoutExpired: self.process.kill()
         self.process.wait()
 
-# %% ../nbs/02_processes.ipynb #e6a0091a
+# %% ../nbs/02_processes.ipynb #e370678f
 def first_failure(children: Sequence[Child]) -> Child | None: # None if all have ended well
     "Wait until one fails or all have ended."
     while True:
@@ -258,5 +267,6 @@ def run_here(
         for child in children: child.end()
     for child in children: child.listener.join(2)
     if failed is None: return
-    how = how_it_ended(failed.process.returncode, failed.said)
-    raise RuntimeError(f'process {failed.rank} of {processes} {how}; start again to make what is missing')
+    code = failed.process.returncode
+    raise RuntimeError(f'process {failed.rank} of {processes} {how_it_ended(code, failed.said)}; start again to make '
+                       f'what is missing{perhaps_memory(code)}')
