@@ -367,10 +367,15 @@ def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[st
     return read_json(folder/'metrics.json')
 
 # %% ../nbs/43_bench.ipynb #b5f35180
-def card_of(bench: Bench, model: Any, **options: Any) -> dict[str, Any]:
+def card_of(
+    bench: Bench,
+    model: Any,
+    labels: Tensor | None = None, # (n,) of the images drawn; those that the profile wants unless told otherwise
+    **options: Any, # of the sampler
+) -> dict[str, Any]:
     "The protocol behind a cell's numbers."
-    settings = profile_options(bench, model, **options)
-    samples = SampleSet(model, bench.tokenizer, wanted_labels(bench), settings, bench.seed,
+    settings, drawn = profile_options(bench, model, **options), wanted_labels(bench) if labels is None else labels
+    samples = SampleSet(model, bench.tokenizer, drawn, settings, bench.seed,
                         extractor=bench.profile.evaluation.extractor)
     return protocol_card(samples, bench.reference, device=bench.device)
 

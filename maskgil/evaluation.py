@@ -34,8 +34,9 @@ from .versions import versions_of
 # %% auto #0
 __all__ = ['SAMPLER_NAMES', 'SAMPLER_NUMBERS', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels',
            'draw_range', 'check_sampler', 'check_labels', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks',
-           'read_features', 'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'protocol_card', 'evaluate_set',
-           'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target', 'evaluate_checkpoint']
+           'read_features', 'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card',
+           'evaluate_set', 'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target',
+           'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -406,7 +407,8 @@ def _extractor_card(samples: SampleSet, device: str) -> dict[str, Any]:
                 weights_hash=WEIGHT_HASHES[name](samples.weights))
 
 # %% ../nbs/31_evaluation.ipynb #87c465f2
-def _reference_card(reference: Reference) -> dict[str, Any]:
+def reference_card(reference: Reference) -> dict[str, Any]:
+    "Which reference, of which images."
     read = reference.card.get('read_from')
     said = said_images(read) if read else f"statistics alone, from the file {reference.name}"
     return dict(name=reference.name, count=reference.card['count'], images=reference.card['images'],
@@ -426,7 +428,7 @@ def protocol_card(
     scale, schedule = sampler.pop('cfg', None), sampler.pop('guidance', 'constant')
     return dict(
         extractor=_extractor_card(samples, device),
-        reference=_reference_card(reference),
+        reference=reference_card(reference),
         pixels=PIXELS[samples.stretch],
         stored=stored,
         count=len(samples.labels),
