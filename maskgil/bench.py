@@ -5,7 +5,7 @@
 # %% ../nbs/43_bench.ipynb #43cee3fe
 from __future__ import annotations
 
-import dataclasses, math, os, shutil
+import dataclasses, math, os, shutil, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from maskgil.core import (
-    cache_dir, fingerprint, locked, pick_device, read_json, weights_fingerprint, write_atomic, write_json,
+    cache_dir, DamagedFile, fingerprint, locked, pick_device, pick_dtype, read_json, weights_fingerprint, write_atomic,
+    write_json,
 )
 from .data import TokenSet, encode_tokens, image_grid
 from .evaluation import SampleSet, adm_reference, balanced_labels, draw_on_all, protocol_card
 from .jobs import fit_on_all
 from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
 from .machines import hidden_share
-from .metrics import Reference, evaluate, real_floor
-from .features import extract
+from .metrics import Reference, evaluate, fewest_images, images_read, real_floor, said_images
+from .features import EXTRACTORS, extract
 from .models import load_model, training_flops
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
 from .processes import device_count, run_here
@@ -37,10 +38,11 @@ from .versions import versions_of
 from .weights import save_weights
 
 # %% auto #0
-__all__ = ['REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'trained_tokenizer',
-           'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference', 'Trained', 'train_model',
-           'training_cost', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
-           'save_sheet', 'sample_sheet', 'as_metric', 'as_line', 'measure', 'measure_drawn', 'card_of', 'origin_card',
+__all__ = ['PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file',
+           'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference',
+           'check_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels', 'wanted_labels',
+           'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'as_metric', 'as_line',
+           'measure', 'measure_drawn', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
            'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
@@ -57,6 +59,11 @@ class Bench:
     def images(self) -> Any: # with labels and classes
         data = self.profile.data
         return open_images(data.source, 'train', data.resolution, data.limit or None)
+
+    @cached_property
+    def held_out(self) -> Any: # images that nothing learns from
+        data = self.profile.data
+        return open_images(data.source, 'test', data.resolution, data.limit or None)
 
     @cached_property
     def tokenizer(self) -> Any: return trained_tokenizer(self)
@@ -102,15 +109,24 @@ def stage_folder(
 # %% ../nbs/43_bench.ipynb #d7b0a37a
 def checkpoints_dir() -> Path:
     "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
-    return Path(os.environ.get('MASKGIL_CHECKPOINTS', cache_dir()/'checkpoints'))
+    return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
+
+PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 
 def published_file(name: str) -> Path:
     "The file of a published checkpoint: `<name>.*` in `checkpoints_dir()`."
-    suffixes = ('.safetensors', '.pt', '.pth', '.ckpt')
-    found = sorted(p for p in checkpoints_dir().glob(f'{name}.*') if p.suffix in suffixes)
+    places = [checkpoints_dir()/f'{name}{suffix}' for suffix in PUBLISHED_SUFFIXES]
+    found = [place for place in places if place.is_file()]
+    if len(found) > 1: print(f"{name}: {found[0].name} is read, and not {', '.join(p.name for p in found[1:])}")
     if found: return found[0]
-    raise FileNotFoundError(f'no file {name}{" or ".join(suffixes)} in {checkpoints_dir()}: see nbs/10_weights.ipynb '
-                            'for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
+    raise FileNotFoundError(f'no file {name}{" or ".join(PUBLISHED_SUFFIXES)} in {checkpoints_dir()}: see '
+                            'nbs/10_weights.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
+
+def adm_file(bench: Bench) -> Path | None: # None where the profile names none, or it is not there
+    "ADM's file of the profile."
+    name = bench.profile.evaluation.adm_reference
+    file = checkpoints_dir()/name if name else None
+    return file if file and file.is_file() else None
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
 def trained_tokenizer(bench: Bench) -> Any:
@@ -170,13 +186,33 @@ REFERENCE_IMAGES = 50_000 # of the training set, where ADM's file is missing
 def real_reference(bench: Bench) -> Reference:
     "What generated images are measured against."
     settings, images = bench.profile.evaluation, bench.images
+    if file := adm_file(bench): return adm_reference(file, settings.extractor, bench.device)
     if settings.adm_reference:
-        file = checkpoints_dir()/settings.adm_reference
-        if file.is_file(): return adm_reference(file, settings.extractor, bench.device)
-        print(f'{file.name} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
+        print(f'{settings.adm_reference} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
     if len(images) > REFERENCE_IMAGES: # evenly spaced, so that every class is among them
         images = images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
-    return Reference.from_images(images, settings.extractor)
+    return Reference.from_images(images, settings.extractor, device=bench.device)
+
+# %% ../nbs/43_bench.ipynb #efb6b451
+def check_images(
+    bench: Bench,
+    measured: bool = True, # against a reference made of them
+) -> None:
+    "Refuse images that a study cannot be made of: a `ValueError` that says how many there are and how many are needed."
+    settings, images, source = bench.profile.evaluation, bench.images, bench.profile.data.source
+    labels, classes = np.asarray(images.labels), len(images.classes)
+    if not len(labels): raise ValueError(f'{source} has no training images')
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)]
+        raise ValueError(f'{source}: {len(wrong)} images have a class outside 0 to {classes - 1}, such as {wrong[0]}')
+    if not measured: return
+    least = max((EXTRACTORS[settings.extractor].components or 0) + 1, 2 * fewest_images(settings.extractor))
+    if len(labels) < least and not adm_file(bench):
+        raise ValueError(f'{source} has {len(labels)} training images, and the metrics of {settings.extractor} need a '
+                         f'reference of at least {least}')
+    if settings.balanced and settings.images % classes:
+        raise ValueError(f'eval_images is {settings.images}: with {classes} classes, equally many of each, it has to '
+                         f'be a multiple of {classes}')
 
 # %% ../nbs/43_bench.ipynb #f587c6e1
 @dataclass
@@ -192,6 +228,11 @@ class Trained:
     def at(self, epoch: int) -> Any:
         "The model with the weights of an epoch."
         return load_milestone(self.model, self.folder, self.steps[epoch])
+
+# %% ../nbs/43_bench.ipynb #190d35d8
+def _not_as_before(profile: Profile, **unless: Any) -> dict[str, Any]: # unless: setting of data or training: as it was
+    given = vars(profile.data) | vars(profile.training)
+    return {name: given[name] for name, before in unless.items() if given[name] != before}
 
 # %% ../nbs/43_bench.ipynb #a5bf23e0
 def train_model(
@@ -214,7 +255,8 @@ def train_model(
     folder = stage_folder(
         bench, 'generators', ('data', 'tokenizer', 'model', 'training'), model=dataclasses.asdict(model.config),
         config=dataclasses.asdict(config), tokens=bench.tokens.manifest['tokenizer'],
-        copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)])
+        copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)],
+        **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'))
     with locked(folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(folder, ignore_errors=True)
         history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()),
@@ -284,24 +326,38 @@ def as_metric(
 
 def as_line(metric: dict[str, Any]) -> str:
     "A metric in a few characters."
-    return f"{metric['label']} {metric['value']:.4g} [{metric['low']:.4g}, {metric['high']:.4g}]"
+    said = f"{metric['label']} {metric['value']:.4g}"
+    return said if metric['low'] is None else f"{said} [{metric['low']:.4g}, {metric['high']:.4g}]"
 
 # %% ../nbs/43_bench.ipynb #c9a1918f
 def measure(bench: Bench, images: Tensor) -> dict[str, dict[str, Any]]: # metrics by name; images (n 3 h w) uint8
-    "All metrics of generated images against the real ones."
+    "All metrics of generated images against the real ones; a `ValueError` for images of another size or kind."
+    side = bench.profile.data.resolution
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (3, side, side):
+        raise ValueError(f'generated images are {tuple(images.shape)} {images.dtype}, '
+                         f'and the real ones are bytes of {side} x {side} pixels')
     seen = extract(images, bench.profile.evaluation.extractor, device=bench.device)
     return evaluate(seen, bench.reference, seed=bench.seed)
 
 # %% ../nbs/43_bench.ipynb #edf1e0ab
+def _is_readable(path: Path) -> bool: # JSON that can be made again
+    try: return path.exists() and bool(read_json(path))
+    except DamagedFile as e:
+        warnings.warn(f'{e}. It can be made again, which is done now', stacklevel=2)
+        path.unlink()
+        return False
+
 def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
     "Draw the profile's number of images and measure them: in memory on a CPU, otherwise on all GPUs."
     if pick_device(bench.device).type == 'cpu' and device_count() == 1:
         return measure(bench, draw_images(bench, model, **options))
     labels, settings = wanted_labels(bench), profile_options(bench, model, **options)
-    made_from = fingerprint(weights_fingerprint(model), bench.tokenizer.fingerprint(), labels, settings, bench.seed,
-                            bench.reference.fingerprint, versions_of(['model', 'sampling', 'metrics']))
+    products = str(pick_dtype(settings.get('dtype', 'auto'), bench.device))
+    made_from = fingerprint(weights_fingerprint(model), dataclasses.asdict(model.config), bench.tokenizer.fingerprint(),
+                            labels, settings, products, bench.seed, bench.reference.fingerprint,
+                            versions_of(['tokenizer', 'model', 'sampling', 'metrics']))
     folder = cache_dir()/'samples'/made_from
-    if not (folder/'metrics.json').exists():
+    if not _is_readable(folder/'metrics.json'):
         pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes)
         seen = draw_on_all(pipe, labels, folder, bench.profile.evaluation.extractor, bench.seed, device=bench.device,
                            keep_images=False, **settings)
@@ -311,17 +367,22 @@ def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[st
     return read_json(folder/'metrics.json')
 
 # %% ../nbs/43_bench.ipynb #b5f35180
-def card_of(bench: Bench, model: Any, **options: Any) -> dict[str, Any]:
+def card_of(
+    bench: Bench,
+    model: Any,
+    labels: Tensor | None = None, # (n,) of the images drawn; those that the profile wants unless told otherwise
+    **options: Any, # of the sampler
+) -> dict[str, Any]:
     "The protocol behind a cell's numbers."
-    settings = profile_options(bench, model, **options)
-    samples = SampleSet(model, bench.tokenizer, wanted_labels(bench), settings, bench.seed,
+    settings, drawn = profile_options(bench, model, **options), wanted_labels(bench) if labels is None else labels
+    samples = SampleSet(model, bench.tokenizer, drawn, settings, bench.seed,
                         extractor=bench.profile.evaluation.extractor)
     return protocol_card(samples, bench.reference, device=bench.device)
 
 # %% ../nbs/43_bench.ipynb #6f199796
 def origin_card(bench: Bench) -> dict[str, str]: # of a saved pipeline: description, and licence where it is known
     "What a model learned from."
-    data, trained = bench.profile.data, f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile.'
+    data, trained = bench.profile.data, f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile'
     if data.source != 'openmoji':
         return dict(description=f'A small masked model of the images of {Path(data.source).name} at {data.resolution} '
                                 f'pixels, conditioned on {len(bench.classes)} classes; trained {trained}')
@@ -332,6 +393,29 @@ def origin_card(bench: Bench) -> dict[str, str]: # of a saved pipeline: descript
         attribution='Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
                     'the weights and the pictures are shared under the same licence.')
 
+# %% ../nbs/43_bench.ipynb #e4c4741e
+def data_provenance(bench: Bench) -> dict[str, Any]: # of a record, and of a model card
+    "Which images were read, and how they are told from others."
+    images = bench.images
+    return dict(data_read=said_images(images_read(images)), data_fingerprint=images.fingerprint,
+                data_identity=getattr(images, 'identity', 'names of the pictures and the versions of what draws them'
+                                      if bench.profile.data.source == 'openmoji' else 'not told by the image set'))
+
+def check_weights(*networks: Any) -> None: # each with a state
+    "Refuse weights that are not finite: a `ValueError` that names the first."
+    for network in networks:
+        for name, weight in network.state_dict().items():
+            if weight.is_floating_point() and not torch.isfinite(weight).all():
+                raise ValueError(f'{name} of {type(network).__name__} has numbers that are not finite: train it again')
+
+def told_protocol(bench: Bench, protocol: dict[str, Any]) -> str: # protocol: from `card_of`
+    "Data and protocol of a model card, in sentences."
+    said = data_provenance(bench)
+    text = f"Trained on {said['data_read']}, fingerprint {said['data_fingerprint']}."
+    if not protocol: return text
+    return (f"{text} Measured on {protocol['count']:,} generated images against {protocol['reference']['read']}, "
+            f"with {protocol['extractor']['protocol']}, weights {protocol['extractor']['weights']}.")
+
 # %% ../nbs/43_bench.ipynb #10d023c4
 def share_pipeline(
     bench: Bench,
@@ -340,13 +424,17 @@ def share_pipeline(
     cfg: float, # the guidance scale it draws with
     metrics: dict[str, Any], # for the card
     record: str = '', # the key of the run
+    protocol: dict[str, Any] | None = None, # of the record, from `card_of`
 ) -> Path:
     "Save a trained model with its tokenizer, weights in bfloat16."
     profile = bench.profile
     of = 'OpenMoji' if profile.data.source == 'openmoji' else Path(profile.data.source).name
     card: dict[str, Any] = origin_card(bench) | dict(name=f'MaskGIL {profile.row(size)} on {of}', metrics=metrics,
                                      record=record)
+    card['description'] += f'. {told_protocol(bench, protocol or {})}'
+    card |= data_provenance(bench)
     model = train_model(bench, size).at(profile.training.epochs[-1]) # found trained
+    check_weights(model, bench.tokenizer)
     defaults = dict(steps=profile.evaluation.steps, cfg=cfg)
     pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, defaults, card)
     return pipe.save_pretrained(out, torch.bfloat16)

@@ -20,24 +20,25 @@ from maskgil.bench import (
     save_sheet, share_pipeline, train_model, training_cost,
 )
 from .checks import check_choice
-from .core import derived_seed, pick_device
-from .evaluation import reconstruction_against
+from .core import derived_seed, pick_device, weights_fingerprint
+from .evaluation import PIXELS, reconstruction_against, reference_card
 from .features import extract
 from .losses import MaskedObjective, token_loss
-from .metrics import Reference, codebook_usage, evaluate, metric_key, reconstruct, reconstruction_metrics
-from .models import forward_flops, load_model, parameter_count
+from maskgil.metrics import (
+    Reference, codebook_usage, evaluate, images_read, metric_key, reconstruct, reconstruction_metrics, said_images,
+)
+from .models import forward_flops, load_model, parameter_count, SIZE_ROWS
 from .pipeline import decode_tokens, draw_tokens
-from .profiles import PROFILES, override
-from .records import latest, once, records
+from .profiles import PROFILES, override, settings as settings_of
+from .records import latest, once, outdated, Record, records
 from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
-from .shards import open_images
 from .training import TrainConfig, fit
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
-           'reconstruction_cell', 'against_adm', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell',
-           'WatchedObjective', 'stability_cell', 'timed_draw', 'steps_cell', 'wanted_proportions', 'by_image_count',
-           'fusion_cell', 'speed_cell', 'publish']
+           'reconstruction_cell', 'reconstruction_card', 'against_adm', 'memory_peak', 'plain_head', 'sliced_head',
+           'head_cell', 'WatchedObjective', 'stability_cell', 'timed_draw', 'steps_cell', 'wanted_proportions',
+           'by_image_count', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -96,9 +97,10 @@ def generation_curve(
 # %% ../nbs/44_cells.ipynb #8f5e22df
 def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, Any]:
     "Measure the bench's tokenizer on the held-out images, in the principal components of the training images."
-    data, extractor = bench.profile.data, bench.profile.evaluation.extractor
-    held_out = open_images(data.source, 'test', data.resolution, data.limit or None)
-    reference = Reference.from_images(held_out, extractor, components_from=bench.reference)
+    held_out, extractor = bench.held_out, bench.profile.evaluation.extractor
+    if len(held_out) < 5:
+        raise ValueError(f'{bench.profile.data.source} has {len(held_out)} held-out images: rFID needs 5 or more')
+    reference = Reference.from_images(held_out, extractor, components_from=bench.reference, device=bench.device)
     found = reconstruction_metrics(bench.tokenizer, held_out, reference, seed=bench.seed)
     metrics = {k: v for k, v in found.items() if isinstance(v, dict)} # the rest describes the codes
     if bench.profile.evaluation.adm_reference: metrics |= against_adm(bench, held_out)
@@ -107,7 +109,22 @@ def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, An
     if sheet is not None:
         pairs = reconstruct(bench.tokenizer, held_out.subset(slice(0, 12)))[:2]
         save_sheet(torch.cat(pairs), sheet) # above the images, below what became of them
-    return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer))
+    return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer),
+                protocol=reconstruction_card(bench, reference))
+
+# %% ../nbs/44_cells.ipynb #31842a70
+def reconstruction_card(
+    bench: Bench,
+    reference: Reference, # of the held-out images
+) -> dict[str, Any]:
+    "The protocol behind an rFID: which images went through the tokenizer, and what they are held against."
+    card, adm = reference.card, bench.profile.evaluation.adm_reference
+    against = dict(adm=reference_card(bench.reference)) if adm else {}
+    return dict(
+        extractor=dict(name=reference.extractor, protocol=card['protocol'], weights=card['weights']),
+        reconstructed=said_images(images_read(bench.held_out)), count=len(bench.held_out),
+        reference=reference_card(reference), components=card['components'], pixels=PIXELS[False], stored='in memory',
+        tokenizer=bench.tokenizer.fingerprint(), **against)
 
 # %% ../nbs/44_cells.ipynb #9646f227
 def against_adm(bench: Bench, held_out: Any) -> dict[str, Any]: # one metric
@@ -233,7 +250,9 @@ def stability_cell(
         fit(model, objective, bench.tokens, config, folder, device=bench.device, dtype=settings.dtype, log_every=1,
             name=f'{size}, norms: {norms}')
     except FloatingPointError: diverged = objective.rows[-1]['step']
-    last = [r['output_norm'] for r in objective.rows[-max(1, len(objective.rows) // 10):]]
+    rows = [r['output_norm'] for r in objective.rows if math.isfinite(r['output_norm'])] # of the finite steps
+    last = rows[-max(1, len(objective.rows) // 10):]
+    if not last: raise FloatingPointError(f'no step with norms {norms} had a finite output norm')
     norm = as_metric(np.mean(last), 'output norm, last tenth', len(last), min(last), max(last))
     return dict(history=objective.rows, diverged_at=diverged, output_norm=norm,
                 parameters=parameter_count(model), learning_rate=config.learning_rate)
@@ -269,7 +288,8 @@ def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | No
                           metrics=metrics))
         print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
     curve += by_image_count(bench, model, **base)
-    return dict(curve=curve, floor=bench.floor, history=trained.history, **training_cost(trained))
+    return dict(curve=curve, floor=bench.floor, history=trained.history, protocol=card_of(bench, model, labels, **base),
+                **training_cost(trained))
 
 # %% ../nbs/44_cells.ipynb #ae236096
 def wanted_proportions(bench: Bench) -> Tensor: # (n,) int64
@@ -308,7 +328,8 @@ def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int
         print(f'{bench.profile.row(size)}, {ar_tokens} of {tokens} tokens by AR: {as_line(metrics[settings.fid])}, '
               f'{took:.1f} ms an image')
     samples = save_sheet(torch.cat(sheets), folder/'samples.png') if folder else None # a row for each division
-    return dict(curve=curve, samples=samples, floor=bench.floor, rows=[c['ar_tokens'] for c in curve])
+    card = card_of(bench, mar, labels, cfg=settings.main_cfg) | dict(begun_by=weights_fingerprint(ar))
+    return dict(curve=curve, samples=samples, floor=bench.floor, rows=[c['ar_tokens'] for c in curve], protocol=card)
 
 # %% ../nbs/44_cells.ipynb #b501229f
 PARADIGMS = dict(AR='llamagen', MAR='maskgil') # a name of `models.KINDS`
@@ -352,6 +373,29 @@ DEPARTURES: dict[str, dict[str, Any]] = { # arguments of `generation_cell`
     'released':        dict(recipe='released'),
 }
 
+# %% ../nbs/44_cells.ipynb #50532878
+def record_to_publish(
+    found: list[Record], # of one cell, the newest last
+    bench: Bench,
+    again: str, # the command that makes one
+) -> Record:
+    "The newest record of the model that the bench finds or makes; an error says why there is none."
+    if not found: raise FileNotFoundError(f'no run to publish: {again}')
+    record, wanted = found[-1], settings_of(bench.profile)
+    differ = [f'{name} {record.settings.get(name)!r}, now {value!r}' for name, value in wanted.items()
+              if not name.startswith('text.') and record.settings.get(name) != value]
+    if record.data_fingerprint != bench.images.fingerprint: differ.append('other images')
+    if old := outdated(record): differ.append(f"an older version of {', '.join(old)}")
+    if differ: raise ValueError(f"{record.path} is of another model ({'; '.join(differ)}): {again}")
+    return record
+
+def best_point(record: Record, epoch: int, fid: str) -> dict[str, Any]: # epoch: the last; fid: the metric's name
+    "The guidance scale with the lowest FID at the end of training; a `ValueError` where none was measured."
+    points = [p for p in record.metrics.get('curve', []) if p['epoch'] == epoch]
+    known = [p for p in points if p['metrics'].get(fid, {}).get('value') is not None]
+    if not known: raise ValueError(f'{record.path} has no finite {fid} at epoch {epoch}')
+    return min(known, key=lambda point: point['metrics'][fid]['value'])
+
 # %% ../nbs/44_cells.ipynb #420a3895
 def publish(
     size: str = 'xxl', # a name of the paper
@@ -361,15 +405,15 @@ def publish(
     seed: int = 0,
 ) -> None:
     "Save the pipeline of a scaling run of yours, weights in bfloat16."
-    chosen, cell = override(PROFILES[profile], {'data.source': data}), dict(size=size, recipe='paper')
+    row = PROFILES[check_choice('profile', profile, PROFILES)]
+    chosen = override(row, {'data.source': data})
+    cell = dict(size=check_choice('size', size, SIZE_ROWS), recipe='paper')
     mine = records('scaling', ['yours'], profile=profile, seed=seed)
     of_data = [r for r in mine if r.settings.get('data.source') == chosen.data.source]
-    found = [r for r in latest(of_data) if r.parameters == cell]
-    if not found:
-        raise FileNotFoundError(f'no run to publish: papermill nbs/scaling.ipynb -p size {size} -p profile {profile} '
-                                f'-p seed {seed}' + (f' -p data {data}' if data else ''))
-    bench, record = Bench(chosen, seed=seed), found[-1]
-    last, fid = bench.profile.training.epochs[-1], bench.profile.evaluation.fid
-    at_end = [point for point in record.metrics['curve'] if point['epoch'] == last]
-    best = min(at_end, key=lambda point: point['metrics'][fid]['value'])
-    print(f"checkpoint: {share_pipeline(bench, size, out, best['cfg'], best['metrics'], record.key)}")
+    again = (f'papermill nbs/scaling.ipynb -p size {size} -p profile {profile} -p seed {seed}'
+             + (f' -p data {data}' if data else ''))
+    bench = Bench(chosen, seed=seed)
+    record = record_to_publish([r for r in latest(of_data) if r.parameters == cell], bench, again)
+    best = best_point(record, chosen.training.epochs[-1], chosen.evaluation.fid)
+    folder = share_pipeline(bench, size, out, best['cfg'], best['metrics'], record.key, record.metrics.get('protocol'))
+    print(f'checkpoint: {folder}')

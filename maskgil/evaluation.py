@@ -5,7 +5,7 @@
 # %% ../nbs/31_evaluation.ipynb #d0351270
 from __future__ import annotations
 
-import itertools, json, queue, sys, threading, zipfile
+import contextlib, dataclasses, inspect, itertools, json, math, numbers, queue, threading, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, IO, Callable, Iterable, Iterator, Sequence
@@ -14,24 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, options
+from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
-    load_extensions,
-    fingerprint, keep_freed_memory, pick_device, progress, read_json, weights_fingerprint, write_atomic, write_json,
+    DamagedFile, DTYPES, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress, read_json,
+    weights_fingerprint, write_atomic, write_json,
 )
+from .kept import open_array, save_array
 from .processes import device_count, local_device, place, run_here
 from .data import to_float
 from maskgil.features import (
     efficientnet_lite0, extract, EXTRACTORS, Features, in_batches, inception_weights, load_extractor,
 )
 from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
+from .sampling import GUIDANCE, ORDERS, sample_ar, sample_mar, SCHEDULES
 from .shards import shard_ranges
-from .metrics import evaluate, load_statistics, Reference
+from .metrics import evaluate, fewest_images, load_statistics, Reference, said_images
+from .versions import versions_of
 
 # %% auto #0
-__all__ = ['BLOCK_KINDS', 'WEIGHT_HASHES', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range', 'SampleSet', 'in_background',
-           'draw_blocks', 'read_blocks', 'read_features', 'write_npz', 'npz_layout', 'read_npz', 'adm_reference',
-           'protocol_card', 'evaluate_set', 'reconstructed', 'reconstruction_against', 'draw_on_all',
+__all__ = ['SAMPLER_NAMES', 'SAMPLER_NUMBERS', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels',
+           'draw_range', 'check_sampler', 'check_labels', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks',
+           'read_features', 'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card',
+           'evaluate_set', 'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target',
            'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
@@ -40,7 +44,8 @@ def balanced_labels(
     count: int = 50_000, # images
 ) -> Tensor: # (count,) int64, sorted
     "As many images of each class: 50 of each of 1,000. A `ValueError` where that does not come out even."
-    if count % classes: raise ValueError(f'{count} images are not equally many of each of {classes} classes')
+    if min(classes, count) < 1 or count % classes:
+        raise ValueError(f'{count} images are not equally many of each of {classes} classes')
     return torch.arange(classes).repeat_interleave(count // classes)
 
 # %% ../nbs/31_evaluation.ipynb #936cb25b
@@ -55,6 +60,51 @@ def draw_range(
 ) -> Tensor: # (b h w) int64, b = stop - start
     "The tokens of some images of a set."
     return draw_tokens(model, labels[start:stop], batch_size, seed, first=start, **options)
+
+# %% ../nbs/31_evaluation.ipynb #632f3477
+SAMPLER_NAMES: dict[str, Iterable[str]] = dict( # option: its values
+    guidance=GUIDANCE, schedule=SCHEDULES, order=ORDERS, dtype=['auto', *DTYPES])
+SAMPLER_NUMBERS: dict[str, tuple[type, float, float]] = { # option: its type, the smallest value, the largest
+    'steps': (int, 1, 10**5), 'cfg': (float, 0, 1000), 'choice_temperature': (float, 0, 1000),
+    'temperature': (float, 0, 1000), 'top_k': (int, 0, 10**9), 'top_p': (float, 1e-9, 1),
+}
+GIVEN = ('model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step', 'show_progress', 'length')
+
+def check_sampler(
+    causal: bool, # whether the model is AR
+    given: dict[str, Any], # options of the sampler
+) -> None:
+    "Refuse a name or a value that the sampler would refuse, or would take and make nonsense of: a `ValueError`."
+    taken = [n for n in inspect.signature(sample_ar if causal else sample_mar).parameters if n not in GIVEN]
+    for name, value in given.items():
+        check_choice('option of the sampler', name, taken)
+        if name in SAMPLER_NAMES and not isinstance(value, torch.dtype): check_choice(name, value, SAMPLER_NAMES[name])
+        if name not in SAMPLER_NUMBERS: continue
+        kind, low, high = SAMPLER_NUMBERS[name]
+        right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+        if right and low <= value <= high: continue # NaN is not
+        what = 'a whole number' if kind is int else 'a number'
+        raise ValueError(f'{name} is {value!r}: it has to be {what} from {low:,g} to {high:,g}')
+    if not causal and given.get('temperature', 1) <= 0: raise ValueError('temperature is 0: masked decoding needs more')
+
+# %% ../nbs/31_evaluation.ipynb #32d5ce3b
+def check_labels(
+    labels: Tensor, # (n,) int64
+    classes: int, # of the model
+) -> None:
+    "Refuse labels that are no classes of the model; the unconditional one, behind them, is none to draw."
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
+        raise ValueError(f'labels are whole numbers (n,), one for each image, not {tuple(labels.shape)} {labels.dtype}')
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f'{len(wrong)} of {len(labels)} labels are no class of the model, such as {int(wrong[0])}: '
+                         f'it has 0 to {classes - 1}')
+
+# %% ../nbs/31_evaluation.ipynb #1a180ea4
+def _el0_hash(weights): return weights_fingerprint(efficientnet_lite0('cpu'))
+def _inception_hash(weights): return fingerprint(inception_weights(weights).read_bytes())
+
+WEIGHT_HASHES: dict[str, Callable] = dict(el0=_el0_hash, inception=_inception_hash) # of a weights file, or None
 
 # %% ../nbs/31_evaluation.ipynb #341eb829
 @dataclass(frozen=True)
@@ -72,6 +122,10 @@ class SampleSet:
     stretch: bool = False # as `data.EVALUATION_RECIPES` has it
 
     def __post_init__(self):
+        if min(self.block, self.batch_size) < 1: raise ValueError('a block and a batch hold at least one image')
+        check_labels(self.labels, self.model.config.classes)
+        check_sampler(self.model.config.causal, self.options)
+        if self.extractor: check_choice('extractor', self.extractor, EXTRACTORS)
         if self.block % self.batch_size:
             raise ValueError(f'a block of {self.block} images is not a whole number of batches of {self.batch_size}')
         predicted, known = self.model.config.codebook_size, self.tokenizer.codebook_size
@@ -81,18 +135,24 @@ class SampleSet:
 
     def card(self) -> dict[str, Any]:
         "What must agree before blocks are added."
+        looks = self.extractor and WEIGHT_HASHES[self.extractor](self.weights)
         return dict(
             model=weights_fingerprint(self.model), tokenizer=self.tokenizer.fingerprint(),
             labels=fingerprint(self.labels.contiguous()), count=len(self.labels),
             options=self.options, seed=self.seed, batch_size=self.batch_size, block=self.block,
             extractor=self.extractor, stretch=self.stretch,
+            config=fingerprint(dataclasses.asdict(self.model.config)), # equal weights may be used otherwise
+            weights_hash=looks, versions=versions_of(['tokenizer', 'model', 'sampling', 'metrics']),
         )
 
 # %% ../nbs/31_evaluation.ipynb #88adf591
 def _same_set(folder: Path, card: dict[str, Any]) -> None:
     "Note what a new folder is for; refuse one that is for something else."
-    path = folder/'set.json'
+    path, card = folder/'set.json', json.loads(json.dumps(card, default=str)) # as it is read again
     if not path.exists():
+        if any(folder.glob('*.done')):
+            raise ValueError(f'{folder} holds samples, and its set.json, which says of what, is missing: '
+                             'give another folder')
         write_json(path, card)
         return
     there = read_json(path)
@@ -133,25 +193,36 @@ def in_background(
         thread.join()
 
 # %% ../nbs/31_evaluation.ipynb #51c309d9
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with write_atomic(path) as temporary, open(temporary, 'wb') as file: np.save(file, array)
-
 def _done(folder: Path, block: int) -> Path: return folder/f'{block:05}.done'
 
+def _array_file(folder: Path, block: int, kind: str) -> Path: return folder/f'{block:05}-{kind}.npy'
+
 def _save_block(folder: Path, block: int, arrays: dict[str, np.ndarray]) -> None:
-    for kind, array in arrays.items(): _save_array(folder/f'{block:05}-{kind}.npy', array)
+    _done(folder, block).unlink(missing_ok=True)
+    for kind, array in arrays.items(): save_array(_array_file(folder, block, kind), array)
     with write_atomic(_done(folder, block)) as temporary: temporary.touch()
+
+def _is_whole(folder: Path, block: int, kinds: Sequence[str], images: int) -> bool:
+    "Whether a block is there, with all that is asked of it, as it was written."
+    if not _done(folder, block).exists(): return False
+    try: return all(len(open_array(_array_file(folder, block, kind))) == images for kind in kinds)
+    except FileNotFoundError: return False
+    except DamagedFile as e:
+        warnings.warn(f'{e}. The block is drawn again', stacklevel=2)
+        return False
 
 # %% ../nbs/31_evaluation.ipynb #0ad996d9
 def _draw_missing(
     samples: SampleSet,
     folder: Path,
     blocks: Iterable[int],
+    kinds: Sequence[str], # of `BLOCK_KINDS`, that a block needs
 ) -> Iterator[tuple[int, Tensor, Tensor]]: # block, tokens (b h w), images (b 3 H W) uint8
     size = samples.batch_size
     ranges = samples.ranges()
     for block in blocks:
-        if _done(folder, block).exists(): continue
+        start, stop = ranges[block]
+        if _is_whole(folder, block, kinds, stop - start): continue
         tokens = draw_range(samples.model, samples.labels, *ranges[block], size, samples.seed, **samples.options)
         yield block, tokens, decode_tokens(samples.tokenizer, tokens, size, samples.stretch)
 
@@ -167,11 +238,13 @@ def draw_blocks(
     "Draw and look at this rank's blocks that are missing."
     folder, here = Path(folder), local_device(device)
     if rank is None or not ranks: rank, ranks = place()
-    _same_set(folder, samples.card())
+    products = str(pick_dtype(samples.options.get('dtype', 'auto'), here))
+    _same_set(folder, samples.card() | dict(products=products))
     samples.model.to(here)
     samples.tokenizer.to(here)
     blocks = range(len(samples.ranges()))
-    missing = in_background(_draw_missing(samples, folder, blocks[rank::ranks]))
+    kinds = ['tokens', *(['images'] if keep_images else []), *(['features', 'logits'] if samples.extractor else [])]
+    missing = in_background(_draw_missing(samples, folder, blocks[rank::ranks], kinds))
     token_type = np.uint16 if samples.tokenizer.codebook_size <= 2**16 else np.uint32
     for block, tokens, images in progress(missing, desc=f'blocks of rank {rank}', unit='block', disable=rank > 0):
         arrays = dict(tokens=tokens.numpy().astype(token_type))
@@ -189,17 +262,27 @@ def read_blocks(
     folder: Path | str,
     kind: str, # one of `BLOCK_KINDS`
 ) -> Iterator[np.ndarray]: # images (b H W 3) uint8
-    "The blocks of a set, in order; a `FileNotFoundError` where there are none."
+    "The blocks of a whole set, in order; a `FileNotFoundError` where there are none, or not all."
     check_choice('kind of block', kind, BLOCK_KINDS)
-    parts = sorted(Path(folder).glob(f'*-{kind}.npy'))
-    if not parts: raise FileNotFoundError(f'{folder} holds no {kind}')
-    return (np.load(part, mmap_mode='r') for part in parts)
+    folder = Path(folder)
+    if not (folder/'set.json').is_file(): raise FileNotFoundError(f'{folder} holds no samples: set.json is missing')
+    card = read_json(folder/'set.json')
+    parts = [_array_file(folder, block, kind) for block in range(len(shard_ranges(card['count'], card['block'])))]
+    missing = [part for part in parts if not part.is_file()]
+    if len(missing) == len(parts): raise FileNotFoundError(f'{folder} holds no {kind}')
+    if missing:
+        raise FileNotFoundError(f'{folder} lacks {kind} of {len(missing)} of {len(parts)} blocks, such as '
+                                f'{missing[0].name}: draw the set to its end')
+    return map(open_array, parts)
 
 # %% ../nbs/31_evaluation.ipynb #ebf310e2
 def read_features(folder: Path | str) -> Features:
-    "What the extractor saw in the whole set."
+    "What the extractor saw in the whole set; a `ValueError` where that is not the number of images asked for."
     def whole(kind): return torch.from_numpy(np.concatenate(list(read_blocks(folder, kind))))
-    return Features(whole('features'), whole('logits'), read_json(Path(folder)/'set.json')['extractor'])
+    card = read_json(Path(folder)/'set.json')
+    seen = Features(whole('features'), whole('logits'), card['extractor'])
+    if len(seen) == card['count']: return seen
+    raise ValueError(f"{folder} holds features of {len(seen)} images, and {card['count']} were asked for")
 
 # %% ../nbs/31_evaluation.ipynb #5923dc50
 def _open_array(archive: zipfile.ZipFile, name: str, dtype: type, shape: tuple[int, ...]):
@@ -241,10 +324,18 @@ def npz_layout(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     "What an .npz file holds, without reading it."
     if not Path(path).is_file(): raise FileNotFoundError(f'there is no file {path}')
     found = {}
-    with zipfile.ZipFile(path) as archive:
+    with _naming(path), zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             with archive.open(name) as file: found[name.removesuffix('.npy')] = _array_header(file)
     return found
+
+@contextlib.contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    "A file that is cut or is none names itself."
+    try: yield
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, SyntaxError) as e:
+        if str(path) in str(e): raise
+        raise DamagedFile(f'{path} cannot be read as an .npz file of arrays ({e}): get it again') from None
 
 # %% ../nbs/31_evaluation.ipynb #f907f1a2
 def read_npz(
@@ -257,11 +348,14 @@ def read_npz(
     (n, *shape), dtype = layout['arr_0']
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise ValueError(f'{path}: arr_0 is {(n, *shape)} {dtype}, expected (n, H, W, 3) uint8')
-    with zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
+    if not n: raise ValueError(f'{path} holds no images')
+    with _naming(path), zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
         _array_header(file) # the pixels begin behind it
         for start in range(0, n, rows):
             count = min(rows, n - start)
             pixels = np.frombuffer(file.read(count * int(np.prod(shape))), np.uint8).reshape(count, *shape)
+            if pixels.max() <= 1 and start == 0:
+                raise ValueError(f'{path}: arr_0 goes from {pixels.min()} to {pixels.max()}, expected bytes up to 255')
             yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).contiguous() # b H W 3 -> b 3 H W
 
 # %% ../nbs/31_evaluation.ipynb #1a795082
@@ -277,6 +371,9 @@ def _with_statistics(reference: Reference, path: Path | str) -> Reference:
     return Reference(mean, cov, card, reference.features, reference.logits, reference.components)
 
 # %% ../nbs/31_evaluation.ipynb #cf08d702
+def _read_of(path: Path | str, images: int) -> dict[str, Any]: # as `metrics.images_read` has it
+    return dict(split=None, images=images, skipped=0, source=Path(path).name)
+
 def adm_reference(
     path: Path | str, # an .npz file: statistics, images, or both
     extractor: str = 'inception', # whose statistics they are, and what looks at the images
@@ -292,13 +389,8 @@ def adm_reference(
     seen = extract(read_npz(path), extractor, device=device, weights=weights)
     which = load_extractor(extractor, str(pick_device(device)), weights)[1]
     own = Reference.from_features(seen, Path(path).stem, fingerprint(seen.features), weights=which)
+    own = dataclasses.replace(own, card=own.card | dict(read_from=_read_of(path, len(seen))))
     return _with_statistics(own, path) if statistics else own
-
-# %% ../nbs/31_evaluation.ipynb #1a180ea4
-def _el0_hash(weights): return weights_fingerprint(efficientnet_lite0('cpu'))
-def _inception_hash(weights): return fingerprint(inception_weights(weights).read_bytes())
-
-WEIGHT_HASHES: dict[str, Callable] = dict(el0=_el0_hash, inception=_inception_hash) # of a weights file, or None
 
 # %% ../nbs/31_evaluation.ipynb #52502caa
 PIXELS = { # whether images are stretched: what becomes of the decoder's output
@@ -315,9 +407,12 @@ def _extractor_card(samples: SampleSet, device: str) -> dict[str, Any]:
                 weights_hash=WEIGHT_HASHES[name](samples.weights))
 
 # %% ../nbs/31_evaluation.ipynb #87c465f2
-def _reference_card(reference: Reference) -> dict[str, Any]:
+def reference_card(reference: Reference) -> dict[str, Any]:
+    "Which reference, of which images."
+    read = reference.card.get('read_from')
+    said = said_images(read) if read else f"statistics alone, from the file {reference.name}"
     return dict(name=reference.name, count=reference.card['count'], images=reference.card['images'],
-                statistics=fingerprint(reference.mean, reference.cov))
+                statistics=fingerprint(reference.mean, reference.cov), read=said)
 
 # %% ../nbs/31_evaluation.ipynb #38dbcb74
 def protocol_card(
@@ -333,7 +428,7 @@ def protocol_card(
     scale, schedule = sampler.pop('cfg', None), sampler.pop('guidance', 'constant')
     return dict(
         extractor=_extractor_card(samples, device),
-        reference=_reference_card(reference),
+        reference=reference_card(reference),
         pixels=PIXELS[samples.stretch],
         stored=stored,
         count=len(samples.labels),
@@ -347,6 +442,13 @@ def protocol_card(
     )
 
 # %% ../nbs/31_evaluation.ipynb #6c8211f7
+def _check_folder(folder: Path | str, samples: SampleSet) -> None:
+    "Refuse the samples of another set: the card would be of this one."
+    there = read_json(Path(folder)/'set.json')
+    asked = json.loads(json.dumps(samples.card(), default=str))
+    differs = [name for name in asked if name in there and there[name] != asked[name]]
+    if differs: raise ValueError(f"the samples in {folder} are of something else: another {', '.join(differs)}")
+
 def evaluate_set(
     samples: SampleSet,
     folder: Path | str, # with all blocks
@@ -356,6 +458,7 @@ def evaluate_set(
 ) -> dict[str, Any]: # metrics by name, and the card
     "All metrics of a complete set."
     card = protocol_card(samples, reference, device=device)
+    _check_folder(folder, samples)
     metrics, protocol = evaluate(read_features(folder), reference, bootstrap), fingerprint(card)
     return dict(metrics={name: metric | dict(protocol=protocol) for name, metric in metrics.items()}, protocol=card)
 
@@ -410,7 +513,7 @@ def draw_on_all(
         return read_features(folder)
     checkpoint, label_file = folder/'pipeline', folder/'labels.npy'
     pipe.save_pretrained(checkpoint)
-    _save_array(label_file, labels.numpy())
+    save_array(label_file, labels.numpy())
     arguments = dict(
         checkpoint=checkpoint, out=folder, labels=label_file, seed=seed, batch_size=batch_size, block=block,
         extractor=extractor, weights=weights or '', device=device, keep_images=keep_images, sampler=json.dumps(options),
@@ -428,6 +531,37 @@ def _measure(samples: SampleSet, out: str, reference: Reference, bootstrap: int,
         span = f"[{metric['low']:.4f}, {metric['high']:.4f}]"
         print(f"{metric['label']} {metric['value']:.4f} {span}, {metric['n']:,} images")
     print(f'metrics: {path}')
+
+# %% ../nbs/31_evaluation.ipynb #28fea358
+def check_target(
+    reference: str, # an .npz file in ADM's layout, or nothing
+    extractor: str, # a name of EXTRACTORS
+    npz: str, # the file to write, or nothing
+    keep_images: bool,
+    bootstrap: int, # replicates
+) -> None:
+    "Refuse, before anything is drawn, what would be refused after it: a `ValueError` or an `OSError`."
+    row = EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)]
+    if bootstrap < 0: raise ValueError(f'bootstrap is {bootstrap}: it has to be 0 or more')
+    if npz and not keep_images: raise ValueError('npz needs the images: keep_images has to be true')
+    if npz and Path(npz).is_dir(): raise IsADirectoryError(f'npz names a folder, {npz}: give a file')
+    if npz: Path(npz).resolve().parent.mkdir(parents=True, exist_ok=True)
+    if not reference: return
+    layout = npz_layout(reference)
+    if 'mu' in layout and layout['mu'][0] != (row.features,):
+        raise ValueError(f"{reference} has statistics of {layout['mu'][0]}, {extractor} has {row.features} features")
+    if {'mu', 'sigma'} <= layout.keys(): load_statistics(reference)
+    elif 'arr_0' not in layout:
+        raise ValueError(f"{reference} holds {', '.join(layout)}: expected mu and sigma, or arr_0")
+
+def _sampler_of(text: str) -> dict[str, Any]:
+    try: given = json.loads(text)
+    except json.JSONDecodeError as e: raise ValueError(f'sampler is no JSON ({e}): {text}') from None
+    if isinstance(given, dict): return given
+    raise ValueError(f'sampler is {text}: options are wanted by name, such as {{"steps": 8}}')
+
+def _labels_of(path: str) -> Tensor:
+    with _naming(path): return torch.from_numpy(np.asarray(np.load(path, allow_pickle=False)))
 
 # %% ../nbs/31_evaluation.ipynb #b139ac03
 def evaluate_checkpoint(
@@ -451,13 +585,16 @@ def evaluate_checkpoint(
     bootstrap: int = 200, # replicates behind the intervals
 ) -> None:
     "Draw a balanced set and measure it; resumes, and runs on any number of ranks."
+    file = weights or None
+    check_target(reference, extractor, npz, keep_images, bootstrap)
     pipe = MaskGILPipeline.from_pretrained(checkpoint, device='cpu')
     config: Any = pipe.model.config
     usual = dict(cfg=cfg, dtype=dtype) | ({} if config.causal else dict(steps=steps))
-    chosen = json.loads(sampler) if sampler else usual
-    classes = torch.from_numpy(np.load(labels)) if labels else balanced_labels(config.classes, count)
-    file = weights or None
+    chosen = _sampler_of(sampler) if sampler else usual
+    classes = _labels_of(labels) if labels else balanced_labels(config.classes, count)
     samples = SampleSet(pipe.model, pipe.tokenizer, classes, chosen, seed, batch_size, block, extractor, file)
+    least = fewest_images(extractor)
+    if reference and len(classes) < least: raise ValueError(f'count is {len(classes)}: {least} images are needed')
     if not draw_blocks(samples, out, device, keep_images=keep_images):
         print(f'rank {place()[0]} is done; other blocks are still missing')
         return
@@ -468,6 +605,5 @@ def evaluate_checkpoint(
 # %% ../nbs/31_evaluation.ipynb #285804e2
 if __name__ == '__main__' and '__file__' in globals():
     keep_freed_memory()
-    load_extensions()
-    try: evaluate_checkpoint(**vars(options(evaluate_checkpoint).parse_args()))
-    except (ValueError, OSError, RuntimeError) as e: sys.exit(f'{type(e).__name__}: {e}')
+    with one_line_errors(): load_extensions()
+    with one_line_errors(): evaluate_checkpoint(**vars(options(evaluate_checkpoint).parse_args()))

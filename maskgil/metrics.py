@@ -5,8 +5,8 @@
 # %% ../nbs/30_metrics.ipynb #ddbebdf6
 from __future__ import annotations
 
-import functools, json
-from dataclasses import dataclass
+import functools, json, warnings, zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence, TypeVar
 
@@ -15,28 +15,51 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .core import cache_dir, derived_seed, fingerprint, pick_device, write_atomic
+from .core import cache_dir, DamagedFile, derived_seed, fingerprint, pick_device
 from .data import to_float, to_uint8
 from .features import extract, EXTRACTORS, Features, in_batches, load_extractor
+from .kept import load_tensors, save_tensors
 
 # %% auto #0
-__all__ = ['NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'EL0_LAYERS', 'symmetric_root', 'frechet_distance', 'mean_and_covariance',
-           'load_statistics', 'principal_components', 'project', 'ReferenceData', 'StoredReference', 'Reference',
+__all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'EL0_LAYERS', 'symmetric_root', 'frechet_distance',
+           'mean_and_covariance', 'load_statistics', 'principal_components', 'project', 'check_features',
+           'repeated_images', 'images_read', 'said_images', 'ReferenceData', 'StoredReference', 'Reference',
            'bootstrap_counts', 'frechet_estimates', 'frechet_linearised', 'kernel_estimates', 'inception_estimates',
-           'in_manifold', 'mean_estimates', 'interval', 'Metric', 'metric_key', 'evaluate', 'register_el0',
-           'real_floor', 'codebook_usage', 'reconstruct', 'psnr', 'reconstruction_metrics']
+           'in_manifold', 'mean_estimates', 'interval', 'Metric', 'metric_key', 'fewest_images', 'check_measurable',
+           'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'reconstruct', 'psnr', 'reconstruction_metrics']
 
 # %% ../nbs/30_metrics.ipynb #ac328090
 def _float64(x: Any) -> Tensor: # an array, tensor or nested list -> a tensor on the CPU
     return torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).double().cpu()
 
+# %% ../nbs/30_metrics.ipynb #e8f48c69
+def _check_positive(values: Tensor) -> None: # values (... k), eigenvalues of what should be a covariance, ascending
+    lowest, scale = values[..., 0], values.abs().amax(-1)
+    if (lowest < -1e-6 * scale).any():
+        raise ValueError(f'a covariance has a direction of negative variance: {float(lowest.min()):.3g}')
+
 # %% ../nbs/30_metrics.ipynb #33a304f8
 def symmetric_root(
     cov: Tensor, # (... k k), symmetric, no eigenvalue below 0 but by rounding
 ) -> Tensor: # (... k k)
-    "The symmetric square root of a covariance."
+    "The symmetric square root of a covariance; a `ValueError` for what is none."
+    largest = cov.abs().amax()
+    if not torch.isfinite(largest): raise ValueError('a covariance has numbers that are not finite')
+    if (cov - cov.mT).abs().amax() > 1e-6 * largest: raise ValueError('a covariance is not symmetric')
     values, vectors = torch.linalg.eigh(cov)
+    _check_positive(values)
     return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+
+# %% ../nbs/30_metrics.ipynb #18859fe7
+def _check_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> None:
+    "Refuse widths that broadcasting would hide, and numbers that are not finite."
+    width = mean2.shape[-1]
+    shapes = [tuple(x.shape) for x in (mean1, cov1, mean2, cov2)]
+    if shapes[2:] != [(width,), (width, width)] or shapes[0][-1:] != (width,) or shapes[1][-2:] != (width, width):
+        raise ValueError('means (k) and covariances (k k) of two Gaussians have the shapes '
+                         + ', '.join(map(str, shapes)))
+    if not all(torch.isfinite(x).all() for x in (mean1, cov1, mean2)):
+        raise ValueError('a mean or a covariance has numbers that are not finite')
 
 # %% ../nbs/30_metrics.ipynb #de54a89b
 def frechet_distance(
@@ -47,8 +70,11 @@ def frechet_distance(
 ) -> Tensor: # (...) float64, at least 0
     "The squared Frechet distance between Gaussians; the first may be a stack of them."
     mean1, cov1, mean2, cov2 = map(_float64, (mean1, cov1, mean2, cov2))
+    _check_gaussians(mean1, cov1, mean2, cov2)
     root = symmetric_root(cov2)
-    cross = torch.linalg.eigvalsh(root @ cov1 @ root).clamp(min=0).sqrt().sum(-1)
+    squares = torch.linalg.eigvalsh(root @ cov1 @ root)
+    _check_positive(squares)
+    cross = squares.clamp(min=0).sqrt().sum(-1)
     trace = cov1.diagonal(dim1=-2, dim2=-1).sum(-1) + cov2.diagonal().sum()
     return ((mean1 - mean2).square().sum(-1) + trace - 2 * cross).clamp(min=0) # rounding may leave -1e-10
 
@@ -58,7 +84,17 @@ def mean_and_covariance(
 ) -> tuple[Tensor, Tensor]: # (k), (k k), float64
     "Both in float64; the covariance with n - 1."
     x = _float64(features)
+    if len(x) < 2: raise ValueError(f'a covariance needs at least 2 images, and there is {len(x)}')
     return x.mean(0), torch.cov(x.T)
+
+# %% ../nbs/30_metrics.ipynb #749f5bca
+def _check_statistics(path: Path | str, mean: Tensor, cov: Tensor) -> None:
+    "Refuse what is no mean and no covariance, before it is compared with anything."
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(f'{path}: mu is {tuple(mean.shape)} and sigma {tuple(cov.shape)}, expected (k) and (k, k)')
+    if not torch.isfinite(mean).all(): raise ValueError(f'{path}: mu has numbers that are not finite')
+    try: symmetric_root(cov)
+    except ValueError as e: raise ValueError(f'{path}: sigma cannot be used, {e}') from None
 
 # %% ../nbs/30_metrics.ipynb #76ca09dd
 def load_statistics(
@@ -66,10 +102,17 @@ def load_statistics(
 ) -> tuple[Tensor, Tensor]: # mean (k), covariance (k k), float64
     "Read a mean and a covariance in ADM's format (openai/guided-diffusion, evaluations)."
     if not Path(path).is_file(): raise FileNotFoundError(f'there is no file of reference statistics {path}')
-    with np.load(path) as file:
-        if not {'mu', 'sigma'} <= set(file.files):
-            raise ValueError(f"{path} holds {', '.join(file.files)}, but reference statistics are called mu and sigma")
-        return _float64(file['mu']), _float64(file['sigma'])
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = getattr(file, 'files', ['one array'])
+            if not {'mu', 'sigma'} <= set(held):
+                raise KeyError(f"{path} holds {', '.join(held)}, but reference statistics are called mu and sigma")
+            mean, cov = _float64(file['mu']), _float64(file['sigma'])
+    except KeyError as e: raise ValueError(e.args[0]) from None
+    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as e:
+        raise DamagedFile(f'{path} cannot be read as an .npz file of arrays ({e}): get it again') from None
+    _check_statistics(path, mean, cov)
+    return mean, cov
 
 # %% ../nbs/30_metrics.ipynb #1d7a8cad
 def principal_components(
@@ -90,6 +133,58 @@ def project(
     "To the features the Frechet distance uses."
     return _float64(features) if components is None else _float64(features) @ components
 
+# %% ../nbs/30_metrics.ipynb #e4f38140
+def check_features(
+    seen: Features,
+    whose: str, # for the message: 'the generated images'
+) -> None:
+    "Raise a `ValueError` for features that no metric can use."
+    row = EXTRACTORS[check_choice('extractor', seen.extractor, EXTRACTORS)]
+    if seen.features.shape != (len(seen), row.features):
+        shape = tuple(seen.features.shape)
+        raise ValueError(f'features of {whose} are {shape}: {seen.extractor} gives {row.features} an image')
+    if len(seen.logits) != len(seen): raise ValueError(f'{len(seen.logits)} logits of {len(seen)} images: {whose}')
+    for kind, values in dict(features=seen.features, logits=seen.logits).items():
+        if values.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f'{kind} of {whose} are in {values.dtype}; the protocol is float32'.replace('torch.', ''))
+        wrong = (~torch.isfinite(values).all(1)).nonzero()[:, 0]
+        if len(wrong):
+            raise ValueError(f'{kind} of {len(wrong)} of {len(seen)} images are not finite, of {whose}; '
+                             f'the first is number {int(wrong[0])}')
+
+# %% ../nbs/30_metrics.ipynb #8099b63a
+REPEATED = 0.1 # the share of images that equal another one, above which it is said
+
+def repeated_images(
+    features: Tensor, # (n d)
+) -> int:
+    "How many images the extractor sees as it sees another one before them."
+    along = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = (features.double().cpu() @ along).argsort()
+    x = features.cpu()[order] # equal images are neighbours here
+    differ = torch.cat([(after - before).abs().amax(1) for before, after in zip(x[:-1].split(4096), x[1:].split(4096))])
+    return int((differ <= 1e-4 * x.abs().amax()).sum())
+
+# %% ../nbs/30_metrics.ipynb #8c9c307a
+def images_read(
+    images: Any, # an image set, or (n 3 h w) uint8
+) -> dict[str, Any]: # split, images, skipped, source; None where it is not known
+    "What an image set says of itself, or what can be said of it."
+    if told := getattr(images, 'read_from', None): return dict(told)
+    name = getattr(images, 'name', None) or 'images in memory' # a tensor's name is None
+    split = name.rpartition('-')[2]
+    return dict(split=split if split in ('train', 'test') else None, images=len(images), skipped=None, source=name)
+
+def said_images(
+    read: dict[str, Any] | None, # from `images_read`
+) -> str: # '50,000 images of validation, 0 skipped'
+    "The same in words, for a card."
+    if not read: return 'not known'
+    of = f" of {read['split']}" if read.get('split') else ''
+    skipped = '' if read.get('skipped') is None else f", {read['skipped']:,} skipped"
+    source = f" ({read['source']})" if read.get('source') else ''
+    return f"{read['images']:,} images{of}{skipped}{source}"
+
 # %% ../nbs/30_metrics.ipynb #cee5bd70
 def _product_device() -> str: return 'cuda' if torch.cuda.is_available() else 'cpu'
 
@@ -99,7 +194,7 @@ class ReferenceData:
     "What is known of real images."
     mean: Tensor # (k) float64, of the features the Frechet distance uses
     cov: Tensor # (k k) float64
-    card: dict[str, Any] # name, extractor, protocol, weights, images, count, components
+    card: dict[str, Any] # name, extractor, protocol, weights, images, count, components, read_from
     features: Tensor | None = None # (m d) float32; None if only statistics are known
     logits: Tensor | None = None # (m c) float32
     components: Tensor | None = None # (d k) float64, orthonormal; None is the identity
@@ -116,7 +211,8 @@ class ReferenceData:
     def extractor(self) -> str: return self.card['extractor']
 
     @property
-    def fingerprint(self) -> str: return fingerprint(self.card)
+    def fingerprint(self) -> str: # what was read is known by the images' own fingerprint
+        return fingerprint({name: value for name, value in self.card.items() if name != 'read_from'})
 
     @property
     def seen(self) -> Features:
@@ -137,22 +233,25 @@ class ReferenceData:
 
 # %% ../nbs/30_metrics.ipynb #81dd839b
 def _write_reference(reference: ReferenceData, path: Path) -> None:
-    from safetensors.torch import save_file
     names = 'mean', 'cov', 'features', 'logits', 'components'
     known = {name: tensor for name in names if (tensor := getattr(reference, name)) is not None}
-    tensors = {name: tensor.contiguous() for name, tensor in known.items()}
-    with write_atomic(path) as temporary: save_file(tensors, temporary, metadata=dict(card=json.dumps(reference.card)))
+    save_tensors(path, known, dict(card=json.dumps(reference.card)))
 
 # %% ../nbs/30_metrics.ipynb #1dfb3f85
+CARD = {'name', 'extractor', 'protocol', 'weights', 'images', 'count', 'components'} # what the card of a reference has
+
 def _read_reference(path: Path) -> dict[str, Any]: # the fields of `ReferenceData`
-    from safetensors import safe_open, SafetensorError
     if not path.is_file(): raise FileNotFoundError(f'there is no reference file {path}')
-    try:
-        with safe_open(path, 'pt') as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            return dict(card=json.loads(file.metadata()['card']), **tensors)
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is not a reference file of this library: {error}') from None
+    tensors, header = load_tensors(path)
+    try: card = json.loads(header['card'])
+    except (KeyError, json.JSONDecodeError): card = None
+    needed, known = {'mean', 'cov'}, {'mean', 'cov', 'features', 'logits', 'components'}
+    if not isinstance(card, dict) or not CARD <= card.keys() or not needed <= tensors.keys() <= known:
+        raise ValueError(f'{path} is not a reference file of this library: it holds {", ".join(tensors) or "nothing"}')
+    there = len(tensors.get('features', ()))
+    if there not in (0, card['count']):
+        raise ValueError(f"{path} holds features of {there} images, and its card says {card['count']}")
+    return dict(card=card, **tensors)
 
 # %% ../nbs/30_metrics.ipynb #62d001c9
 _Stored = TypeVar('_Stored', bound='StoredReference')
@@ -189,9 +288,17 @@ def _cached_at(name, images, extractor, weights, components_from) -> Path:
     return cache_dir()/'references'/f'{name}-{extractor}-{content}.safetensors'
 
 # %% ../nbs/30_metrics.ipynb #09a24201
-def _checked(found, path, images, extractor, weights):
-    if (found.card['images'], found.card['weights'], found.extractor) == (images, weights, extractor): return found
-    raise ValueError(f'the reference {path} is of other images or another extractor ({found}): '
+def _checked(found, path, images, extractor, weights, components_from):
+    "The reference that was found, if it is what is asked for."
+    fitted = found.card['components']
+    of_images = fitted and fitted['images'] # whose components
+    wanted = images if components_from is None else (components_from.card['components'] or {}).get('images')
+    asked = dict(images=images, weights=weights, extractor=extractor, protocol=EXTRACTORS[extractor].protocol)
+    there = {name: found.card[name] for name in asked}
+    if EXTRACTORS[extractor].components: asked['components'], there['components'] = wanted, of_images
+    if there == asked: return found
+    differ = ', '.join(name for name in asked if asked[name] != there[name])
+    raise ValueError(f'the reference {path} is of other images or another extractor ({found}; another: {differ}): '
                      'remove it, or give another path')
 
 # %% ../nbs/30_metrics.ipynb #bdb60129
@@ -215,7 +322,8 @@ class Reference(StoredReference):
         components_from: Reference | None = None, # the reference of the training split, if this is another
         weights: str = '', # which weights the extractor had
     ) -> Reference:
-        "Statistics and card of features that are already there."
+        "Statistics and card of features that are already there; a `ValueError` where these cannot be used."
+        check_features(seen, f'the reference {name}')
         protocol = EXTRACTORS[seen.extractor].protocol
         components, fitted = _components(seen, name, images, components_from)
         card = dict(name=name, extractor=seen.extractor, protocol=protocol, weights=weights,
@@ -237,9 +345,13 @@ class Reference(StoredReference):
         made_of = getattr(images, 'fingerprint', None) or fingerprint(list(images.shape), images)
         which = load_extractor(extractor, str(pick_device(device)), weights)[1]
         path = Path(path) if path else _cached_at(name, made_of, extractor, which, components_from)
-        if path.exists(): return _checked(cls.load(path), path, made_of, extractor, which)
-        seen = extract(images, extractor, device=device, weights=weights)
-        reference = cls.from_features(seen, name, made_of, components_from, which)
+        if path.exists():
+            found = _checked(cls.load(path), path, made_of, extractor, which, components_from)
+            return replace(found, card=found.card | dict(read_from=images_read(images)))
+        with torch.autocast(pick_device(device).type, enabled=False): # in float32, whatever surrounds it
+            seen = extract(images, extractor, device=device, weights=weights)
+        made = cls.from_features(seen, name, made_of, components_from, which)
+        reference = replace(made, card=made.card | dict(read_from=images_read(images))) # skipped ones are known now
         reference.save(path)
         return reference
 
@@ -418,6 +530,35 @@ def metric_key(
     "What a record calls a metric: 'fid' with Inception, 'fid_el0' with EfficientNet-Lite0."
     return name + EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)].label.lower().replace('-', '_')
 
+# %% ../nbs/30_metrics.ipynb #54e87638
+def fewest_images(
+    extractor: str, # one of `EXTRACTORS`
+) -> int:
+    "How many generated images every metric needs at least: neighbours of a manifold, splits of the Inception Score."
+    return max(NEIGHBOURS + 2, EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)].splits)
+
+def check_measurable(seen: Features, reference: Reference, names: Sequence[str]) -> None: # names: of `METRICS`
+    "Raise a `ValueError` unless these metrics of these images against this reference are numbers."
+    if seen.extractor != reference.extractor:
+        raise ValueError(f'features of {seen.extractor} cannot be compared with a reference of {reference.extractor}')
+    least = fewest_images(seen.extractor) if 'is' in names else NEIGHBOURS + 2
+    if len(seen) < least: raise ValueError(f'{len(seen)} images are too few to measure: {least} are needed')
+    check_features(seen, 'the generated images')
+    width = EXTRACTORS[seen.extractor].features if reference.components is None else reference.components.shape[1]
+    if reference.mean.shape != (width,):
+        raise ValueError(f'the reference {reference.name} has {len(reference.mean)} numbers in its mean, '
+                         f'and {seen.extractor} gives {width}')
+    repeated = repeated_images(seen.features)
+    if repeated > REPEATED * len(seen):
+        warnings.warn(f'{repeated} of {len(seen)} images look like another one of the set: are seeds repeated?',
+                      stacklevel=3)
+
+# %% ../nbs/30_metrics.ipynb #2154f574
+def _finite(metric: Metric, estimates: Tensor) -> Tensor:
+    if torch.isfinite(estimates).all(): return estimates
+    raise ValueError(f'{metric.label} of these images is not finite: {float(estimates[0])}, and '
+                     f'{int((~torch.isfinite(estimates)).sum())} of {len(estimates)} resamples')
+
 # %% ../nbs/30_metrics.ipynb #e3ddfc99
 def evaluate(
     seen: Features, # of generated images
@@ -427,18 +568,17 @@ def evaluate(
     metrics: Sequence[str] = tuple(METRICS), # which
 ) -> dict[str, dict[str, Any]]: # key: value, low, high, n, n_reference, label, reference
     "All metrics of a set of images that the reference allows; one of statistics alone gives FID and IS."
-    if seen.extractor != reference.extractor:
-        raise ValueError(f'features of {seen.extractor} cannot be compared with a reference of {reference.extractor}')
-    if len(seen) <= NEIGHBOURS + 1: raise ValueError(f'{len(seen)} images are too few to measure')
+    names = [check_choice('metric', name, METRICS) for name in metrics]
+    check_measurable(seen, reference, names)
     device, real = _product_device(), len(reference)
     counts = bootstrap_counts(len(seen), bootstrap, seed).to(device)
     real_counts = bootstrap_counts(real, bootstrap, seed).to(device) if real else None
     found = {}
-    for name in metrics:
-        metric = METRICS[check_choice('metric', name, METRICS)]
+    for name in names:
+        metric = METRICS[name]
         if metric.needs == 'features' and reference.features is None: continue
         found[metric_key(name, seen.extractor)] = dict(
-            **interval(metric.estimates(seen, reference, counts, real_counts)),
+            **interval(_finite(metric, metric.estimates(seen, reference, counts, real_counts))),
             n=len(seen),
             n_reference=None if metric.needs == 'nothing' else reference.card['count'],
             label=metric.label + EXTRACTORS[seen.extractor].label,
@@ -511,8 +651,10 @@ def codebook_usage(
     "How much of a codebook some tokens use; a `ValueError` where there are none, or one outside the codebook."
     ids = np.asarray(ids.cpu() if isinstance(ids, Tensor) else ids).ravel()
     if not ids.size: raise ValueError('there are no tokens to count')
+    if ids.dtype.kind not in 'iu': raise ValueError(f'tokens are whole numbers, not {ids.dtype}')
     if ids.min() < 0 or ids.max() >= codebook_size:
-        raise ValueError(f'token {ids.max()} is outside a codebook of {codebook_size} entries')
+        outside = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f'token {outside} is outside a codebook of {codebook_size} entries')
     counts = np.bincount(ids, minlength=codebook_size)
     shares = counts[counts > 0] / ids.size
     bits = float(-(shares * np.log2(shares)).sum())
@@ -534,6 +676,7 @@ def reconstruct(
         originals.append(batch)
         rebuilt.append(to_uint8(tokenizer.decode(ids)).cpu())
         tokens.append(ids.cpu())
+    if not originals: raise ValueError('there are no images to reconstruct')
     return torch.cat(originals).clone(), torch.cat(rebuilt).clone(), torch.cat(tokens).clone()
 
 # %% ../nbs/30_metrics.ipynb #ed47fc5a
@@ -541,7 +684,10 @@ def psnr(
     images: Tensor, # (n 3 H W) uint8
     others: Tensor, # (n 3 H W) uint8
 ) -> Tensor: # (n) float64, dB; 100 for equal images
-    "Peak signal-to-noise ratio of each image."
+    "Peak signal-to-noise ratio of each image; a `ValueError` for other shapes, which would be stretched, or numbers."
+    if images.shape != others.shape or images.dtype != torch.uint8 or others.dtype != torch.uint8:
+        raise ValueError('the ratio is of equally many bytes: '
+                         f'{tuple(images.shape)} {images.dtype} against {tuple(others.shape)} {others.dtype}')
     error = (images.double() - others.double()).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=100)
 

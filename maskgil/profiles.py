@@ -5,18 +5,18 @@
 # %% ../nbs/40_profiles.ipynb #fad0e25f
 from __future__ import annotations
 
-import dataclasses, os
+import dataclasses, math, numbers, os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable
 
-import torch
-
-from .checks import check_choice
+from .checks import check_choice, ParameterError
 
 # %% auto #0
-__all__ = ['GROUPS', 'PROFILES', 'DataSettings', 'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings',
-           'Profile', 'settings', 'decisive_settings', 'override', 'resolve_profile']
+__all__ = ['GROUPS', 'PROFILES', 'SEEDS', 'RANGES', 'RISING', 'DIFFERENT', 'FORMS', 'PARAMETERS', 'DataSettings',
+           'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings', 'Profile', 'wrong_value',
+           'wrong_seed', 'wrong_settings', 'check_numbers', 'settings', 'decisive_settings', 'override',
+           'resolve_profile']
 
 # %% ../nbs/40_profiles.ipynb #6e98aa1b
 @dataclass(frozen=True)
@@ -159,6 +159,115 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000)),
 )}
 
+# %% ../nbs/40_profiles.ipynb #27d5922a
+SEEDS = (0, 2**63 - 2) # torch takes 63 bits, and an untrained model is drawn with the next seed
+
+RANGES: dict[str, tuple[float, float]] = { # a setting: the smallest value and the largest; of a tuple, of each number
+    'data.resolution': (8, 4096), 'data.copies': (1, 1000), 'data.shift': (0, 1024), 'data.limit': (0, 10**9),
+    'tokenizer.steps': (0, 10**8), 'tokenizer.batch_size': (1, 10**6), 'tokenizer.learning_rate': (1e-12, 10),
+    'training.epochs': (1, 10**6), 'training.study_epochs': (1, 10**6), 'training.batch_size': (1, 10**6),
+    'training.learning_rate': (1e-12, 10), 'training.warmup_steps': (0, 10**8), 'training.dropout': (0, .99),
+    'training.stability_steps': (1, 10**8), 'training.stability_learning_rate': (1e-12, 10),
+    'training.ema': (0, 1 - 1e-9),
+    'evaluation.cfg': (0, 1000), 'evaluation.main_cfg': (0, 1000), 'evaluation.steps': (1, 10**5),
+    'evaluation.images': (5, 10**8), # more than the neighbours of a manifold, and one
+    'evaluation.step_grid': (1, 10**5), 'evaluation.sample_counts': (5, 10**8), 'evaluation.speed_batches': (1, 10**5),
+    'evaluation.head': (1, 10**6),
+    'text.caption_tokens': (1, 10**5), 'text.budgets': (1, 10**6), 'text.max_ratio': (1, 100),
+    'text.scenes': (0, 10**9), 'text.stage_images': (0, 10**12), 'text.stage_batch': (1, 10**6),
+    'text.ar_images': (0, 10**12), 'text.probe_images': (1, 10**8), 'text.judged_images': (1, 10**8),
+    'text.bucket_images': (5, 10**8), 'text.bucket_reference': (5, 10**8),
+}
+
+RISING = ('training.epochs', 'training.study_epochs') # each larger than the one before
+DIFFERENT = ('evaluation.cfg', 'evaluation.step_grid', 'evaluation.sample_counts', 'evaluation.speed_batches')
+
+# %% ../nbs/40_profiles.ipynb #9a9226ec
+FORMS: dict[str, tuple[type, int | None]] = { # a field's type: of one number, and how many; 0 is one or more
+    'int': (int, None), 'float': (float, None),
+    'tuple[int, ...]': (int, 0), 'tuple[float, ...]': (float, 0), 'tuple[int, int]': (int, 2),
+}
+
+def _fields() -> dict[str, str]: # setting: the type of its field, as it is written
+    groups = dict(data=DataSettings, tokenizer=TokenizerSettings, training=TrainingSettings,
+                  evaluation=EvaluationSettings, text=TextSettings)
+    return {f'{group}.{f.name}': str(f.type) for group, row in groups.items() for f in dataclasses.fields(row)}
+
+def _is_number(value: Any, kind: type) -> bool: # int or float
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real): return False
+    return math.isfinite(value)
+
+def _vocabulary_fits(value: Any) -> bool: # ('Food & Drink', 12), ...
+    rows = value if isinstance(value, tuple) else [None]
+    return all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str) and _is_number(row[1], int)
+               and row[1] >= 0 for row in rows)
+
+# %% ../nbs/40_profiles.ipynb #07648a8b
+def _asked(name: str, kind: type, many: int | None) -> str: # what a setting takes, in words
+    low, high = RANGES[name]
+    what = ('whole number' if kind is int else 'finite number') + ('' if many is None else 's')
+    bounds = f'{what} from {low:,.12g} to {high:,.12g}'
+    if many is None: return f'a {bounds}'
+    order = ', each larger than the one before' if name in RISING else ', no two alike' if name in DIFFERENT else ''
+    return f"{many or 'one or more'} {bounds}{order}"
+
+def _in_order(name: str, values: Any) -> bool:
+    if name in RISING: return list(values) == sorted(set(values))
+    return name not in DIFFERENT or len(set(values)) == len(values)
+
+# %% ../nbs/40_profiles.ipynb #8770a8bb
+def wrong_value(
+    name: str, # of a setting, such as 'evaluation.steps'
+    value: Any,
+    called: str = '', # what the message calls it; the setting's name unless told otherwise
+) -> str: # what is wrong, in one line; '' where nothing is
+    "Whether a setting may have a value."
+    written = _fields()[check_choice('setting of a profile', name, _fields())]
+    if written not in FORMS:
+        right = dict(str=isinstance(value, str), bool=isinstance(value, bool)).get(written, _vocabulary_fits(value))
+        return '' if right else f'{called or name} is {value!r}: it has to be of the type {written}'
+    (kind, many), (low, high) = FORMS[written], RANGES[name]
+    values = value if many is not None and isinstance(value, tuple) else () if many is not None else (value,)
+    right = len(values) == many if many else len(values) > 0
+    right = right and all(_is_number(v, kind) and low <= v <= high for v in values) and _in_order(name, values)
+    given = list(value) if isinstance(value, tuple) else value
+    return '' if right else f'{called or name} is {given!r}: it has to be {_asked(name, kind, many)}'
+
+def wrong_seed(seed: Any) -> str: # what is wrong, in one line; '' where nothing is
+    "Whether every random number of a study can come from a seed."
+    if _is_number(seed, int) and SEEDS[0] <= seed <= SEEDS[1]: return ''
+    return f'seed is {seed!r}: it has to be a whole number from {SEEDS[0]} to {SEEDS[1]} (2**63 - 2)'
+
+# %% ../nbs/40_profiles.ipynb #e9153ebf
+def wrong_settings(
+    profile: Profile,
+    called: dict[str, str] | None = None, # a setting: what the message calls it
+) -> list[str]: # one line for each
+    "Settings with a value that they cannot have."
+    found = [wrong_value(f'{group}.{name}', value, (called or {}).get(f'{group}.{name}', ''))
+             for group in GROUPS for name, value in vars(getattr(profile, group)).items()]
+    return [line for line in [*found, *map(wrong_seed, profile.seeds)] if line]
+
+# %% ../nbs/40_profiles.ipynb #c020cc4e
+PARAMETERS = { # a parameter of notebooks: a setting whose range its numbers have
+    'epochs': 'training.epochs', 'cfg': 'evaluation.main_cfg', 'steps': 'evaluation.steps',
+    'eval_images': 'evaluation.images', 'batches': 'evaluation.speed_batches',
+    'learning_rate': 'training.learning_rate', 'stage_images': 'text.stage_images',
+}
+
+def check_numbers(
+    given: dict[str, Any], # a notebook's parameters, converted; other names pass
+) -> None:
+    "Refuse numbers out of range before anything else is looked at: a `ParameterError`."
+    wrong = [wrong_seed(given['seed'])] if 'seed' in given else []
+    for name, setting in PARAMETERS.items():
+        kind, (low, high) = FORMS[_fields()[setting]][0], RANGES[setting]
+        values = given.get(name) or ()
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if not (_is_number(value, kind) and low <= value <= high):
+                wrong.append(f'{name} is {values!r}: it has to be {_asked(setting, kind, None)}')
+    if wrong := list(dict.fromkeys(filter(None, wrong))): raise ParameterError('; '.join(wrong))
+
 # %% ../nbs/40_profiles.ipynb #e264df52
 def settings(profile: Profile) -> dict[str, Any]: # 'training.epochs': [2, 4, 8], ...
     "The profile as a record keeps it: without `seeds`, of which a run takes one."
@@ -183,15 +292,18 @@ def decisive_settings(
 def override(
     profile: Profile,
     changes: dict[str, Any], # settings by name, such as 'training.epochs'; lists become tuples
+    called: dict[str, str] | None = None, # a setting: what an error calls it
 ) -> Profile:
-    "The profile with every value that is not empty in place of its own. Raises ValueError for an unknown setting."
-    known = settings(profile).keys() - {'name', 'prefix'}
+    "The profile with every value that is not empty in place of its own; a `ValueError` for what it cannot have."
+    known, wrong = settings(profile).keys() - {'name', 'prefix'}, []
     for name, value in changes.items():
         group, _, setting = check_choice('setting of a profile', name, sorted(known)).partition('.')
-        if not value: continue
+        if isinstance(value, (str, list, tuple)) and not value or value == 0: continue
         value = tuple(value) if isinstance(value, list) else value
+        wrong.append(wrong_value(name, value, (called or {}).get(name, '')))
         changed = dataclasses.replace(getattr(profile, group), **{setting: value})
         profile = dataclasses.replace(profile, **{group: changed})
+    if any(wrong): raise ParameterError('; '.join(filter(None, wrong)))
     return profile
 
 # %% ../nbs/40_profiles.ipynb #a01472c5
@@ -200,12 +312,13 @@ def resolve_profile(
     data: str = '', # replaces the profile's data, if given
 ) -> Profile:
     "The profile a study runs with; prints which and why."
+    import torch # here, since ranges are looked at before it is needed
     imagenet = data if data not in ('', 'openmoji', 'imagenet') else os.environ.get('IMAGENET', '')
     told = os.environ.get('MASKGIL_PROFILE', '') if profile == 'auto' else ''
     if profile != 'auto': name, why = profile, 'as asked'
     elif told and told != 'auto': name, why = told, 'the variable MASKGIL_PROFILE says so'
     elif not torch.cuda.is_available(): name, why = 'mini', 'there is no CUDA device'
-    elif not (imagenet and Path(imagenet).is_dir()):
+    elif not (imagenet and Path(imagenet).expanduser().exists()):
         name, why = 'mini', 'neither the parameter data nor the variable IMAGENET names an ImageNet folder'
     else: name, why = 'paper', f'there is a CUDA device, and images in {imagenet}'
     chosen = PROFILES[check_choice('profile', name, ['auto', *PROFILES])]

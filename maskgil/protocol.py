@@ -16,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .core import autocast, derived_seed, pick_device
-from .data import load_images, stretch_to_uint8, to_uint8
+from .data import stretch_to_uint8, to_uint8
+from .evaluation import reference_card
 from .features import extract, EXTRACTORS, Features
 from .sampling import sample_mar
-from .metrics import bootstrap_counts, interval, metric_key, METRICS, real_floor, Reference
+from .shards import open_images
+from .metrics import bootstrap_counts, check_features, interval, metric_key, METRICS, real_floor, Reference
 from .profiles import Profile
 from .bench import proportional_labels
 
 # %% auto #0
-__all__ = ['SIDES', 'RANKS', 'RULES', 'Subject', 'Rule', 'made_into_bytes', 'truncated', 'jpeg', 'resized_for_extractor',
-           'resized_by', 'low_precision', 'every_second', 'equal_seeds', 'equal_classes', 'random_classes',
-           'scale_plus_one', 'ramped_guidance', 'in_jpeg', 'rule_effect', 'measure_rules', 'drawn_by', 'subject_of']
+__all__ = ['SIDES', 'RANKS', 'RULES', 'FEWEST', 'Subject', 'Rule', 'made_into_bytes', 'truncated', 'jpeg',
+           'resized_for_extractor', 'resized_by', 'low_precision', 'every_second', 'equal_seeds', 'equal_classes',
+           'random_classes', 'scale_plus_one', 'ramped_guidance', 'in_jpeg', 'rule_effect', 'measure_rules', 'drawn_by',
+           'check_pipeline', 'subject_of']
 
 # %% ../nbs/45_protocol.ipynb #5c007bdf
 @dataclass
@@ -185,6 +188,7 @@ RULES: dict[str, Rule] = {
 
 # %% ../nbs/45_protocol.ipynb #0413ed8d
 def _fid_estimates(seen: Features, reference: Reference, replicates: int, seed: int) -> Tensor: # (1 + replicates)
+    check_features(seen, 'the generated images')
     return METRICS['fid'].estimates(seen, reference, bootstrap_counts(len(seen), replicates, seed), None)
 
 # %% ../nbs/45_protocol.ipynb #c1a61bd7
@@ -200,6 +204,8 @@ def rule_effect(
     seed = subject.seed if same_images else subject.seed + 1
     changed = _fid_estimates(seen, rule.against(subject), replicates, seed)
     baseline = _fid_estimates(subject.seen, subject.reference, replicates, subject.seed)
+    if not (torch.isfinite(changed).all() and torch.isfinite(baseline).all()):
+        raise ValueError(f'FID under the rule {name!r} is not finite')
     return interval(changed - baseline) | dict(n=len(seen), label=f'change of FID{EXTRACTORS[seen.extractor].label}')
 
 # %% ../nbs/45_protocol.ipynb #b20c9bdf
@@ -219,7 +225,10 @@ def measure_rules(
         print(f"{name}: {effect['value']:+.2f} [{effect['low']:+.2f}, {effect['high']:+.2f}]")
     a_side = min(len(subject.labels), len(reference) // 2)
     floor = real_floor(reference, a_side, subject.seed, metrics=['fid'])
-    return {metric_key('fid', extractor): baseline, 'curve': points, 'floor': floor}
+    network = dict(name=extractor, protocol=EXTRACTORS[extractor].protocol, weights=reference.card['weights'])
+    card = dict(extractor=network, count=len(seen), reference=reference_card(reference),
+                held_out=reference_card(subject.other))
+    return {metric_key('fid', extractor): baseline, 'curve': points, 'floor': floor, 'protocol': card}
 
 # %% ../nbs/45_protocol.ipynb #dd73a856
 def drawn_by(
@@ -240,8 +249,29 @@ def drawn_by(
             batch = slice(start, start + batch_size)
             tokens = sample_mar(model, labels[batch].to(device), model.config.grid, seed=seeds[batch], **settings)
             pictures.append(tokenizer.decode(tokens, clamp=False).cpu()) # b h w -> b 3 H W
+            if not torch.isfinite(pictures[-1]).all(): raise ValueError('a picture is not finite')
         return torch.cat(pictures)
     return draw
+
+# %% ../nbs/45_protocol.ipynb #6ec7f777
+FEWEST = 2 * RANKS # images, so that every rule has some to measure
+
+def check_pipeline(
+    pipe: Any, # a `MaskGILPipeline`
+    images: Any, # an image set, with classes
+    resolution: int, # pixels
+) -> None:
+    "Refuse a model of other classes or of another size than the images: a `ValueError`."
+    config, side = pipe.model.config, pipe.tokenizer.config.downsample
+    if config.classes != len(images.classes):
+        raise ValueError(f'the checkpoint knows {config.classes} classes, and {images.name} has {len(images.classes)}')
+    named = [str(name) for name in pipe.classes or ()]
+    if named and named != list(map(str, images.classes)):
+        differ = next((a, b) for a, b in zip(named, map(str, images.classes)) if a != b)
+        raise ValueError(f'the classes of the checkpoint are not those of {images.name}: {differ[0]!r}, {differ[1]!r}')
+    drawn = tuple(n * side for n in config.grid)
+    if drawn != (resolution, resolution):
+        raise ValueError(f'the checkpoint draws {drawn[0]} x {drawn[1]} pixels, and the images have {resolution}')
 
 # %% ../nbs/45_protocol.ipynb #e3ce471b
 def subject_of(
@@ -253,8 +283,10 @@ def subject_of(
 ) -> Subject:
     "A pipeline on a profile's data and sampling settings."
     data, settings, place = profile.data, profile.evaluation, pick_device(device)
+    train, held = (open_images(data.source, split, data.resolution, data.limit or None) for split in ('train', 'test'))
+    check_pipeline(pipe, train, data.resolution)
+    if settings.images < FEWEST: raise ValueError(f'eval_images is {settings.images}: the rules need {FEWEST} or more')
     draw = drawn_by(pipe.to(place), settings.steps, profile.training.dtype, place, batch_size)
-    train, held = (load_images(data.source, split, data.resolution, data.limit or None) for split in ('train', 'test'))
     reference = Reference.from_images(train, settings.extractor, device=device)
     other = Reference.from_images(held, settings.extractor, components_from=reference, device=device)
     labels = proportional_labels(train.labels, settings.images)

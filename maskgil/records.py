@@ -5,26 +5,28 @@
 # %% ../nbs/41_records.ipynb #4fef21dd
 from __future__ import annotations
 
-import dataclasses, json, re, shutil, time
+import dataclasses, difflib, glob, hashlib, math, re, shutil, time, warnings
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
 from .checks import check_choice
 from maskgil.core import (
-    fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance, read_json, results_dir,
-    shown, utc_now, write_atomic, write_json,
+    DamagedFile, fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance, read_json,
+    results_dir, shown, utc_now, write_atomic, write_json,
 )
 from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, settings
 from .versions import STAGES, VERSIONS, versions_of
 
 # %% auto #0
-__all__ = ['BASES', 'FORMER_SETTINGS', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record', 'run_key', 'record_name',
-           'record_path', 'record_files', 'save_record', 'settings_today', 'read_record', 'outdated', 'reference_dir',
-           'PaperTable', 'published', 'published_records', 'record_folders', 'records', 'latest', 'index_table',
-           'write_index', 'run_cell', 'measure_cell', 'keep_files', 'record_file', 'once', 'promote']
+__all__ = ['BASES', 'FOUND', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record', 'run_key',
+           'record_name', 'record_path', 'record_files', 'save_record', 'not_finite', 'lost_numbers', 'settings_today',
+           'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published', 'published_records', 'moment',
+           'record_folders', 'records', 'latest', 'index_table', 'write_index', 'run_cell', 'measure_cell',
+           'file_digest', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
 BASES = ('measured', 'published', 'simulated', 'planned')
@@ -52,11 +54,16 @@ class Record:
     training_flops: float | None = None
     started: str = ''                    # UTC
     ended: str = ''
+    written: int = 0                     # nanoseconds since 1970, and never before a record of the same cell
+    files: dict[str, str] = field(default_factory=dict)    # of the files beside it: their SHA-256
     table: str = ''                      # of a published number
     row: str = ''
     note: str = ''
     source: str = 'yours'                # 'paper', 'reference' or 'yours': where it was found
     path: str = ''
+    unknown: list[str] = field(default_factory=list)       # fields that this code does not have
+
+FOUND = ('source', 'path', 'unknown') # fields that say how a record was found, and are not stored
 
 # %% ../nbs/41_records.ipynb #48f2b32a
 def run_key(
@@ -82,13 +89,19 @@ def record_name(record: Record) -> str: # without a suffix
 
 # %% ../nbs/41_records.ipynb #ea9516ae
 def record_path(folder: Path, key: str) -> Path | None: # None where there is none
-    "The record with this key in a study's folder, whatever its name begins with."
-    return next(iter(sorted(folder.glob(f'*{key}.json'))), None)
+    "The record with this key in a study's folder, whatever its name begins with; two of one key are refused."
+    found = [p for p in _listed(folder, '*.json') if p.stem == key or p.stem.endswith(f'-{key}')]
+    if len(found) < 2: return found[0] if found else None
+    raise ValueError(f"{len(found)} records in {folder} have the key {key}, so they are of one cell: keep one of "
+                     + ', '.join(p.name for p in found))
+
+def _listed(folder: Path, pattern: str) -> list[Path]: # in the order of their names, without hidden files
+    return [p for p in sorted(folder.glob(pattern)) if not p.name.startswith('.')]
 
 def record_files(record: Record) -> list[Path]:
     "The record and the files that belong to it."
     path = Path(record.path)
-    return [path, *sorted(path.parent.glob(f'*{record.key}-*'))]
+    return [path, *_listed(path.parent, f'*{glob.escape(record.key)}-*')]
 
 # %% ../nbs/41_records.ipynb #6929aa46
 def save_record(
@@ -97,14 +110,34 @@ def save_record(
 ) -> Path: # of the JSON file
     "Write a record atomically; a number that is not finite becomes null."
     check_choice('basis', record.basis, BASES)
-    stored = {k: v for k, v in dataclasses.asdict(record).items() if k not in ('source', 'path')}
+    stored = {k: v for k, v in dataclasses.asdict(record).items() if k not in FOUND}
     folder = folder or results_dir()/'runs'/record.study
     return write_json(folder/f'{record_name(record)}.json', _finite(stored))
+
+def _is_lost(value: Any) -> bool: # a number, but none that JSON has
+    return isinstance(value, float) and not math.isfinite(value)
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict): return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not (abs(value) < float('inf')) else value
+    return None if _is_lost(value) else value
+
+# %% ../nbs/41_records.ipynb #d6c6b36a
+def _leaves(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]: # path and value
+    if isinstance(value, dict): items: Any = value.items()
+    elif isinstance(value, (list, tuple)): items = enumerate(value)
+    else: items = None
+    if items is None: yield at, value
+    else:
+        for name, part in items: yield from _leaves(part, (*at, str(name)))
+
+def not_finite(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.fid.value', ...
+    "Where numbers are that are not finite, apart from the history of a training."
+    return ['.'.join(at) for at, value in _leaves(metrics) if at[:1] != ('history',) and _is_lost(value)]
+
+def lost_numbers(record: Record) -> list[str]: # 'curve.0.metrics.fid', ...
+    "The metrics of a record whose value is missing, since it was not finite when it was measured."
+    return ['.'.join(at[:-1]) for at, value in _leaves(record.metrics) if at[-1:] == ('value',) and value is None]
 
 # %% ../nbs/41_records.ipynb #bb8a1787
 FORMER_SETTINGS = { # a setting's name then and now; others kept their name within a group
@@ -120,14 +153,29 @@ def settings_today(stored: dict[str, Any]) -> dict[str, Any]:
     now = {name.partition('.')[2]: name for name in settings(PROFILES['paper']) if not name.startswith('tokenizer.')}
     return {FORMER_SETTINGS.get(k, now.get(k, k)): v for k, v in stored.items()}
 
+# %% ../nbs/41_records.ipynb #e6f28884
+FIELD_TYPES: dict[str, tuple[type, ...]] = dict(
+    study=(str,), profile=(str,), parameters=(dict,), metrics=(dict,), seed=(int, type(None)), basis=(str,), key=(str,),
+    settings=(dict,), rows=(dict,), versions=(dict,), provenance=(dict,), ended=(str,), written=(int,), files=(dict,),
+)
+
+def _check_record(record: Record) -> None: # ValueError with what is wrong
+    for name, kinds in FIELD_TYPES.items():
+        if not isinstance(value := getattr(record, name), kinds): raise ValueError(f'its {name} is {value!r}')
+    check_choice('basis', record.basis, BASES)
+    if difflib.get_close_matches('checksum', record.unknown, cutoff=.8):
+        raise DamagedFile(f"its checksum is called {', '.join(record.unknown)}")
+
 # %% ../nbs/41_records.ipynb #bdc8b7ad
 def read_record(path: Path | str, source: str = 'yours') -> Record:
-    "Read one record, of any age; a file that is none is named in the error."
-    stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)}
+    "Read one record, of any age; a file that is none, or is damaged, is named in the error."
+    stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)} - set(FOUND)
     try:
         held = {k: v for k, v in stored.items() if k in known}
-        record = Record(**held, source=source, path=str(path))
-    except (TypeError, AttributeError) as e: raise ValueError(f'{path} is not a record: {e}') from None
+        record = Record(**held, source=source, path=str(path), unknown=sorted(stored.keys() - known))
+        _check_record(record)
+    except DamagedFile as e: raise DamagedFile(f'{path} is damaged, {e}: restore it, or delete it') from None
+    except (TypeError, AttributeError, ValueError) as e: raise ValueError(f'{path} is not a record: {e}') from None
     record.settings = settings_today(record.settings)
     return record
 
@@ -201,6 +249,21 @@ def _published(table: PaperTable, row: dict, held: dict[str, Any]) -> Record:
     return Record(table.study, 'paper', where, metrics, basis='published', settings=held, table=table.title,
                   row=', '.join(f'{k} {v}' for k, v in where.items()), note=row['note'], source='paper')
 
+# %% ../nbs/41_records.ipynb #5c116b3a
+def moment(record: Record) -> int: # nanoseconds since 1970; 0 where it says nothing
+    "When a record was made, as far as it can be told."
+    if record.written: return record.written
+    try: return int(datetime.fromisoformat(record.ended).timestamp() * 1e9)
+    except (ValueError, OverflowError): return 0
+
+def _read_if_there(path: Path, source: str) -> Record | None: # None where it was removed since it was listed
+    try: record = read_record(path, source)
+    except FileNotFoundError:
+        if path.is_symlink(): raise # to nowhere
+        return None
+    if record.study == path.parent.name: return record
+    raise ValueError(f"{path} is a record of the study '{record.study}': it belongs into the folder of that name")
+
 # %% ../nbs/41_records.ipynb #20387814
 SOURCES = ('paper', 'reference', 'yours')
 
@@ -217,16 +280,19 @@ def records(
     found = published_records(study) if 'paper' in sources else []
     for source, folder in record_folders().items():
         if source not in sources: continue
-        read = [read_record(p, source) for p in sorted(folder.glob(f"{study or '*'}/*.json"))]
-        found += sorted(read, key=lambda r: r.ended)
+        listed = _listed(folder, f"{glob.escape(study) if study else '*'}/*.json")
+        read = [record for path in listed if (record := _read_if_there(path, source))]
+        found += sorted(read, key=moment) # equal ones in the order of their names
     fits = lambda r: all(r.parameters.get(k, getattr(r, k, None)) == v for k, v in where.items())
     return [r for r in found if fits(r)]
 
 # %% ../nbs/41_records.ipynb #43563528
 def latest(found: Iterable[Record]) -> list[Record]:
     "The newest record of each study, profile, parameters and seed, from each source."
-    newest = {}
-    for r in found: newest[fingerprint(r.source, r.study, r.profile, r.parameters, r.seed, r.table)] = r
+    newest: dict[str, Record] = {}
+    for r in found:
+        cell = fingerprint(r.source, r.study, r.profile, r.parameters, r.seed, r.table)
+        if cell not in newest or moment(newest[cell]) <= moment(r): newest[cell] = r
     return list(newest.values())
 
 # %% ../nbs/41_records.ipynb #4ee4d43a
@@ -234,7 +300,7 @@ def index_table(found: Iterable[Record]) -> pd.DataFrame: # a row a record
     "What records there are."
     def row(r: Record) -> dict[str, Any]:
         cell = ', '.join(f'{k} {v}' for k, v in r.parameters.items())
-        old = ', '.join(outdated(r))
+        old = ', '.join([*outdated(r), *(f'unknown field {name}' for name in r.unknown)])
         return dict(study=r.study, cell=cell, seed=r.seed, profile=r.profile, ended=r.ended[:16], key=r.key,
                     file=f'{r.study}/{Path(r.path).name}', older=dict(all='than versions').get(old, old))
     return pd.DataFrame([row(r) for r in found])
@@ -254,7 +320,7 @@ def run_cell(
     profile: Profile,
     parameters: dict[str, Any], # this cell of the grid
     function: Callable[[Path], dict[str, Any]], # takes a folder for what must survive an interruption; returns
-                                                # metrics, and any of `COSTS` that it knows better
+                                                # metrics, any of `COSTS` that it knows better, and provenance
     seed: int = 0,
     data_fingerprint: str = '',
     rows: dict[str, Any] | None = None, # these three as `run_key` takes them
@@ -272,14 +338,34 @@ def run_cell(
     with locked(work.with_suffix('.lock')): # another process may be at the same cell
         if (path := record_path(results_dir()/'runs'/study, key)) and not force:
             print(f'record exists, nothing to run (force runs it again)\nrecord: {shown(path)}')
-            return read_record(path)
+            return _told(read_record(path))
         if force: shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         measure_cell(record, function, work, device)
+        record.written = _after_the_others(record)
         path = save_record(record)
         print(f'record: {shown(path)}')
-        shutil.rmtree(work)
-        return read_record(path)
+        shutil.rmtree(work, ignore_errors=True) # somebody may have removed it
+        _remove_former_files(read := read_record(path))
+        return read
+
+# %% ../nbs/41_records.ipynb #7225bf67
+def _after_the_others(record: Record) -> int: # nanoseconds since 1970
+    "Now, or just after the newest record of the same cell, where the clock is behind it."
+    newest = time.time_ns()
+    for path in _listed(results_dir()/'runs'/record.study, '*.json'):
+        try: other = read_record(path)
+        except (OSError, ValueError): continue # a neighbour that is damaged costs this result nothing
+        same = (other.profile, other.parameters, other.seed) == (record.profile, record.parameters, record.seed)
+        if same: newest = max(newest, moment(other) + 1)
+    return newest
+
+def _told(record: Record) -> Record: # the record itself
+    "Say what is wrong with a record that is not made again."
+    lost, gone = lost_numbers(record), wrong_files(record)
+    if lost: print(f"not finite when it was measured, and left out of tables: {', '.join(lost)}")
+    if gone: print(f"{'; '.join(gone)}: force makes it again")
+    return record
 
 # %% ../nbs/41_records.ipynb #29940e31
 def measure_cell(
@@ -296,46 +382,80 @@ def measure_cell(
     record.dtype = str(pick_dtype(record.settings['training.dtype'], device)).removeprefix('torch.')
     for name in COSTS:
         if name in metrics: setattr(record, name, metrics.pop(name))
-    record.metrics = keep_files(metrics, results_dir()/'runs'/record.study/record_name(record))
-    record.provenance, record.ended = provenance(device), utc_now()
+    record.provenance = provenance(device) | metrics.pop('provenance', {})
+    if lost := not_finite(metrics): print(f"not finite, and stored as null: {', '.join(lost)}")
+    record.metrics, record.files = keep_files(metrics, results_dir()/'runs'/record.study/record_name(record))
+    record.ended = utc_now()
 
 # %% ../nbs/41_records.ipynb #2cc41218
+def file_digest(path: Path) -> str: # 64 hexadecimal digits
+    "SHA-256 of a file."
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
 def keep_files(
     metrics: dict[str, Any],
     beside: Path, # the record's path without suffix
-) -> dict[str, Any]: # the metrics, with names of files in place of paths
+) -> tuple[dict[str, Any], dict[str, str]]: # the metrics, with names of files in place of paths; name: SHA-256
     "Copy every file among the metrics beside the record."
-    kept = {}
+    kept, files = {}, {}
     for name, value in metrics.items():
         if isinstance(value, Path):
-            target = beside.with_name(f'{beside.name}-{name}{value.suffix}')
+            digest, target = file_digest(value), beside.with_name(f'{beside.name}-{name}{value.suffix}')
+            if target.is_file() and file_digest(target) != digest: # of a record that is still there
+                target = target.with_name(f'{beside.name}-{name}.{digest[:8]}{value.suffix}')
             with write_atomic(target) as tmp: shutil.copyfile(value, tmp)
             value = target.name
+            files[value] = digest
         kept[name] = value
-    return kept
+    return kept, files
 
 # %% ../nbs/41_records.ipynb #3352ffb1
+def wrong_files(record: Record) -> list[str]: # one line for each
+    "Files that belong to a record and are gone, or are not as they were written."
+    folder, found = Path(record.path).parent, []
+    for name, digest in record.files.items():
+        if not (folder/name).is_file(): found.append(f'{folder/name} is gone')
+        elif file_digest(folder/name) != digest: found.append(f'{folder/name} is damaged or was changed')
+    return found
+
 def record_file(
     record: Record,
     name: str, # the metric that names the file
-) -> Path | None: # None where the record has none, or the file is gone
+) -> Path | None: # None where the record has none, or the file is gone or damaged, which a warning says
     "A file that belongs to a record."
-    path = Path(record.path).parent/(record.metrics.get(name) or '')
-    return path if path.is_file() else None
+    named = record.metrics.get(name)
+    if not isinstance(named, str) or not named: return None
+    path = Path(record.path).parent/Path(named).name # never a file elsewhere
+    wrong = [line for line in wrong_files(record) if line.startswith(f'{path} is ')]
+    for line in wrong: warnings.warn(f'{line}, and is not shown: run the cell of {record.path} again', stacklevel=2)
+    return path if path.is_file() and not wrong else None
+
+def _remove_former_files(record: Record) -> None: # of the record whose place this one took
+    for path in record_files(record)[1:]:
+        if path.name not in record.files: path.unlink(missing_ok=True)
 
 # %% ../nbs/41_records.ipynb #79cbd7f5
+def _encoded(value: Any) -> Any: # JSON has no NaN, and it is a measurement too
+    if isinstance(value, dict): return {k: _encoded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_encoded(v) for v in value]
+    return dict(not_finite=str(value)) if _is_lost(value) else value
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list): return [_decoded(v) for v in value]
+    if not isinstance(value, dict): return value
+    return float(value['not_finite']) if value.keys() == {'not_finite'} else {k: _decoded(v) for k, v in value.items()}
+
 def once(
     folder: Path | None, # the one a cell is given; None measures every time
     make: Callable[[], dict[str, Any]], # takes a while
-    **what: Any, # tells it from the cell's other measurements
+    **what: Any, # tells it from the cell's other measurements; the kind of device and its precision always do
 ) -> dict[str, Any]:
     "What `make` returns, kept in the folder: a cell that was interrupted does not measure it again."
     if folder is None: return make()
-    path = folder/f'{fingerprint(what)}.json'
-    if not path.exists():
-        measured = make()
-        with write_atomic(path) as tmp: tmp.write_text(json.dumps(measured)) # NaN is a measurement too
-    return read_json(path)
+    where = dict(device=pick_device().type, dtype=str(pick_dtype()))
+    path = folder/f'{fingerprint(what, where)}.json'
+    if not path.exists(): write_json(path, _encoded(make()))
+    return _decoded(read_json(path))
 
 # %% ../nbs/41_records.ipynb #633c6e50
 def promote(
@@ -344,16 +464,30 @@ def promote(
 ) -> list[Path]: # the new files
     "Copy your newest records, with their files, to the committed reference, in place of what they supersede."
     reference = project_root()/'results'/'reference'
-    cell = lambda r: fingerprint(r.study, r.parameters, r.seed)
-    newest = latest(records(study or None, ['yours'], profile=profile))
+    cell = lambda r: fingerprint(r.study, r.profile, r.parameters, r.seed)
+    newest = latest(records(study or None, ['yours'], profile=check_choice('profile', profile, PROFILES)))
     mine = {cell(r): r for r in newest if r.basis == 'measured'}
-    for old in records(study or None, ['reference']):
+    _check_promoted(study, profile, list(mine.values()))
+    former = records(study or None, ['reference'])
+    made = [path for r in mine.values() for path in _copied(r, reference/r.study)]
+    for old in former: # last, so that an interruption loses nothing
         if cell(old) in mine and mine[cell(old)].key != old.key:
-            for path in record_files(old): path.unlink()
-    made = []
-    for r in mine.values():
-        for path in record_files(r):
-            with write_atomic(reference/r.study/path.name) as tmp: shutil.copyfile(path, tmp)
-            made.append(reference/r.study/path.name)
+            for path in record_files(old): path.unlink(missing_ok=True)
     if made: write_index('reference')
     return made
+
+def _copied(record: Record, folder: Path) -> list[Path]: # the new files; the record is the last to be there
+    files = record_files(record)
+    for path in reversed(files):
+        with write_atomic(folder/path.name) as tmp: shutil.copyfile(path, tmp)
+    return [folder/path.name for path in files]
+
+def _check_promoted(study: str, profile: str, mine: list[Record]) -> None:
+    "Refuse what others should not be shown: damaged files, numbers that are not finite, a study that nobody ran."
+    wrong = [line for r in mine for line in wrong_files(r)]
+    wrong += [f"{r.path} has numbers that are not finite: {', '.join(lost)}" for r in mine if (lost := lost_numbers(r))]
+    if wrong: raise ValueError(f"nothing was promoted: {'; '.join(wrong)}")
+    there = sorted({p.parent.name for p in _listed(results_dir()/'runs', '*/*.json')})
+    if study and not mine:
+        raise ValueError(f'no record of yours of the study {study!r} in the profile {profile} to promote; '
+                         f"there are records of {', '.join(there) or 'no study'} in {results_dir()/'runs'}")

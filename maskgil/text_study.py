@@ -21,7 +21,7 @@ from .core import derived_seed, locked, pick_device, write_atomic
 from .data import encode_tokens
 from .tokenizers import TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
-from .features import extract
+from .features import extract, EXTRACTORS
 from maskgil.text import (
     BACKGROUNDS, bucket_table, caption_folders, caption_of, CaptionedFolder, encode_captions, LiveText,
     load_text_encoder, nearest_bucket, scene_set, SceneSet, sentence_embedding, shape_name, TEXT_ENCODERS, TextEncoder,
@@ -32,7 +32,10 @@ from .losses import CausalObjective, MaskedObjective
 from .training import load_milestone, TrainConfig
 from .machines import Hardware, HARDWARE, hidden_share
 from .jobs import fit_on_all
-from .metrics import bootstrap_counts, evaluate, interval, mean_estimates, real_floor, reconstruct, Reference
+from maskgil.metrics import (
+    bootstrap_counts, evaluate, images_read, interval, mean_estimates, NEIGHBOURS, real_floor, reconstruct, Reference,
+    said_images,
+)
 from .profiles import Profile
 from .bench import as_line, as_metric, Bench, stage_folder, Trained
 
@@ -44,8 +47,8 @@ __all__ = ['GPUS', 'CANDIDATES', 'QUESTIONS', 'Curve', 'AR_SHARES', 'token_pixel
            'stage_flops', 'draw_texts', 'other_pictures', 'other_emoji', 'other_background', 'candidates',
            'share_found', 'Alignment', 'no_captions', 'class_captions', 'told_pictures', 'alignment_curve',
            'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow', 'wide_square_tall', 'rows_of_shapes',
-           'rows_of_shares', 'save_rows', 'save_sheets', 'square_floor', 'tokens_seen', 'text_cell', 'text_card',
-           'text_pipeline']
+           'rows_of_shares', 'save_rows', 'save_sheets', 'square_floor', 'tokens_seen', 'least_reference',
+           'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'text_card', 'text_pipeline']
 
 # %% ../nbs/46_text_study.ipynb #e2a46d40
 def token_pixels(profile: Profile) -> int:
@@ -357,6 +360,10 @@ def train_stage(
     if (stage, ar) not in bench.trained: bench.trained[stage, ar] = _train_stage(bench, stage, ar)
     return bench.trained[stage, ar]
 
+# %% ../nbs/46_text_study.ipynb #d43b93b2
+def _precision(profile: Profile) -> dict[str, str]: # part of a model's name, where the profile chooses it
+    return {} if profile.training.dtype == 'auto' else dict(dtype=profile.training.dtype)
+
 # %% ../nbs/46_text_study.ipynb #ec711188
 def _train_stage(bench: TextBench, stage: int, ar: bool) -> Trained:
     "Train a stage on all GPUs, from the weights of the one before."
@@ -369,7 +376,8 @@ def _train_stage(bench: TextBench, stage: int, ar: bool) -> Trained:
     folder = stage_folder(
         bench, 'text-models', ('data', 'tokenizer', 'model', 'training'), model=dataclasses.asdict(model.config),
         config=dataclasses.asdict(config), before=before and before.folder.name, encoder=bench.encoder.fingerprint(),
-        tokens=[part.manifest['images'] for part in data.parts], tokenizer=data.parts[0].manifest['tokenizer'])
+        tokens=[part.manifest['images'] for part in data.parts], tokenizer=data.parts[0].manifest['tokenizer'],
+        **_precision(bench.profile))
     name = f"{'AR' if ar else 'MAR'}, stage {stage + 1}"
     with locked(folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(folder, ignore_errors=True)
@@ -720,12 +728,57 @@ def tokens_seen(bench: TextBench) -> int:
     lengths = [int(np.mean([h * w for h, w in data.grids])) for data in bench.data]
     return sum(images_seen(bench.profile, stage) * length for stage, length in enumerate(lengths))
 
+# %% ../nbs/46_text_study.ipynb #8e58abff
+def least_reference(profile: Profile) -> int:
+    "Real pictures of a shape that its distances need."
+    row = EXTRACTORS[check_choice('extractor', profile.evaluation.extractor, EXTRACTORS)]
+    return (row.components or 2 * NEIGHBOURS) + 1
+
+def wrong_texts(profile: Profile) -> list[str]: # one line for each
+    "Settings that leave a stage nothing to learn, or a metric nothing to compare with."
+    text, least, found = profile.text, least_reference(profile), []
+    for stage, (images, batch) in enumerate(zip(text.stage_images, text.stage_batch)):
+        if images < batch:
+            found.append(f'stage_images is {list(text.stage_images)}: stage {stage + 1} has batches of {batch}, '
+                         'and that many images are the fewest')
+    if any(text.ar_images) and any(n < batch for n, batch in zip(text.ar_images, text.stage_batch)):
+        found.append(f'text.ar_images is {list(text.ar_images)}: each is at least a batch, {list(text.stage_batch)}')
+    if text.bucket_reference < least:
+        found.append(f'text.bucket_reference is {text.bucket_reference}: a shape needs {least} real pictures')
+    return found
+
+# %% ../nbs/46_text_study.ipynb #95f43128
+def check_texts(bench: TextBench) -> None:
+    "Refuse images with captions that both stages cannot be made of: a `ValueError`, before anything is trained."
+    profile = bench.profile
+    wrong, least, square = wrong_texts(profile), least_reference(profile), square_of(profile, 1)
+    for stage in (0, 1):
+        real = bench.sets(stage, count=profile.text.bucket_reference, seed=4)
+        wrong += [f'{images.name} has {len(images)} images: a reference of this shape needs {least}'
+                  for images in real if len(images) < least]
+        held = bench.sets(stage, 'held-out', seed=1)
+        if len({caption for images in held for caption in images.captions}) < 2:
+            wrong.append(f'there are no two different held-out captions for stage {stage + 1}')
+    if square not in [images.shape for images in real]:
+        wrong.append(f'no image has the square shape {shape_name(square)}, of which the floor is made')
+    if wrong: raise ValueError('; '.join(wrong))
+
+# %% ../nbs/46_text_study.ipynb #6fc5219c
+def text_protocol(bench: TextBench) -> dict[str, Any]:
+    "Which real pictures the distances of a record are from, for each shape."
+    extractor, count = bench.profile.evaluation.extractor, bench.profile.text.bucket_reference
+    read = {f'stage {stage + 1}, {shape_name(images.shape)}': said_images(images_read(images))
+            for stage in (0, 1) for images in bench.sets(stage, count=count, seed=4)}
+    return dict(extractor=dict(name=extractor, protocol=EXTRACTORS[extractor].protocol), reference=dict(read=read),
+                count=bench.profile.text.bucket_images, tokenizer=bench.tokenizer.fingerprint())
+
 # %% ../nbs/46_text_study.ipynb #4c32ba9a
 def text_cell(
     bench: TextBench,
     folder: Path, # for the sheets
 ) -> dict[str, Any]: # what a record holds
     "Train both stages and measure them."
+    check_texts(bench)
     stages = (0, 1)
     trained = [train_stage(bench, stage) for stage in stages]
     ar = trained_ar(bench)
@@ -739,7 +792,7 @@ def text_cell(
         captions=len(bench.data[0].features), tokens_seen=tokens_seen(bench),
         training_flops=sum(stage_flops(bench, stage) for stage in stages),
         ar_flops=None if ar is None else sum(stage_flops(bench, stage, True) for stage in stages),
-        **sheets)
+        protocol=text_protocol(bench), **sheets)
 
 # %% ../nbs/46_text_study.ipynb #c53fb09f
 def text_card(
@@ -747,8 +800,11 @@ def text_card(
     curve: Curve, # of its record
 ) -> dict[str, Any]:
     "What the README of a checkpoint says."
-    wanted = ('text', 2, bench.profile.evaluation.main_cfg)
-    main = next(point for point in curve if (point.get('told'), point['stage'], point['cfg']) == wanted)
+    scale = bench.profile.evaluation.main_cfg
+    told = [point for point in curve
+            if (point.get('told'), point.get('stage')) == ('text', 2) and 'ar_share' not in point]
+    if not told: raise ValueError('the record has no point of the second stage that was told a text')
+    main = min(told, key=lambda point: abs(point['cfg'] - scale)) # the nearest that was measured
     metrics = {name: metric | dict(reference='openmoji scenes, held-out') for name, metric in main['metrics'].items()}
     return dict(
         name=f'MaskGIL, text to image, {bench.profile.name} profile', license='cc-by-sa-4.0', metrics=metrics,
