@@ -16,8 +16,8 @@ __all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TAKES', 'ORDINARY'
            'nearest', 'Declared', 'declarations', 'list_items', 'convert_value', 'ParameterError', 'check_parameters',
            'read_declarations', 'UndeclaredParameter', 'Parameters', 'check_current', 'notebook_parameters',
            'project_of', 'parameters_cell', 'notebook_cells', 'study_declarations', 'OneLineParser', 'options',
-           'printable', 'error_line', 'one_line_errors', 'check_variables', 'show_anything', 'as_program',
-           'run_function']
+           'printable', 'error_line', 'one_line_errors', 'print_variables', 'check_variables', 'show_anything',
+           'as_program', 'run_function']
 
 # %% ../nbs/00_checks.ipynb #3439b731
 def check_choice(
@@ -159,7 +159,7 @@ Rows = Callable[[str], Iterable[str]] # a table's name -> the names of its rows
 
 TAKES = { # what a message says of a type
     'str': "a text, such as 'b'", 'bool': 'True or False',
-    'int': 'a whole number, such as 8', 'float': 'a number, such as 1.5',
+    'int': 'a whole number below 2**63, such as 8', 'float': 'a number, such as 1.5',
     'list': 'texts with commas between, such as a,b', 'list[str]': 'texts with commas between, such as a,b',
     'list[int]': 'whole numbers with commas between, such as 2,4',
     'list[float]': 'numbers with commas between, such as 1.5,2',
@@ -333,12 +333,13 @@ def parameters_cell(
 
 def notebook_cells(
     notebook: str | Path, # the path of an .ipynb file
-) -> list[dict[str, Any]]: # with `source` as one text, and `metadata`
+) -> list[dict[str, Any]]: # with `type`, `source` as one text, and `metadata`
     "The cells of a notebook; a file that is none is a `ValueError` that names it."
     text = Path(notebook).read_bytes()
     try:
         cells = json.loads(text.decode('utf-8-sig'))['cells']
-        return [dict(source=''.join(c['source']), metadata=dict(c.get('metadata', {}))) for c in cells]
+        return [dict(type=c.get('cell_type'), source=''.join(c['source']), metadata=dict(c.get('metadata', {})))
+                for c in cells]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ValueError(f'{notebook} is no notebook, or is damaged: {type(e).__name__}: {e}') from None
 
@@ -360,7 +361,7 @@ def _converter(kind: str) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(takes) from None
     return convert_option
 
-# %% ../nbs/00_checks.ipynb #1db4ef2f
+# %% ../nbs/00_checks.ipynb #e43fcaba
 class OneLineParser(argparse.ArgumentParser):
     "A parser whose complaints are one line with exit code 2; an unknown option is held against the known ones."
     def error(self, message: str) -> NoReturn:
@@ -373,6 +374,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def refusal(self, word: str) -> str: # why a word of the command line has no place
         known = [name for name in self._option_string_actions if name.startswith('--') and name != '--help']
+        if not known: return f'{brief(word)} has no place here'
         name, sign, value = word.partition('=')
         if sign and f'--{name}' in known: return f'{word}: write --{name} {value}'
         if not word.startswith('-'): return f"{brief(word)} belongs to no option: choose among {', '.join(known)}"
@@ -446,7 +448,12 @@ VARIABLES = dict( # name: what its value is, and what it does
     MASKGIL_DEBUG=('anything', 'errors with their traceback, in place of one line'),
 )
 
-# %% ../nbs/00_checks.ipynb #60e83a83
+# %% ../nbs/00_checks.ipynb #8482329e
+def print_variables() -> None:
+    "Print the variables that this package reads."
+    for name, (takes, what) in VARIABLES.items(): print(f'{name:20} {takes}: {what}')
+
+# %% ../nbs/00_checks.ipynb #b0b1ef2e
 def _absent(value: str) -> str: # files that a list names and that are not there
     files = [name for name in value.split(',') if name.endswith('.py')]
     return ', '.join(name for name in files if not os.path.isfile(os.path.expanduser(name)))
@@ -470,7 +477,7 @@ def _wrong(value: str, takes: str) -> str | None: # what a variable has to be; N
     near = nearest(value, choices)
     return f"one of {', '.join(choices)}" + (f", perhaps '{near}'" if near else '')
 
-# %% ../nbs/00_checks.ipynb #10af2737
+# %% ../nbs/00_checks.ipynb #aa56dccb
 def check_variables(
     environment: Mapping[str, str], # `os.environ`
 ) -> list[str]: # warnings: names that nobody reads
@@ -484,7 +491,7 @@ def check_variables(
     return [f'the variable {name} means nothing to maskgil.' + (f' Did you mean {near}?' if near else '')
             for name, near in hints.items()]
 
-# %% ../nbs/00_checks.ipynb #80a1ef9c
+# %% ../nbs/00_checks.ipynb #13050b1b
 def show_anything() -> None:
     "Let this process print each text, whatever the locale: what the encoding lacks becomes an escape."
     for stream in (sys.stdout, sys.stderr):
