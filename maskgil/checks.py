@@ -9,12 +9,15 @@ import argparse, ast, contextlib, difflib, inspect, json, math, os, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
 
 # %% auto #0
-__all__ = ['CONVERTERS', 'Rows', 'ORDINARY', 'check_choice', 'Declared', 'declarations', 'convert_value', 'ParameterError',
-           'check_parameters', 'notebook_parameters', 'project_of', 'parameters_cell', 'study_declarations', 'options',
-           'printable', 'error_line', 'one_line_errors']
+__all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TAKES', 'ORDINARY', 'VARIABLES', 'WANTED', 'check_choice', 'brief',
+           'nearest', 'Declared', 'declarations', 'list_items', 'convert_value', 'ParameterError', 'check_parameters',
+           'read_declarations', 'UndeclaredParameter', 'Parameters', 'check_current', 'notebook_parameters',
+           'project_of', 'parameters_cell', 'notebook_cells', 'study_declarations', 'OneLineParser', 'options',
+           'printable', 'error_line', 'one_line_errors', 'print_variables', 'check_variables', 'show_anything',
+           'as_program', 'run_function']
 
 # %% ../nbs/00_checks.ipynb #3439b731
 def check_choice(
@@ -26,9 +29,21 @@ def check_choice(
     "Return `value` or raise a `ValueError` that names every valid choice and the closest one."
     choices = list(choices)
     if value in choices: return value
-    near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ''
-    raise error(f"unknown {what} {value!r}: choose one of {', '.join(map(str, choices))}.{hint}")
+    near = nearest(value, choices)
+    hint = f" Did you mean '{near}'?" if near else ''
+    raise error(f"unknown {what} {brief(value)}: choose one of {', '.join(map(str, choices))}.{hint}")
+
+# %% ../nbs/00_checks.ipynb #0ba808b8
+def brief(value: Any) -> str: # at most 200 characters
+    "A value as a message shows it."
+    said = repr(value)
+    return said if len(said) <= 200 else f'{said[:197]}...'
+
+def nearest(value: Any, choices: Iterable) -> str | None: # None: nothing is like it
+    "The choice that was probably meant; upper and lower case count for nothing."
+    plain = {str(choice).casefold(): str(choice) for choice in reversed(list(choices))}
+    near = difflib.get_close_matches(str(value)[:200].strip().casefold(), plain, n=1)
+    return plain[near[0]] if near else None
 
 # %% ../nbs/00_checks.ipynb #9d27b26b
 @dataclass(frozen=True)
@@ -43,40 +58,85 @@ class Declared:
 # %% ../nbs/00_checks.ipynb #d294ab32
 def _declared(node: ast.stmt, comment: str) -> Declared:
     if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value):
-        raise ValueError('not a line of the form `name: type = literal`')
+        raise ValueError(_instead(node))
     alternatives, _, rest = comment.partition(':')
     choices = tuple(choice.strip() for choice in alternatives.split('|')) if '|' in alternatives else ()
     text = rest if choices else comment
-    return Declared(node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value), choices, text.strip())
+    return Declared(node.target.id, ast.unparse(node.annotation), _literal(node.value), choices, text.strip())
+
+def _literal(node: ast.expr) -> Any:
+    try: return ast.literal_eval(node)
+    except (ValueError, TypeError): raise ValueError('the value of a parameter is written out, not computed') from None
+
+def _instead(node: ast.stmt) -> str:
+    "What to write in place of a line that declares nothing."
+    form = 'a parameter is declared as `name: type = value`'
+    if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)): return form
+    try: value = _literal(node.value)
+    except ValueError: return form
+    kind = type(value[0] if isinstance(value, list) and value else value).__name__
+    if isinstance(value, list): kind = f'list[{kind}]' if value else 'list[float]'
+    return f'{form}; write `{node.targets[0].id}: {kind} = {ast.unparse(node.value)}`'
 
 # %% ../nbs/00_checks.ipynb #a9b8625d
+def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]: # each with the comment behind it
+    lines = source.encode().splitlines() # ast counts columns in bytes
+    for node in ast.parse(source).body:
+        last, column = node.end_lineno or node.lineno, node.end_col_offset
+        yield node, lines[last - 1][column:].decode().strip(' #')
+
 def declarations(
     source: str, # the text of a cell
 ) -> dict[str, Declared]: # by name, in order; empty unless the cell holds nothing but `name: type = literal` lines
     "Read a parameters cell without running it."
-    lines = source.encode().splitlines() # ast counts columns in bytes
-    def comment(node): return lines[node.end_lineno - 1][node.end_col_offset:].decode().strip(' #')
-    try: found = [_declared(node, comment(node)) for node in ast.parse(source).body]
+    try: found = [_declared(node, comment) for node, comment in _statements(source)]
     except (SyntaxError, ValueError): return {} # another kind of cell
     return {parameter.name: parameter for parameter in found}
 
 # %% ../nbs/00_checks.ipynb #f2486785
 def _text(value: Any) -> str:
-    if isinstance(value, (str, int, float)): return str(value)
-    raise ValueError(value)
+    if isinstance(value, str): return value
+    raise ValueError(value) # a number may have been another text before something guessed: 007, 1e3, 2012_06
 
-def _number(value: Any, kind: type) -> Any:
+def _fraction(value: Any) -> float:
     number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number) or kind(number) != number: raise ValueError(value)
-    return kind(number)
+    if isinstance(value, bool) or not math.isfinite(number): raise ValueError(value)
+    return number
+
+# %% ../nbs/00_checks.ipynb #2e9c1a57
+def _whole(value: Any) -> int:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError): value = int(value, 16 if value[:2].lower() == '0x' else 10)
+    number = int(_fraction(value)) if not isinstance(value, int) else value
+    exact = isinstance(value, int) or number == _fraction(value) and abs(number) < 2**53
+    if isinstance(value, bool) or not exact or abs(number) >= 2**63: raise ValueError(value)
+    return int(number)
 
 # %% ../nbs/00_checks.ipynb #c7c551d4
+SPELLED = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {'1': True, '0': False}
+
 CONVERTERS: dict[str, Callable] = dict(
     str=_text,
-    bool=lambda value: {'true': True, '1': True, 'false': False, '0': False}[str(value).lower()],
-    int=lambda value: _number(value, int),
-    float=lambda value: _number(value, float),
+    bool=lambda value: SPELLED[str(value).strip().lower()],
+    int=_whole,
+    float=_fraction,
 )
+
+# %% ../nbs/00_checks.ipynb #8c2ddb06
+QUOTED_OR_NOT = re.compile(r"""(?:\s*("[^"]*"|'[^']*')\s*|([^,]*))(?:,|$)""")
+
+def list_items(
+    text: str, # 1.5,2 or [1.5, 2] or (1.5, 2) or 1.5 2
+    kind: str, # of an item: a space divides numbers, and belongs to a text
+) -> list[str]:
+    "The items of a list; nothing between two commas raises a ValueError."
+    text = text.strip()
+    if text[:1] + text[-1:] in ('[]', '()'): text = text[1:-1].strip()
+    if not text: return []
+    if kind != 'str' and ',' not in text: return text.split()
+    found = QUOTED_OR_NOT.findall(text.removesuffix(','))[:-1] # the last one is the end of the text
+    if not found or ('', '') in [(quoted, plain.strip()) for quoted, plain in found]: raise ValueError(text)
+    return [quoted[1:-1] if quoted else plain.strip() for quoted, plain in found]
 
 # %% ../nbs/00_checks.ipynb #959bd03c
 def convert_value(
@@ -85,9 +145,10 @@ def convert_value(
 ) -> Any: # the value as that type
     "Convert `value` to a declared type; what does not fit raises a ValueError, a TypeError or a KeyError."
     if not kind.startswith('list'): return CONVERTERS[kind](value)
-    if isinstance(value, str): items: Sequence = value.split(',')
+    of = kind[5:-1] or 'str'
+    if isinstance(value, str): items: Sequence = list_items(value, of)
     else: items = value if isinstance(value, (list, tuple)) else [value]
-    return [convert_value(item, kind[5:-1] or 'str') for item in items if item != '']
+    return [CONVERTERS[of](item) for item in items]
 
 # %% ../nbs/00_checks.ipynb #a04cf58f
 class ParameterError(ValueError):
@@ -96,19 +157,36 @@ class ParameterError(ValueError):
 # %% ../nbs/00_checks.ipynb #a95923df
 Rows = Callable[[str], Iterable[str]] # a table's name -> the names of its rows
 
-def _checked(parameter: Declared, value: Any, rows: Rows | None) -> Any:
-    try: converted = convert_value(value, parameter.kind)
-    except (ValueError, TypeError, KeyError):
-        raise ParameterError(f'parameter {parameter.name} takes {parameter.kind}, not {value!r}') from None
-    for item in converted if isinstance(converted, list) else [converted]: _check_item(parameter, item, rows)
-    return converted
+TAKES = { # what a message says of a type
+    'str': "a text, such as 'b'", 'bool': 'True or False',
+    'int': 'a whole number below 2**63, such as 8', 'float': 'a number, such as 1.5',
+    'list': 'texts with commas between, such as a,b', 'list[str]': 'texts with commas between, such as a,b',
+    'list[int]': 'whole numbers with commas between, such as 2,4',
+    'list[float]': 'numbers with commas between, such as 1.5,2',
+}
 
-def _check_item(parameter: Declared, item: Any, rows: Rows | None) -> None:
-    tables = [choice for choice in parameter.choices if choice.isupper()]
+# %% ../nbs/00_checks.ipynb #0b02848c
+def _checked(parameter: Declared, value: Any, rows: Rows | None) -> Any:
+    kind = parameter.kind
+    if kind not in TAKES: raise ParameterError(f'parameter {parameter.name} is declared as {kind}, which is none of '
+                                               f"{', '.join(TAKES)}")
+    try: converted = convert_value(value, kind)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        takes = f'{kind}, not {brief(value)}: {TAKES[kind]}'
+        raise ParameterError(f'parameter {parameter.name} takes {takes}') from None
+    if isinstance(converted, list): return [_chosen(parameter, item, rows) for item in converted]
+    return _chosen(parameter, converted, rows)
+
+# %% ../nbs/00_checks.ipynb #826026e9
+def _chosen(parameter: Declared, item: Any, rows: Rows | None) -> Any:
+    "The declared choice that is meant: `XXL` is `xxl`, unless a table has a row of that name."
+    tables = [choice for choice in parameter.choices if choice.isupper() and '_' in choice]
     named = [choice for choice in parameter.choices if choice not in tables]
-    if not parameter.choices or item in named or tables and rows is None: return
-    grown = [row for table in tables for row in rows(table)] if rows else []
-    check_choice(parameter.name, item, dict.fromkeys([*named, *grown]), ParameterError)
+    if not parameter.choices or item in named or tables and rows is None: return item
+    known = dict.fromkeys([*named, *(row for table in tables for row in (rows(table) if rows else []))])
+    same = [choice for choice in known if choice.casefold() == str(item).strip().casefold()]
+    if item not in known and len(same) == 1: return same[0]
+    return check_choice(parameter.name, item, known, ParameterError)
 
 # %% ../nbs/00_checks.ipynb #3d874eab
 def check_parameters(
@@ -118,34 +196,119 @@ def check_parameters(
 ) -> dict[str, Any]: # every declared parameter with its value, converted
     "Refuse unknown names, values of the wrong type and values outside the declared choices: a `ParameterError`."
     for name in given:
-        if name.startswith('PAPERMILL_'): continue # papermill's own
-        check_choice('parameter', name, declared, ParameterError)
+        if str(name).startswith('PAPERMILL_'): continue # papermill's own
+        _check_name(name, declared)
     return {name: _checked(parameter, given.get(name, parameter.default), rows) for name, parameter in declared.items()}
 
+def _check_name(name: Any, declared: Iterable[str]) -> None:
+    known, sign, value = str(name).partition('=')
+    if sign and known in declared: raise ParameterError(f'{name}: a name and its value are two words, {known} {value}')
+    check_choice('parameter', name, declared, ParameterError)
+
+# %% ../nbs/00_checks.ipynb #b83d034f
+def read_declarations(
+    source: str, # the text of a cell
+    where: str = 'the parameters cell', # for the message
+) -> dict[str, Declared]: # by name, in order
+    "Read a cell that is meant to declare parameters; a line that does not is named in a `ParameterError`."
+    source = re.sub(r'(?m)^[%!].*$', '', source) # IPython's own lines
+    found: dict[str, Declared] = {}
+    try: statements = list(_statements(source))
+    except SyntaxError as e: raise ParameterError(f'line {e.lineno} of {where} is not Python: {e.msg}') from None
+    for node, comment in statements:
+        if isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass)): continue
+        try: parameter = _declared(node, comment)
+        except ValueError as e: raise ParameterError(f'{_line(source, node, where)}: {e}') from None
+        if parameter.name not in found: found[parameter.name] = parameter
+        else: raise ParameterError(f'{_line(source, node, where)}: {parameter.name} has a line already')
+    return found
+
+def _line(source: str, node: ast.stmt, where: str) -> str:
+    return f'line {node.lineno} of {where}, `{source.splitlines()[node.lineno - 1].strip()}`'
+
 # %% ../nbs/00_checks.ipynb #cd45ffbd
+def _declared_names(cell: str) -> set[str]: # none in another kind of cell
+    try: nodes = [node for node, _ in _statements(cell)]
+    except (SyntaxError, ValueError): return set()
+    return {node.target.id for node in nodes if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+            and ast.unparse(node.annotation) in TAKES and node.value}
+
+def _parameters_at(history: list[str]) -> int | None: # where in the history; None: nowhere
+    declaring = [(at, len(names)) for at, cell in enumerate(history) if (names := _declared_names(cell))]
+    most = max((number for _, number in declaring), default=0)
+    return max((at for at, number in declaring if 2 * number >= most), default=None)
+
+# %% ../nbs/00_checks.ipynb #e364f241
 def _declared_in(namespace: dict[str, Any], history: list[str]) -> dict[str, Declared]:
-    for cell in reversed(history):
-        if found := declarations(cell): return found
+    if (at := _parameters_at(history)) is not None: return read_declarations(history[at])
     kinds = namespace.get('__annotations__', {}) # no history, as under nbdev_test: names and types only
-    return {name: Declared(name, kind.__name__ if type(kind) is type else str(kind)) for name, kind in kinds.items()}
+    named = {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in kinds.items()}
+    return {name: Declared(name, kind) for name, kind in named.items() if kind in TAKES and name in namespace}
 
 # %% ../nbs/00_checks.ipynb #b4324ad8
+def _injected_at(history: list[str]) -> int | None: # papermill's cell; None: there is none
+    return max((at for at, cell in enumerate(history) if cell.startswith('# Parameters\n')), default=None)
+
 def _injected_names(history: list[str]) -> set[str]:
-    injected = next((cell for cell in reversed(history) if cell.startswith('# Parameters\n')), '')
-    assignments = [node for node in ast.parse(injected).body if isinstance(node, ast.Assign)]
-    return {target.id for node in assignments for target in node.targets if isinstance(target, ast.Name)}
+    at = _injected_at(history)
+    nodes = ast.parse(history[at]).body if at is not None else []
+    targets = [target for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+# %% ../nbs/00_checks.ipynb #a3f979d0
+class UndeclaredParameter(ParameterError, AttributeError):
+    "A parameter that the notebook's cell does not declare."
+
+class Parameters(SimpleNamespace):
+    "The checked parameters of a notebook, one attribute each."
+    __slots__ = ('_namespace', '_read_at') # not among `vars`
+    _namespace: dict[str, Any]
+    _read_at: int # cells of the history
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_'): raise AttributeError(name)
+        held = ', '.join(vars(self)) or 'nothing'
+        raise UndeclaredParameter(f'the parameters cell does not declare {name}, only {held}: add the line, as the '
+                                  'notebook of the project has it')
+
+# %% ../nbs/00_checks.ipynb #7f6e0f7f
+def check_current(
+    p: Any, # a notebook's parameters; others are current
+) -> None:
+    "Refuse parameters whose cell was run again after the guard had read it."
+    namespace = getattr(p, '_namespace', None) if isinstance(p, Parameters) else None
+    history = (namespace or {}).get('In') or []
+    at = _parameters_at(history)
+    if namespace is None or at is None or at < p._read_at: return
+    now = check_parameters({name: namespace[name] for name in vars(p)}, _declared_in(namespace, history))
+    changed = [name for name, value in vars(p).items() if now.get(name) != value]
+    if changed:
+        said = f"and {', '.join(changed)} changed: run that cell again, and those below"
+        raise ParameterError(f'the parameters cell was run after the cell that checks it, {said}')
 
 # %% ../nbs/00_checks.ipynb #12cb91f4
 def notebook_parameters(
     namespace: dict[str, Any], # the notebook's `globals()`
     rows: Rows | None = None, # as `check_parameters` takes it
-) -> SimpleNamespace: # one attribute for each declared parameter
+) -> Parameters: # one attribute for each declared parameter
     "Check the parameters of the running notebook and return them; what is wrong raises a `ParameterError`."
     history = namespace.get('In') or []
     declared = _declared_in(namespace, history)
     if not declared: raise ParameterError('run the cell tagged parameters first: it declares none')
+    _check_order(history)
     names = [*declared, *sorted(_injected_names(history) - {*declared})]
-    return SimpleNamespace(**check_parameters({name: namespace[name] for name in names}, declared, rows))
+    if gone := [name for name in names if name not in namespace]:
+        raise ParameterError(f"{', '.join(gone)} is declared and has no value: run the parameters cell again")
+    p = Parameters(**check_parameters({name: namespace[name] for name in names}, declared, rows))
+    p._namespace, p._read_at = namespace, len(history)
+    return p
+
+def _check_order(history: list[str]) -> None:
+    "papermill's cell comes first where it finds no tag, and the defaults then overwrite its values."
+    injected = _injected_at(history)
+    if injected is None or any(_declared_names(cell) for cell in history[:injected]): return
+    raise ParameterError("papermill's values stand before the parameters cell, which overwrites them: give that cell "
+                         'the tag `parameters`')
 
 # %% ../nbs/00_checks.ipynb #8d531814
 def project_of(
@@ -155,39 +318,80 @@ def project_of(
     folder = Path(notebook).resolve().parent
     settings = folder.parent/'settings.ini'
     if folder.name != 'nbs' or not settings.is_file(): return None
-    return folder.parent if re.search(r'(?m)^lib_name\s*=\s*maskgil\s*$', settings.read_text()) else None
+    said = settings.read_text(encoding='utf-8', errors='replace')
+    return folder.parent if re.search(r'(?m)^lib_name\s*=\s*maskgil\s*$', said) else None
 
 # %% ../nbs/00_checks.ipynb #864c6e39
 def parameters_cell(
     notebook: str | Path, # the path of an .ipynb file
 ) -> str | None: # None also where the file cannot be read
     "The text of the cell tagged `parameters`, or None."
-    try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    except (OSError, ValueError, KeyError, TypeError): return None # papermill says it better
-    return next((''.join(c['source']) for c in cells if 'parameters' in c.get('metadata', {}).get('tags', [])), None)
+    with contextlib.suppress(OSError, ValueError): # papermill says it better
+        for cell in notebook_cells(notebook):
+            if 'parameters' in cell['metadata'].get('tags', []): return cell['source']
+    return None
+
+def notebook_cells(
+    notebook: str | Path, # the path of an .ipynb file
+) -> list[dict[str, Any]]: # with `type`, `source` as one text, and `metadata`
+    "The cells of a notebook; a file that is none is a `ValueError` that names it."
+    text = Path(notebook).read_bytes()
+    try:
+        cells = json.loads(text.decode('utf-8-sig'))['cells']
+        return [dict(type=c.get('cell_type'), source=''.join(c['source']), metadata=dict(c.get('metadata', {})))
+                for c in cells]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f'{notebook} is no notebook, or is damaged: {type(e).__name__}: {e}') from None
 
 def study_declarations(
     notebook: str | Path, # the path of an .ipynb file
 ) -> dict[str, Declared]: # as `declarations`
     "What a study's notebook declares; a `ValueError` if that is no study."
-    if declared := declarations(parameters_cell(notebook) or ''): return declared
+    declared = read_declarations(parameters_cell(notebook) or '', f'the parameters cell of {notebook}')
+    if declared: return declared
     raise ValueError(f'{notebook} is not a study: it has no cell of parameters')
 
 # %% ../nbs/00_checks.ipynb #395b7dee
 def _converter(kind: str) -> Callable[[str], Any]:
-    known = kind.startswith('list') or kind in CONVERTERS
-    def convert_option(text): return convert_value(text, kind if known else 'str')
-    convert_option.__name__ = kind # as argparse's messages call it
+    known = kind if kind in TAKES else 'str'
+    def convert_option(text: str) -> Any:
+        try: return convert_value(text, known)
+        except (ValueError, KeyError, OverflowError):
+            takes = f'takes {kind}, not {brief(text)}: {TAKES[known]}'
+            raise argparse.ArgumentTypeError(takes) from None
     return convert_option
+
+# %% ../nbs/00_checks.ipynb #e43fcaba
+class OneLineParser(argparse.ArgumentParser):
+    "A parser whose complaints are one line with exit code 2; an unknown option is held against the known ones."
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, printable(f'{self.prog}: {message} (--help says more)') + '\n')
+
+    def parse_args(self, args=None, namespace=None): # type: ignore[override]
+        given, rest = self.parse_known_args(args, namespace)
+        for word in rest: self.error(self.refusal(word))
+        return given
+
+    def refusal(self, word: str) -> str: # why a word of the command line has no place
+        known = [name for name in self._option_string_actions if name.startswith('--') and name != '--help']
+        if not known: return f'{brief(word)} has no place here'
+        name, sign, value = word.partition('=')
+        if sign and f'--{name}' in known: return f'{word}: write --{name} {value}'
+        if not word.startswith('-'): return f"{brief(word)} belongs to no option: choose among {', '.join(known)}"
+        try: return check_choice('option', name, known)
+        except ValueError as e: return str(e)
 
 # %% ../nbs/00_checks.ipynb #1b46963b
 def options(
     function: Callable, # of a module that has its annotations as text, by `from __future__ import annotations`
-) -> argparse.ArgumentParser: # `parse_args` gives the function's keyword arguments
+    prog: str = '', # as the usage calls it; empty is the module that runs, or the command of `maskgil.cli`
+) -> OneLineParser: # `parse_args` gives the function's keyword arguments
     "A parser with an option for each argument of `function`, read from its signature."
-    parser = argparse.ArgumentParser(
-        prog=f'python -m maskgil.cli {function.__name__}', description=function.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    running = getattr(getattr(sys.modules.get('__main__'), '__spec__', None), 'name', '')
+    of_its_own = running.startswith('maskgil.') and running != 'maskgil.cli'
+    usual = f'python -m {running}' if of_its_own else f'python -m maskgil.cli {function.__name__}'
+    parser = OneLineParser(prog=prog or usual, description=function.__doc__,
+                           formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, argument in inspect.signature(function).parameters.items():
         kind = str(argument.annotation).split(' | ')[0] # 'str | None' takes a str
         parser.add_argument(f"--{name.replace('_', '-')}", type=_converter(kind), help=kind,
@@ -229,3 +433,85 @@ def one_line_errors() -> Iterator[None]:
     except Exception as e:
         if os.environ.get('MASKGIL_DEBUG'): raise
         sys.exit(error_line(e).encode('utf-8', 'backslashreplace').decode())
+
+# %% ../nbs/00_checks.ipynb #83f7c8bf
+VARIABLES = dict( # name: what its value is, and what it does
+    MASKGIL_ROOT=('existing folder', 'the project, with results/ and .cache/ below it; otherwise found upwards'),
+    MASKGIL_RESULTS=('folder', 'records and executed copies, in place of results/'),
+    MASKGIL_CACHE=('folder', 'what can be made again, in place of .cache/'),
+    MASKGIL_CHECKPOINTS=('existing folder', "published tokenizers, and ADM's reference file"),
+    MASKGIL_INCEPTION=('existing file', "torch-fidelity's Inception weights, where they cannot be downloaded"),
+    MASKGIL_EXTEND=('files', 'Python files or modules with rows of your own, with commas between'),
+    MASKGIL_PROFILE=('auto | smoke | mini | paper', 'the profile of a study whose parameter says auto'),
+    MASKGIL_PROCESSES=('number', 'processes that share the work of a study; otherwise one for each GPU'),
+    MASKGIL_PROGRESS=('progress', 'off, or the terminal or file that progress is written to'),
+    MASKGIL_DEBUG=('anything', 'errors with their traceback, in place of one line'),
+)
+
+# %% ../nbs/00_checks.ipynb #8482329e
+def print_variables() -> None:
+    "Print the variables that this package reads."
+    for name, (takes, what) in VARIABLES.items(): print(f'{name:20} {takes}: {what}')
+
+# %% ../nbs/00_checks.ipynb #b0b1ef2e
+def _absent(value: str) -> str: # files that a list names and that are not there
+    files = [name for name in value.split(',') if name.endswith('.py')]
+    return ', '.join(name for name in files if not os.path.isfile(os.path.expanduser(name)))
+
+def _writable_name(path: str) -> bool: # of a file that is made, or added to
+    return os.path.isdir(os.path.dirname(os.path.abspath(path))) and not os.path.isdir(path)
+
+WANTED: dict[str, Callable[[str], str | None]] = { # what a variable takes -> what it has to be; None: it is
+    'existing folder': lambda path: None if os.path.isdir(path) else 'an existing folder',
+    'existing file': lambda path: None if os.path.isfile(path) else 'an existing file',
+    'folder': lambda path: 'a folder, not a file' if os.path.exists(path) and not os.path.isdir(path) else None,
+    'files': lambda value: f'existing files: there is no {_absent(value)}' if _absent(value) else None,
+    'number': lambda value: None if value.isdecimal() and int(value) else 'a whole number from 1 on',
+    'progress': lambda path: None if path == 'off' or _writable_name(path) else "'off', or a file to write to",
+}
+
+def _wrong(value: str, takes: str) -> str | None: # what a variable has to be; None: it is
+    if takes in WANTED: return WANTED[takes](os.path.expanduser(value))
+    choices = takes.split(' | ')
+    if len(choices) == 1 or value in choices: return None
+    near = nearest(value, choices)
+    return f"one of {', '.join(choices)}" + (f", perhaps '{near}'" if near else '')
+
+# %% ../nbs/00_checks.ipynb #aa56dccb
+def check_variables(
+    environment: Mapping[str, str], # `os.environ`
+) -> list[str]: # warnings: names that nobody reads
+    "Refuse values of `VARIABLES` that make no sense: a `ParameterError`."
+    for name, (takes, what) in VARIABLES.items():
+        if not (value := environment.get(name)): continue
+        if wrong := _wrong(value, takes):
+            raise ParameterError(f'the variable {name} is {brief(value)}; it has to be {wrong} ({what})')
+    unread = [name for name in environment if name.startswith('MASKGIL_') and name not in VARIABLES]
+    hints = {name: nearest(name, VARIABLES) for name in unread}
+    return [f'the variable {name} means nothing to maskgil.' + (f' Did you mean {near}?' if near else '')
+            for name, near in hints.items()]
+
+# %% ../nbs/00_checks.ipynb #13050b1b
+def show_anything() -> None:
+    "Let this process print each text, whatever the locale: what the encoding lacks becomes an escape."
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError): # none, closed, or not a file
+            stream.reconfigure(errors='backslashreplace') # type: ignore[union-attr]
+
+def as_program(
+    function: Callable[[], Any], # all of it
+) -> None:
+    "Run a program: checked variables, errors of one line."
+    show_anything()
+    with one_line_errors():
+        for warning in check_variables(os.environ): print(f'warning: {printable(warning)}', file=sys.stderr)
+        function()
+        if sys.stdout: sys.stdout.flush() # here a reader that has gone is no surprise
+
+def run_function(
+    function: Callable, # as `options` takes it
+    argv: Sequence[str] | None = None, # the command line unless told otherwise
+    prog: str = '', # as `options` takes it
+) -> None:
+    "Run a program that is one function with its options."
+    as_program(lambda: function(**vars(options(function, prog).parse_args(argv))))

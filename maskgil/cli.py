@@ -5,19 +5,43 @@
 # %% ../nbs/58_cli.ipynb #7608fc9d
 from __future__ import annotations
 
-import argparse, hashlib, importlib, os, re, sys
+import atexit, base64, contextlib, hashlib, importlib, json, logging, os, re, shutil, signal, sys, tempfile
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from maskgil.checks import (
-    Declared, ParameterError, check_choice, check_parameters, declarations, notebook_parameters, options,
-    parameters_cell, project_of,
+    Declared, OneLineParser, ParameterError, VARIABLES, as_program, check_choice, check_parameters, check_variables,
+    declarations, error_line, notebook_cells, notebook_parameters, options, parameters_cell, printable, project_of,
+    read_declarations, show_anything,
 )
 
 # %% auto #0
-__all__ = ['NO_OUTPUT', 'COMMANDS', 'copy_name', 'runs_folder', 'terminal', 'run_study', 'checked_name', 'executed', 'table_rows',
-           'parameters', 'look_at_data', 'result_lines', 'prepare', 'refuse_unknown', 'install', 'running_papermill',
-           'NoFiles', 'main']
+__all__ = ['GUARD', 'PATHS', 'NAMES', 'NEEDED', 'A_PATH', 'NO_OUTPUT', 'COMMANDS', 'is_study', 'root_of', 'copy_name', 'absolute',
+           'results_folder', 'runs_folder', 'read_yaml', 'as_typed', 'for_folder', 'look_at_data', 'look_at_folder',
+           'look_at_output', 'look_at_start', 'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter',
+           'table_rows', 'parameters', 'run_study', 'refusal', 'checked', 'executed', 'watched_kernel', 'other_methods',
+           'said_once', 'explained', 'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters',
+           'refuse_unknown', 'look_nearby', 'install', 'running_papermill', 'NoFiles', 'main', 'run_command']
+
+# %% ../nbs/58_cli.ipynb #b35a89fd
+GUARD = 'from maskgil.cli import parameters'
+
+def is_study(
+    notebook: str, # a path, '-' or an address
+) -> bool:
+    "Whether papermill's run of a notebook is ours to look after: one of a project, or a copy of one elsewhere."
+    if not notebook.endswith('.ipynb') or '://' in notebook: return False
+    if not os.path.exists(notebook): return bool(project_of(notebook))
+    try: return any(GUARD in cell['source'] for cell in notebook_cells(notebook))
+    except (OSError, ValueError): return bool(project_of(notebook))
+
+def root_of(notebook: str) -> Path: # as `core.project_root` finds it, without importing core
+    "The project whose results a notebook's run belongs to."
+    if found := project_of(notebook): return found
+    for start in (Path.cwd(), Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()):
+        for folder in (start, *start.parents):
+            if project_of(folder/'nbs'/'any.ipynb'): return folder
+    return Path.cwd()
 
 # %% ../nbs/58_cli.ipynb #be83a954
 def copy_name(
@@ -30,22 +54,205 @@ def copy_name(
     show = lambda v: ','.join(map(str, v)) if isinstance(v, list) else str(v)
     name = '-'.join([study, *(f'{k}={show(v)}' for k, v in values.items() if v != default[k])])
     plain = re.sub(r'[^\w.,=+-]', '_', name)
-    if plain != name or len(plain) > 120:
-        told_apart = hashlib.sha256(name.encode()).hexdigest()[:8]
-        plain = f'{plain[:100]}-{told_apart}'
+    if plain != name or len(plain.encode()) > 120: # a file's name holds 255 bytes
+        told_apart = hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]
+        plain = f"{plain.encode()[:100].decode(errors='ignore')}-{told_apart}"
     return f'{plain}.ipynb'
 
 # %% ../nbs/58_cli.ipynb #8ee9e4d9
-def runs_folder(root: Path) -> Path:
-    "`core.results_dir()/'runs'` of the project at `root`, without importing core."
-    return Path(os.environ.get('MASKGIL_RESULTS') or Path(os.environ.get('MASKGIL_ROOT') or root)/'results')/'runs'
+def absolute(path: str | Path) -> str:
+    "A path as another working directory understands it too."
+    return os.path.abspath(os.path.expanduser(path))
 
-# %% ../nbs/58_cli.ipynb #094009f1
+def results_folder(root: Path) -> Path:
+    "`core.results_dir()` of the project at `root`, without importing core."
+    told = os.environ.get('MASKGIL_ROOT') or root
+    return Path(absolute(os.environ.get('MASKGIL_RESULTS') or Path(told)/'results'))
+
+def runs_folder(root: Path) -> Path: return results_folder(root)/'runs'
+
+# %% ../nbs/58_cli.ipynb #f3bd5be3
+def read_yaml(
+    text: str | bytes, # of `-y`, of a file, or decoded
+    where: str, # for the message
+) -> dict[str, Any]: # texts, lists of texts, None
+    "Names and values as they were written; what is no YAML of that form raises ParameterError."
+    import yaml
+    try: node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        mark = getattr(e, 'problem_mark', None)
+        at = f' (line {mark.line + 1}, character {mark.column + 1})' if mark else ''
+        raise ParameterError(f"{where} is not YAML: {getattr(e, 'problem', None) or e}{at}") from None
+    if node is None: return {}
+    if not isinstance(node, yaml.MappingNode): raise ParameterError(f'{where} has no lines of the form `name: value`')
+    given: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.value in given: raise ParameterError(f'{where} has two values for {key.value}')
+        given[str(key.value)] = _as_written(value)
+    return given
+
+def _as_written(node: Any, inside: bool = False) -> Any: # inside a list there is no other
+    if node.id == 'sequence' and not inside: return [_as_written(item, True) for item in node.value]
+    if node.id != 'scalar' or node.tag.rpartition(':')[0] != 'tag:yaml.org,2002': return {} # of no declared type
+    return None if node.tag.endswith(':null') and node.style is None else node.value
+
+# %% ../nbs/58_cli.ipynb #cd5a4ef5
+def as_typed(
+    params: dict[str, Any], # papermill's parsed arguments
+) -> dict[str, Any]: # by name; of several values of one name the last one counts, as papermill has it
+    "The parameters of a command line, whichever option gave them."
+    given: dict[str, Any] = {}
+    for text in params.get('parameters_base64') or (): given |= read_yaml(_decoded(text), '-b')
+    for path in params.get('parameters_file') or (): given |= read_yaml(_file_text(path), path)
+    for text in params.get('parameters_yaml') or (): given |= read_yaml(text, '-y')
+    for pairs in ('parameters', 'parameters_raw'): given |= dict(params.get(pairs) or ())
+    return given
+
+def _decoded(text: str) -> bytes:
+    try: return base64.b64decode(''.join(text.split()), validate=True)
+    except ValueError as e: raise ParameterError(f'-b is not base64: {e}') from None
+
+def _file_text(path: str) -> str:
+    from papermill.iorw import papermill_io
+    try: return papermill_io.read(path, ['.json', '.yaml', '.yml'])
+    except Exception as e: raise ParameterError(f'the parameters in {path} cannot be read: {error_line(e)}') from None
+
+# %% ../nbs/58_cli.ipynb #4152ec47
+PATHS = ('data', 'checkpoint', 'encoder') # parameters that may name a file or a folder
+NAMES = ('', 'openmoji', 'imagenet') # data that are no path
+
+def for_folder(
+    values: dict[str, Any], # checked
+    cwd: str | None, # where the kernel starts; None: here
+) -> dict[str, Any]:
+    "The values as a kernel in another folder needs them."
+    moved = dict(values)
+    for name in PATHS:
+        path = values.get(name)
+        if not isinstance(path, str) or path in NAMES: continue
+        if os.fsencode(path).decode('utf-8', 'replace') != path:
+            raise ParameterError(f'parameter {name}: the name {path!r} is not UTF-8, and a notebook cannot hold it: '
+                                 'give the folder another name, or a link')
+        if name == 'checkpoint': moved[name] = os.path.expanduser(path)
+        if cwd and (name != 'encoder' or os.path.exists(absolute(path))): moved[name] = absolute(path)
+    return moved
+
+# %% ../nbs/58_cli.ipynb #1ae8f495
+def look_at_data(data: Any) -> None: # `shards.open_images` looks closer
+    "Refuse a path without images before a kernel starts and torch is imported; raises ParameterError."
+    if data in NAMES or not isinstance(data, str): return
+    path = os.path.expanduser(data)
+    if not os.path.exists(path):
+        layout = 'an existing folder with one folder of images a class (the ImageNet layout)'
+        raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of {layout}, or parquet or "
+                             f'tar files; there is no {absolute(data)}')
+    if os.path.isfile(path) and not path.lower().endswith(('.parquet', '.tar')):
+        raise ParameterError(f'{data} is a file, but neither .parquet nor .tar: give one of these, or a folder')
+    if os.path.isdir(path) and not any(os.scandir(path)):
+        raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or '
+                             '*.webp')
+
+# %% ../nbs/58_cli.ipynb #d432512a
+NEEDED = 64 * 2**20 # bytes that have to be free where a run writes
+
+def look_at_folder(
+    folder: Path, # it is made
+    way_out: str, # for the message
+) -> None:
+    "Refuse a folder that cannot be written to, or that is full; raises ParameterError."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(2**16)) # rights alone say too little
+        free = shutil.disk_usage(folder).free
+    except OSError as e: raise ParameterError(f'cannot write to {folder} ({e.strerror or e}): {way_out}') from None
+    if free < NEEDED: raise ParameterError(f'only {free / 2**20:.0f} MiB are free in {folder}: make room, or {way_out}')
+
+def look_at_output(path: str) -> None:
+    "Refuse an output that cannot be written before anything is computed; raises ParameterError."
+    if path == '-' or '://' in path: return
+    if not path.endswith('.ipynb'):
+        raise ParameterError(f'the output {path!r} is no .ipynb; a parameter is given as -p NAME VALUE')
+    folder = Path(absolute(path)).parent
+    if not folder.is_dir(): raise ParameterError(f'there is no folder {folder} for the output {path}')
+    if os.path.isdir(path): raise ParameterError(f'the output {path} is a folder')
+    look_at_folder(folder, 'name another output')
+
+# %% ../nbs/58_cli.ipynb #b9796b80
+def look_at_start(
+    notebook: str, # a path
+    options: dict[str, Any], # of papermill
+) -> None:
+    "Refuse a kernel or a folder to start it in that is not there; raises ParameterError."
+    from jupyter_client.kernelspec import KernelSpecManager
+    cwd, found = options.get('cwd'), json.loads(Path(notebook).read_bytes()).get('metadata', {})
+    if cwd and not os.path.isdir(cwd): raise ParameterError(f'--cwd: there is no folder {cwd}')
+    name = options.get('kernel_name') or found.get('kernelspec', {}).get('name')
+    kernels = list(KernelSpecManager().find_kernel_specs())
+    if name and name not in kernels:
+        raise ParameterError(f"there is no kernel {name!r} here: choose one of {', '.join(kernels)} with --kernel")
+
+# %% ../nbs/58_cli.ipynb #1853120e
+def look_at_places(
+    values: dict[str, Any], # the study's parameters
+    root: Path, # of the project
+) -> None:
+    "Refuse results or a cache that cannot be written, if a run will write there; raises ParameterError."
+    if not values.get('run', False) or values.get('dry_run'): return
+    look_at_folder(runs_folder(root), 'the variable MASKGIL_RESULTS names another folder')
+    cache = os.environ.get('MASKGIL_CACHE') or Path(os.environ.get('MASKGIL_ROOT') or root)/'.cache'
+    look_at_folder(Path(absolute(cache)), 'the variable MASKGIL_CACHE names another folder')
+
+# %% ../nbs/58_cli.ipynb #9dfa88aa
+A_PATH = ('folder', 'existing folder', 'existing file', 'progress') # what a variable may take that names a place
+
+def settle_environment(root: Path, cwd: str | None) -> None:
+    "Give the kernel variables that mean the same in its folder, and folders of Jupyter's where HOME has none."
+    os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
+    os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
+    places = [name for name, (takes, _) in VARIABLES.items() if takes in A_PATH]
+    if cwd: places.append('IMAGENET')
+    for name in places:
+        if os.environ.get(name, 'off') not in ('', 'off'): os.environ[name] = absolute(os.environ[name])
+    rows = os.environ.get('MASKGIL_EXTEND', '').split(',')
+    if any(rows): os.environ['MASKGIL_EXTEND'] = ','.join(absolute(r) if r.endswith('.py') else r for r in rows)
+    os.environ.update(folders_for_jupyter())
+
 def terminal() -> str:
-    "A path by which another process can write to this one's stderr; 'off' where there is none."
-    if os.isatty(2): return os.ttyname(2)
-    path = f'/proc/{os.getpid()}/fd/2'
-    return path if os.path.exists(path) else 'off'
+    "A path by which another process can write to this one's terminal; 'off' where stderr is a file or a pipe."
+    try: return os.ttyname(2)
+    except OSError: return 'off'
+
+# %% ../nbs/58_cli.ipynb #8690ef42
+def folders_for_jupyter() -> dict[str, str]: # variables
+    "Where kernels keep their sockets and settings, if not in HOME, which a container or a service may lack."
+    from jupyter_core.paths import jupyter_runtime_dir
+    try: home, runtime = Path.home(), Path(jupyter_runtime_dir())
+    except (RuntimeError, OSError): home = runtime = None # a user without a name, and without HOME
+    if runtime and _can_hold_files(runtime) and _can_hold_files(home): return {}
+    made = tempfile.mkdtemp(prefix='maskgil-')
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    wanted = dict(JUPYTER_RUNTIME_DIR=made, IPYTHONDIR=made, MPLCONFIGDIR=made)
+    chosen = {name: value for name, value in wanted.items() if not os.environ.get(name)}
+    return chosen | ({} if home and home.is_dir() else dict(HOME=made))
+
+def _can_hold_files(folder: Path | None) -> bool:
+    if folder is None: return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): return True
+    except OSError: return False
+
+# %% ../nbs/58_cli.ipynb #79b1a61e
+def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+    "The names of a table's rows, those of `MASKGIL_EXTEND` included."
+    from maskgil.planner import table_rows
+    return table_rows(table)
+
+def parameters(
+    namespace: dict[str, Any], # the notebook's `globals()`
+) -> Any: # one attribute for each declared parameter
+    "Check the parameters of the running notebook and return them."
+    return notebook_parameters(namespace, table_rows)
 
 # %% ../nbs/58_cli.ipynb #325a9239
 NO_OUTPUT = '<named by maskgil>.ipynb' # stands for the output path until the parameters are known
@@ -60,68 +267,134 @@ def run_study(
 ) -> Any: # the executed notebook
     "Check, execute and report one study."
     import click
-    root = project_of(input_path)
-    assert root is not None # else papermill would not have been sent here
-    os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
-    os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
-    name = checked_name(input_path, parameters)
-    if output_path == NO_OUTPUT:
-        output_path = str(runs_folder(root)/Path(input_path).stem/name)
-        Path(output_path).parent.mkdir(parents=True, exist_ok=True)
-    if parameters.get('PAPERMILL_OUTPUT_PATH') == NO_OUTPUT: parameters['PAPERMILL_OUTPUT_PATH'] = output_path
+    root = root_of(input_path)
+    try: output_path, parameters = checked(input_path, output_path, parameters, root, options)
+    except ParameterError as e: raise refusal(str(e)) from None
+    except Exception as e: # of a file that MASKGIL_EXTEND names
+        if os.environ.get('MASKGIL_DEBUG'): raise
+        raise refusal(error_line(e), 1) from None
     notebook = executed(execute, input_path=input_path, output_path=output_path, parameters=parameters, **options)
     for line in [f'executed copy: {output_path}', *result_lines(notebook, root)]:
-        click.echo(line, err=output_path == '-')
+        click.echo(printable(line), err=output_path == '-')
     return notebook
 
+def refusal(message: str, code: int = 2) -> Exception: # of click, which prints it
+    "What ends papermill with one line."
+    import click
+    class Refusal(click.ClickException): exit_code = code
+    return Refusal(printable(message))
+
 # %% ../nbs/58_cli.ipynb #3672ed45
-def checked_name(input_path: str, parameters: dict[str, Any]) -> str:
-    "The name of the executed copy; a wrong parameter ends the program with one line."
-    import click
-    declared = declarations(parameters_cell(input_path) or '')
-    try:
-        check_parameters(parameters, declared, table_rows)
-        look_at_data(parameters.get('data', ''))
-        return copy_name(Path(input_path).stem, parameters, declared)
-    except ParameterError as e: raise click.UsageError(str(e)) from None
+def checked(
+    input_path: str,
+    output_path: str, # as given, or `NO_OUTPUT`
+    parameters: dict[str, Any], # as typed
+    root: Path, # of the project
+    options: dict[str, Any], # of papermill
+) -> tuple[str, dict[str, Any]]: # where the copy goes, and the values to inject
+    "Everything that can be refused before there is a kernel; raises ParameterError."
+    for warning in check_variables(os.environ): print(f'warning: {printable(warning)}', file=sys.stderr)
+    look_at_start(input_path, options)
+    declared = read_declarations(parameters_cell(input_path) or '', f'the parameters cell of {input_path}')
+    values = check_parameters(parameters, declared, table_rows)
+    look_at_data(values.get('data', ''))
+    given = {name: values[name] for name in parameters if name in values}
+    settle_environment(root, options.get('cwd'))
+    if output_path == NO_OUTPUT:
+        folder = runs_folder(root)/Path(input_path).stem
+        look_at_folder(folder, 'the variable MASKGIL_RESULTS names another folder')
+        output_path = str(folder/copy_name(Path(input_path).stem, given, declared))
+    else: look_at_output(output_path)
+    look_at_places(values, root)
+    paths = {name: output_path for name, value in parameters.items() if value == NO_OUTPUT} # papermill's own
+    return output_path, parameters | for_folder(given, options.get('cwd')) | paths
 
+# %% ../nbs/58_cli.ipynb #766e10d0
 def executed(execute: Callable, **options: Any) -> Any: # options: of papermill's `execute_notebook`
-    "The executed notebook; an error in a cell becomes one line."
-    import click
+    "The executed notebook; an error in a cell, or the end of the kernel, becomes one line."
+    with watched_kernel() as ended:
+        try: return execute(**options | dict(output_path=_literal_path(options['output_path'])))
+        except Exception as e:
+            if os.environ.get('MASKGIL_DEBUG'): raise
+            message, code = explained(e, ended, options)
+            raise refusal(message, code) from None
+
+def _literal_path(path: str) -> str: # papermill fills in parameters between braces
+    return path.replace('{', '{{').replace('}', '}}') if os.path.isdir(os.path.dirname(path)) else path
+
+# %% ../nbs/58_cli.ipynb #235c2902
+@contextlib.contextmanager
+def watched_kernel() -> Iterator[list[int]]: # with what the kernel has ended, once it has
+    "Remember the exit status of a kernel, since Jupyter says only that it is dead; and keep its log off the terminal."
+    from jupyter_client.provisioning import LocalProvisioner
+    ended: list[int] = []
+    poll, launch = LocalProvisioner.poll, LocalProvisioner.launch_kernel
+    async def noted(self: Any) -> Any:
+        status = await poll(self)
+        if status is not None and self.process: ended.append(status)
+        return status
+    async def quiet(self: Any, cmd: list[str], **options: Any) -> Any:
+        ours = 'ipykernel_launcher' in cmd and not os.environ.get('MASKGIL_DEBUG')
+        return await launch(self, [*cmd, '--log-level=CRITICAL'] if ours else cmd, **options)
+    with other_methods(LocalProvisioner, poll=noted, launch_kernel=quiet), said_once(): yield ended
+
+@contextlib.contextmanager
+def other_methods(owner: Any, **methods: Callable) -> Iterator[None]:
+    "Other methods of a class for a while."
+    before = {name: getattr(owner, name) for name in methods}
+    for name, method in methods.items(): setattr(owner, name, method)
+    try: yield
+    finally:
+        for name, method in before.items(): setattr(owner, name, method)
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    "Leave out papermill's log of what becomes this program's last line."
+    log, known = logging.getLogger('papermill'), ('Kernel died', 'Timeout waiting')
+    def other(record: logging.LogRecord) -> bool: return not record.getMessage().startswith(known)
+    log.addFilter(other)
+    try: yield
+    finally: log.removeFilter(other)
+
+# %% ../nbs/58_cli.ipynb #b60c464a
+def explained(
+    error: Exception, # from papermill
+    ended: list[int], # from `watched_kernel`
+    options: dict[str, Any], # of the run
+) -> tuple[str, int]: # a line, and an exit code
+    "What went wrong in a run, and where one can read more."
     from papermill.exceptions import PapermillExecutionError
-    try: return execute(**options)
-    except PapermillExecutionError as e:
-        if options['output_path'] == '-': raise
-        where = f"in cell {e.exec_count} of {options['input_path']}; the traceback is in {options['output_path']}"
-        raise click.ClickException(f'{e.ename}: {e.evalue}\n{where}') from None
+    kind, notebook, copy = type(error).__name__, options['input_path'], options['output_path']
+    told = 'the notebook on stdout' if copy == '-' else copy
+    if isinstance(error, PapermillExecutionError):
+        said = printable(f'{error.ename}: {error.evalue}').rstrip(': ')
+        return f'{said} (cell {error.exec_count} of {notebook}; the traceback is in {told})', 1
+    if kind == 'DeadKernelError':
+        how = f'the kernel {how_it_ended(ended)} in cell {begun_cells(copy)} of {notebook}'
+        return f'{how}: the same command goes on from here; what it printed is in {told}', 138
+    if kind == 'CellTimeoutError':
+        return f'cell {begun_cells(copy)} of {notebook} took longer than --execution-timeout allows', 1
+    if ended or isinstance(error, RuntimeError) and 'Kernel' in str(error):
+        how = how_it_ended(ended) if ended else f"did not answer in {options['start_timeout']} s (--start-timeout)"
+        return f'the kernel did not start: it {how}; python -m ipykernel_launcher may say why', 1
+    if isinstance(error, OSError) and error.filename is None: return f'{error_line(error)} (writing {told})', 1
+    return error_line(error), 1
 
-# %% ../nbs/58_cli.ipynb #79b1a61e
-def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
-    "The names of a table's rows, those of `MASKGIL_EXTEND` included."
-    from maskgil.models import SIZE_ROWS
-    from maskgil.core import load_extensions
-    from maskgil.tokenizers import TOKENIZER_ROWS
-    load_extensions()
-    names = dict(SIZE_ROWS=list(SIZE_ROWS), TOKENIZER_ROWS=list(TOKENIZER_ROWS))
-    return names[table]
+def how_it_ended(ended: list[int]) -> str:
+    "What an exit status says."
+    status = ended[0] if ended else 0
+    number = -status if status < 0 else status - 128 if status > 128 else 0
+    if number == signal.SIGKILL: return 'was killed (SIGKILL), perhaps for want of memory,'
+    try: return f'ended by {signal.Signals(number).name}' if number else f'ended with exit code {status}'
+    except ValueError: return f'ended with exit code {status}'
 
-def parameters(
-    namespace: dict[str, Any], # the notebook's `globals()`
-) -> Any: # one attribute for each declared parameter
-    "Check the parameters of the running notebook and return them."
-    return notebook_parameters(namespace, table_rows)
-
-# %% ../nbs/58_cli.ipynb #1ae8f495
-def look_at_data(data: Any) -> None: # `data.load_images` looks closer
-    "Refuse a folder without images before a kernel starts and torch is imported; raises ParameterError."
-    if data in ('', 'openmoji', 'imagenet') or not isinstance(data, str): return
-    folder = os.path.expanduser(data)
-    if not os.path.isdir(folder):
-        raise ParameterError(f"unknown data {data!r}: choose 'openmoji', or give the path of an existing folder with "
-                             'one folder of images a class (the ImageNet layout)')
-    if not any(os.scandir(folder)):
-        raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or '
-                             '*.webp')
+def begun_cells(copy: str) -> str: # of an executed copy: the number of the last cell that was begun
+    "Which cell a run was in."
+    with contextlib.suppress(OSError, ValueError):
+        times = [cell['metadata'].get('papermill', {}).get('start_time') for cell in notebook_cells(copy)
+                 if cell['type'] == 'code']
+        return str(sum(map(bool, times)))
+    return '?'
 
 # %% ../nbs/58_cli.ipynb #9469a2c0
 def result_lines(
@@ -141,31 +414,59 @@ def prepare(
 ) -> None:
     "Send papermill's run of a study through `run_study`."
     notebook = params.get('notebook_path') or ''
-    if not project_of(notebook): return
+    if params.get('help_notebook') or not is_study(notebook): return look_nearby(notebook)
     if not Path(notebook).exists(): refuse_unknown(Path(notebook))
-    if params.get('help_notebook') or not parameters_cell(notebook): return
+    try:
+        if not has_parameters(notebook): return
+        params.update(parameters_raw=tuple(as_typed(params).items()), parameters=(), parameters_base64=(),
+                      parameters_file=(), parameters_yaml=())
+    except ValueError as e: raise refusal(str(e)) from None
     params['output_path'] = params.get('output_path') or NO_OUTPUT
+    if params.get('progress_bar') is None: params['progress_bar'] = os.isatty(2) # no bar into a file
+    show_anything()
+    if params['output_path'] == '-': sys.stdout.reconfigure(encoding='utf-8') # type: ignore[union-attr]
     execute = command['execute_notebook']
     command['execute_notebook'] = lambda **options: run_study(execute, **options)
 
+# %% ../nbs/58_cli.ipynb #5049a006
+def has_parameters(notebook: str) -> bool: # as `is_study` takes it
+    "Whether a notebook has a cell of parameters; a study that has lost it is a ValueError."
+    cells = notebook_cells(notebook)
+    if parameters_cell(notebook) is not None: return True
+    if not any(cell['source'].startswith(GUARD) for cell in cells): return False
+    raise ValueError(f'{notebook} has no cell with the tag `parameters`: without it papermill would run the defaults')
+
 def refuse_unknown(notebook: Path) -> None:
     "End the program with the names of the studies."
-    import click
     studies = [p.name for p in sorted(notebook.parent.glob('*.ipynb')) if parameters_cell(p)]
     try: check_choice('study', notebook.name, studies, ParameterError)
-    except ParameterError as e: raise click.UsageError(str(e)) from None
+    except ParameterError as e: raise refusal(str(e)) from None
+
+def look_nearby(notebook: str) -> None:
+    "Refuse a notebook that is not there if the project has one of that name."
+    name = Path(notebook).name
+    if not name or '://' in notebook or os.path.exists(notebook): return
+    for found in (f'nbs/{name}', f'nbs/{name}.ipynb'):
+        if parameters_cell(found) and project_of(found):
+            raise refusal(f'there is no {notebook}. Did you mean {found}?')
 
 # %% ../nbs/58_cli.ipynb #0cb3751e
 def install() -> None:
-    "Wrap click's `Command.invoke` for papermill's command."
+    "Wrap what click does for papermill's command, and for no other."
     import click
-    original = click.Command.invoke
-    def invoke(self: Any, context: Any) -> Any:
-        of_papermill = getattr(self.callback, '__module__', '') == 'papermill.cli'
-        if of_papermill: prepare(context.params, vars(sys.modules['papermill.cli']))
-        return original(self, context)
+    invoke, parse = click.Command.invoke, click.Command.parse_args
+    def is_papermill(command: Any) -> bool: return getattr(command.callback, '__module__', '') == 'papermill.cli'
+    def prepared(self: Any, context: Any) -> Any:
+        if is_papermill(self): prepare(context.params, vars(sys.modules['papermill.cli']))
+        return invoke(self, context)
+    def advised(self: Any, context: Any, args: list[str]) -> Any:
+        ours = is_papermill(self) and any(map(is_study, args))
+        try: return parse(self, context, args)
+        except click.UsageError as e:
+            if not ours: raise
+            raise refusal(f'{e.format_message()} A parameter is given as -p NAME VALUE.') from None
     # papermill has no other hook before its own checks
-    click.Command.invoke = invoke # type: ignore[method-assign, assignment]
+    click.Command.invoke, click.Command.parse_args = prepared, advised # type: ignore[method-assign, assignment]
 
 # %% ../nbs/58_cli.ipynb #d0be540b
 def running_papermill(
@@ -189,23 +490,25 @@ COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it d
     index=('maskgil.records:write_index', 'list your records in results/runs/index.csv'),
     publish=('maskgil.cells:publish', 'save the checkpoint of a scaling run'),
     promote=('maskgil.records:promote', 'copy your newest records to results/reference/'),
+    variables=('maskgil.checks:print_variables', 'the variables of the environment that this package reads'),
 )
 
 # %% ../nbs/58_cli.ipynb #a10b1c5c
 def main(argv: list[str] | None = None) -> None:
     "Run one of `COMMANDS`."
+    as_program(lambda: run_command(argv))
+
+def run_command(argv: list[str] | None) -> None:
     described = '; '.join(f'{name}: {what}' for name, (_, what) in COMMANDS.items())
-    parser = argparse.ArgumentParser(prog='python -m maskgil.cli', epilog=described)
-    parser.add_argument('command', choices=COMMANDS)
-    parser.add_argument('options', nargs=argparse.REMAINDER, help="see 'COMMAND --help'")
+    parser = OneLineParser(prog='python -m maskgil.cli', epilog=described)
+    parser.add_argument('command', help=f"one of {', '.join(COMMANDS)}")
+    parser.add_argument('options', nargs='...', help="see 'COMMAND --help'")
     given = parser.parse_args(argv)
+    try: check_choice('command', given.command, COMMANDS)
+    except ValueError as e: parser.error(str(e))
     module, _, name = COMMANDS[given.command][0].partition(':')
     function = getattr(importlib.import_module(module), name)
-    try: function(**vars(options(function).parse_args(given.options)))
-    except (ValueError, OSError) as e: sys.exit(f'{type(e).__name__}: {e}')
-    except KeyboardInterrupt:
-        print('interrupted: the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+    function(**vars(options(function, f'{parser.prog} {given.command}').parse_args(given.options)))
 
 # %% ../nbs/58_cli.ipynb #2eafb4da
 if __name__ == '__main__' and '__file__' in globals(): main() # not in a notebook

@@ -5,46 +5,56 @@
 # %% ../nbs/54_planner.ipynb #abc7e22b
 from __future__ import annotations
 
-import dataclasses, functools, itertools, math, shlex, sys
+import contextlib, dataclasses, functools, itertools, math, shlex, sys
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
 import pandas as pd
 import torch
 
-from .checks import check_choice, check_parameters, study_declarations
+from .checks import as_program, check_choice, check_parameters, printable, study_declarations
 from .core import fingerprint, has_fast_bfloat16
-from .data import load_images
 from maskgil.machines import (
     EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, parameter_counts, sampling_flops, step_flops,
     tokenizer_flops,
 )
-from .models import ModelConfig, model_config
+from .models import ModelConfig, SIZE_ROWS, model_config
 from .profiles import PROFILES, Profile
 from .records import Record, outdated, records
+from .shards import open_images
 from .studies import Cell, STUDIES, default_cells, defaults
-from .tokenizers import TOKENIZERS
+from .text import list_part
+from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'cell_config', 'training_steps',
-           'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan', 'all_cells', 'as_plan',
-           'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands', 'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'counted', 'cell_config',
+           'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan',
+           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'table_rows', 'grid_cells',
+           'commands', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
 
 def image_count(profile: Profile) -> int:
     "Training images of a profile."
-    data = profile.data
-    here = data.source == 'openmoji' or data.source != 'imagenet' and Path(data.source).expanduser().is_dir()
-    n = _count_here(data.source, data.resolution, data.limit) if here else IMAGENET_IMAGES
-    return min(n, data.limit or n)
+    n, _ = counted(profile)
+    return min(n, profile.data.limit or n)
+
+def class_count(profile: Profile) -> int: return counted(profile)[1]
+
+def counted(profile: Profile) -> tuple[int, int]: # images for training, classes
+    "What the data of a profile hold; ImageNet's numbers where they are not here."
+    source = profile.data.source
+    here = source == 'openmoji' or source != 'imagenet' and Path(source).expanduser().exists()
+    return _count_here(source, profile.data.resolution) if here else (IMAGENET_IMAGES, IMAGENET_CLASSES)
 
 @functools.cache
-def _count_here(source: str, resolution: int, limit: int) -> int:
-    return len(load_images(source, 'train', resolution, limit or None))
-
-def class_count(profile: Profile) -> int: return 9 if profile.data.source == 'openmoji' else IMAGENET_CLASSES
+def _count_here(source: str, resolution: int) -> tuple[int, int]:
+    try: images = open_images(source, 'train', resolution)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError): return len(list_part(Path(source).expanduser(), 'train')[1]), 1
+        raise # of two complaints that of the usual layout
+    return len(images), len(images.classes)
 
 # %% ../nbs/54_planner.ipynb #909fe667
 def cell_config(profile: Profile, cell: Cell) -> ModelConfig:
@@ -234,6 +244,11 @@ def plan_study(
     chosen = row.trained_with(PROFILES[check_choice('profile', profile, PROFILES)])
     print_plan(study, chosen, defaults(study), machines)
 
+# %% ../nbs/54_planner.ipynb #583a8264
+def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+    "The names of a table's rows, which a parameter may have for its value."
+    return list(dict(SIZE_ROWS=[*SIZE_ROWS], TOKENIZER_ROWS=[*TOKENIZER_ROWS])[table])
+
 # %% ../nbs/54_planner.ipynb #c34e31be
 def grid_cells(
     notebook: Path | str, # a study
@@ -244,7 +259,8 @@ def grid_cells(
     separator = lambda name: ';' if declared[name].kind.startswith('list') else ','
     values = {k: v.split(separator(k)) if k in declared else [v] for k, v in given.items()}
     cells = [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
-    return [{k: check_parameters(cell, declared)[k] for k in cell} for cell in cells]
+    checked = [check_parameters(cell, declared, table_rows) for cell in cells]
+    return [{k: values[k] for k in cell} for cell, values in zip(cells, checked)]
 
 # %% ../nbs/54_planner.ipynb #46b754f6
 def commands(
@@ -255,7 +271,8 @@ def commands(
     "One line for each cell."
     shown = lambda v: ','.join(map(str, v)) if isinstance(v, list) else str(v)
     def command(cell: dict[str, Any]) -> str:
-        return ' '.join(['papermill', str(notebook), *(f'-p {k} {shlex.quote(shown(v))}' for k, v in cell.items())])
+        given = (f'-p {k} {shlex.quote(shown(v))}' for k, v in cell.items())
+        return ' '.join(['papermill', shlex.quote(str(notebook)), *given])
     study = Path(notebook).stem
     return [command(cell) for cell in grid_cells(notebook, given) if every or not has_record(study, cell)]
 
@@ -265,12 +282,15 @@ USAGE = 'usage: python -m maskgil.planner NOTEBOOK name=value,value ... [--all],
 def main(arguments: list[str]) -> None:
     "Print the cells of a grid that have no record, or the plan of every study."
     every, given = '--all' in arguments, [a for a in arguments if a != '--all']
-    if given and given[0].startswith('profile='):
+    if len(given) == 1 and given[0].startswith('profile='):
         name = check_choice('profile', given[0].partition('=')[2], PROFILES)
         return print_table(plan(all_cells(PROFILES[name])))
     notebook, *values = given or ['']
-    if not notebook or not all('=' in v for v in values): sys.exit(USAGE)
-    try: print(*commands(notebook, dict(v.split('=', 1) for v in values), every), sep='\n')
-    except ValueError as e: sys.exit(f'{type(e).__name__}: {e}')
+    misplaced = [v for v in values if '=' not in v or v.startswith('-')]
+    if misplaced: raise ValueError(f'{printable(misplaced[0])} is not of the form name=value; {USAGE}')
+    if not notebook or '=' in notebook: raise ValueError(USAGE)
+    found = commands(notebook, dict(v.split('=', 1) for v in values), every)
+    print(*found, sep='\n') if found else print('each of these cells has a record', file=sys.stderr)
 
-if __name__ == '__main__' and '__file__' in globals(): main(sys.argv[1:])
+# %% ../nbs/54_planner.ipynb #cd2861d4
+if __name__ == '__main__' and '__file__' in globals(): as_program(lambda: main(sys.argv[1:]))
