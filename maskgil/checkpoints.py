@@ -51,13 +51,14 @@ def convert_checkpoint(
     path: str | Path, # a published file
     system: str, # a row of CHECKPOINTS
     out: str | Path, # the safetensors file to write
+    average: bool = True, # of weights and their average in one file, the average
     **changes: Any, # as for `empty_module`
 ) -> Path: # `out`
     "Rewrite a published file in our layout; loading checks that every weight is there and fits."
-    module = empty_module(system, **changes)
-    if isinstance(module, Tokenizer): load_weights(module, path, system)
-    else: load_model_weights(module, path)
-    return save_weights(out, module, dict(converted_from=Path(path).name))
+    module: Any = empty_module(system, **changes)
+    if isinstance(module, Tokenizer): load_weights(module, path, system, average)
+    else: load_model_weights(module, path, average)
+    return save_weights(out, module, dict(converted_from=Path(path).name, weights=module.weights_taken))
 
 # %% ../nbs/13_checkpoints.ipynb #be80a705
 def synthetic_tensor(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
-from .weights import load_model_weights
+from .weights import load_model_weights, real_number, whole_number
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
@@ -25,8 +25,9 @@ __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQU
            'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask', 'plain_attention',
            'attention', 'Attention', 'compute_dtype', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block',
            'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'ImageModel',
-           'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock', 'MaskGITTransformer', 'model_config',
-           'build_model', 'parameter_count', 'weights_per_position', 'forward_flops', 'training_flops', 'load_model']
+           'check_tokens', 'check_condition', 'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock',
+           'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count', 'weights_per_position',
+           'forward_flops', 'training_flops', 'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -99,11 +100,24 @@ class ModelConfig:
     code_groups: tuple[int, ...] = () # sizes of a code's digits, whose product is v; (): one head for all of v
 
     def __post_init__(self):
+        self._check_numbers()
         if not self.code_groups: return
         codes = math.prod(self.code_groups)
         if codes != self.codebook_size:
             raise ValueError(f'code_groups {self.code_groups} make {codes:,} codes, not {self.codebook_size:,}')
         if self.mask_logit: raise ValueError('code_groups need mask_logit=False: the mask is no digit of a code')
+
+    def _check_numbers(self):
+        for name in ('layers', 'heads', 'width', 'codebook_size'): whole_number(name, getattr(self, name), 1)
+        for name in ('classes', 'text_width'): whole_number(name, getattr(self, name), 0)
+        for name in ('dropout', 'token_dropout'): real_number(name, getattr(self, name), 0, 1)
+        for name in ('causal', 'class_first', 'mask_logit', 'qk_norm', 'post_norm'):
+            if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} is True or False')
+        for name in ('grid', 'code_groups'): # lists in JSON
+            numbers = tuple(whole_number(name, number, 1) for number in getattr(self, name))
+            object.__setattr__(self, name, numbers)
+        if len(self.grid) != 2: raise ValueError(f'grid is height and width in tokens, not {self.grid}')
+        if self.width % self.heads: raise ValueError(f'width {self.width} is no multiple of heads {self.heads}')
 
     @property
     def groups(self) -> tuple[int, ...]: return self.code_groups or (self.codebook_size,)
@@ -493,7 +507,50 @@ class ImageModel(nn.Module):
         "What each token might be."
         raise NotImplementedError
 
+    def check(self, tokens: Tensor, labels: Tensor) -> None:
+        "Refuse with a `ValueError` what this model cannot read; a compiler does not see it."
+        if torch.compiler.is_compiling() or tokens.is_meta: return
+        check_tokens(tokens, self.config.mask_id - self.config.causal)
+        check_condition(self.config, labels, null=True)
+
     def forward(self, *args: Any, **options: Any) -> Tensor: return self.logits(*args, **options)
+
+# %% ../nbs/12_models.ipynb #e508ccdf
+def _is_whole(x: Tensor) -> bool: return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+def check_tokens(
+    tokens: Tensor, # what should be codes
+    largest: int, # the mask id of a model that has one, otherwise the last code
+) -> None:
+    "Refuse what are not whole numbers from 0 to `largest` with a `ValueError`."
+    if not isinstance(tokens, Tensor) or not _is_whole(tokens):
+        raise ValueError(f'tokens are {getattr(tokens, "dtype", type(tokens).__name__)}: a tensor of int64 is needed')
+    if not tokens.numel(): return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high > largest: raise ValueError(f'tokens run from {low} to {high}: this model reads 0 to {largest}')
+
+# %% ../nbs/12_models.ipynb #c6a68564
+def check_condition(
+    config: ModelConfig,
+    labels: Tensor, # what should be (b,) classes, or texts (b l text_width)
+    null: bool = False, # the null class, which is one more, may be asked for
+) -> None:
+    "Refuse labels that the model does not have, and texts of another width, with a `ValueError`."
+    if not isinstance(labels, Tensor): raise ValueError(f'labels are a tensor, not {type(labels).__name__}')
+    if config.text_width: return _check_texts(config.text_width, labels)
+    if not config.classes: return # a system of others, which knows what its labels are
+    if not _is_whole(labels) or labels.ndim != 1:
+        raise ValueError(f'labels are {labels.dtype} of shape {tuple(labels.shape)}: whole numbers (b,) are needed')
+    if not len(labels): return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= config.classes + null:
+        raise ValueError(f'labels run from {low} to {high}: this model has the classes 0 to {config.classes - 1}')
+
+def _check_texts(width: int, texts: Tensor) -> None:
+    if not texts.is_floating_point() or texts.ndim != 3 or texts.shape[2] != width:
+        raise ValueError(f'this model reads texts (b l {width}), not {texts.dtype} of shape {tuple(texts.shape)}')
+    if texts.numel() and not texts.isfinite().all():
+        raise ValueError('texts have features that are not finite (NaN or infinite)')
 
 # %% ../nbs/12_models.ipynb #8c102668
 def initialise(
@@ -517,6 +574,8 @@ class LlamaBody(ImageModel):
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.width
+        check_choice('rope', config.rope, ROPES)
+        if config.head_dim % 4: raise ValueError(f'heads have width {config.head_dim}: 2D RoPE needs a multiple of 4')
         self.config, self.gradient_checkpointing = config, False
         self.token_embedding = CodeEmbedding(config.groups, mask=not config.causal, width=width)
         if config.text_width: self.condition = TextCondition(config.text_width, width)
@@ -569,6 +628,7 @@ class ImageLlama(LlamaBody):
 
     def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         "MAR: (b h w) -> (b n v), or (k v) for the k places where `at` (b n) is true. AR: (b t) -> (b t+1 v)."
+        self.check(tokens, labels)
         x = self.features(tokens, labels, drop)
         return self.predict(x if at is None else x[at])
 
@@ -646,6 +706,7 @@ class MaskGITTransformer(ImageModel):
 
     def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         "(b h w) -> (b n v+1), or (k v+1) for the k places where `at` (b n) is true."
+        self.check(tokens, labels)
         x, bias = self.features(tokens, labels, drop), self.bias
         if at is not None: x, bias = x[at], bias[at.nonzero()[:, 1]]
         return (F.linear(x, self.token_embedding.weight) + bias).float()
@@ -688,7 +749,7 @@ def build_model(
     config: ModelConfig, # from `model_config`
 ) -> ImageModel:
     "An untrained model on torch's current device ('meta' costs no memory), weights from the global generator."
-    return KINDS[config.kind][0](config)
+    return KINDS[check_choice('kind', config.kind, KINDS)][0](config)
 
 # %% ../nbs/12_models.ipynb #ee644bbf
 def parameter_count(
@@ -743,13 +804,14 @@ def load_model(
     tokenizer: str = 'llamagen-vq', # whose codes it predicts
     device: str | torch.device = 'cpu',
     seed: int = 0, # of fresh weights; the global generator is left as it was
+    average: bool = True, # of weights and their average in one file, the average
     **changes: Any, # fields of `ModelConfig`: classes, grid, dropout...
 ) -> ImageModel: # in evaluation mode
     "Build a model and load its weights; a file that does not fit is refused with what is wrong."
     config = model_config(kind, size, recipe, tokenizer, **changes)
     if checkpoint is not None:
         with torch.device('meta'): model = build_model(config)
-        load_model_weights(model, checkpoint)
+        load_model_weights(model, checkpoint, average)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -5,20 +5,24 @@
 # %% ../nbs/15_sampling.ipynb #ed1b490f
 from __future__ import annotations
 
-import math
-from typing import Any, Callable, Sequence
+import functools, inspect, math
+from typing import Any, Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .core import autocast, derived_seed, pick_dtype, progress
+from .core import autocast, derived_seed, DTYPES, pick_dtype, progress
+from .weights import real_number, whole_number
+from .models import check_condition, check_tokens, ModelConfig
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'unmask_plan', 'unmask_plans', 'guidance_scales', 'logits_at',
-           'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical',
-           'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'start_tokens', 'fading', 'at_hidden',
-           'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'MOST_STEPS', 'OPTIONS', 'unmask_plan', 'unmask_plans',
+           'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
+           'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options',
+           'check_grid', 'check_labels', 'codes_of', 'check_call', 'checked', 'name_of', 'check_logits', 'start_tokens',
+           'fading', 'at_hidden', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -37,7 +41,7 @@ def unmask_plan(
 ) -> list[int]: # T counts that add up to `tokens`; zeros at the end if there are more steps than tokens
     "Tokens to reveal at each step: at least one, rounded from the schedule, what is left over at the last step."
     curve = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)]
-    if steps < 1: raise ValueError(f'steps must be at least 1, not {steps}')
+    steps = whole_number('steps', steps, 1)
     if steps >= tokens: return [1] * tokens + [0] * (steps - tokens)
     weights = curve(torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
     counts = (weights / weights.sum() * tokens).round().long().clamp(min=1)
@@ -56,7 +60,7 @@ def unmask_plans(
     "`unmask_plan` of each image."
     tokens = hidden.sum(1).tolist()
     plans = {count: unmask_plan(count, steps, schedule) for count in set(tokens)}
-    return torch.tensor([plans[count] for count in tokens], device=hidden.device)
+    return torch.tensor([plans[count] for count in tokens], device=hidden.device, dtype=torch.long).view(-1, steps)
 
 # %% ../nbs/15_sampling.ipynb #7b168053
 GUIDANCE: dict[str, Callable[[float, int, int], float]] = { # scale, step, last step -> scale at the step
@@ -133,9 +137,12 @@ def image_seeds(
     first: int = 0, # index of the first image in the set
 ) -> list[int]:
     "One seed for each image, from the seed of the set and the image's index in it."
-    if isinstance(seed, int): return [derived_seed(seed, 'image', first + i) for i in range(images)]
+    if np.ndim(seed) == 0: # type: ignore[arg-type]
+        number = whole_number('seed', seed)
+        return [derived_seed(number, 'image', first + i) for i in range(images)]
+    assert not isinstance(seed, int)
     if len(seed) != images: raise ValueError(f'{len(seed)} seeds for {images} images')
-    return list(seed)
+    return [whole_number('seed', number) for number in seed]
 
 # %% ../nbs/15_sampling.ipynb #a709d48d
 def image_noise(
@@ -144,6 +151,7 @@ def image_noise(
     device: torch.device, # where they go
 ) -> Tensor: # (b *shape), uniform in (0, 1)
     "Uniform numbers of each image from its own generator, on the CPU so that every machine draws the same."
+    if not len(seeds): return torch.zeros(0, *shape, device=device)
     generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
     uniform = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
     return uniform.clamp_(1e-7, 1 - 1e-7).to(device)
@@ -173,7 +181,7 @@ def filter_logits(
     top_p: float = 1.0, # in (0, 1]: keep the smallest set of codes with this much probability
 ) -> Tensor: # (k v) log-probabilities
     "Temperature, then top-k, then top-p (nucleus), as LlamaGen orders them; normalised again."
-    if temperature <= 0: raise ValueError(f'temperature must be above 0 here, not {temperature}')
+    if not temperature > 0: raise ValueError(f'temperature must be above 0 here, not {temperature}')
     if not 0 < top_p <= 1: raise ValueError(f'top_p must be in (0, 1], not {top_p}')
     logits = logits.float() if temperature == 1 else logits.float() / temperature
     if 0 < top_k < logits.shape[-1]:
@@ -233,6 +241,141 @@ def top_scoring(
     rank = torch.empty_like(order).scatter_(-1, order, places) # the inverse permutation
     return hidden & (rank < counts[:, None])
 
+# %% ../nbs/15_sampling.ipynb #a74a1349
+def _top_p(value: Any) -> float:
+    number = real_number('top_p', value, 0, 1)
+    if number == 0: raise ValueError('top_p must be in (0, 1], not 0')
+    return number
+
+def _dtype(value: Any) -> Any:
+    if isinstance(value, torch.dtype) and value in DTYPES.values(): return value
+    return check_choice('dtype', value, ['auto', *DTYPES])
+
+def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+# %% ../nbs/15_sampling.ipynb #635a5ed5
+MOST_STEPS = 10_000 # each has random numbers of its own; beyond one for each token nothing changes
+
+OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; returns it as a Python number
+    'steps': lambda value: whole_number('steps', value, 1, MOST_STEPS),
+    'mar_steps': lambda value: whole_number('mar_steps', value, 1, MOST_STEPS),
+    'cfg': lambda value: real_number('cfg', value),
+    'ar_cfg': lambda value: real_number('ar_cfg', value),
+    'mar_cfg': lambda value: real_number('mar_cfg', value),
+    'guidance': lambda value: check_choice('guidance', value, GUIDANCE),
+    'schedule': lambda value: check_choice('schedule', value, SCHEDULES),
+    'order': lambda value: check_choice('order', value, ORDERS),
+    'choice_temperature': lambda value: real_number('choice_temperature', value, 0),
+    'temperature': lambda value: real_number('temperature', value, 0),
+    'top_k': lambda value: whole_number('top_k', value, 0),
+    'top_p': _top_p,
+    'ar_tokens': lambda value: whole_number('ar_tokens', value, 0),
+    'cfg_interval': _or_none(lambda value: whole_number('cfg_interval', value, 0)),
+    'length': _or_none(lambda value: whole_number('length', value, 0)),
+    'codebook_size': _or_none(lambda value: whole_number('codebook_size', value, 1)),
+    'first': lambda value: whole_number('first', value),
+    'dtype': _dtype,
+}
+
+# %% ../nbs/15_sampling.ipynb #21f2f91e
+def check_options(
+    **options: Any, # of `sample_mar`, `sample_ar` or `sample_fusion`
+) -> dict[str, Any]: # the same, numbers of numpy and torch as Python's
+    "Refuse values that no sampler takes with a `ValueError`; names without a rule here pass."
+    return {name: OPTIONS[name](value) if name in OPTIONS else value for name, value in options.items()}
+
+# %% ../nbs/15_sampling.ipynb #79c6afa8
+def check_grid(
+    grid: Any, # tokens in height and width
+) -> tuple[int, int]:
+    "Two whole numbers, or a `ValueError`."
+    sides = tuple(grid) if isinstance(grid, (Sequence, torch.Size)) and not isinstance(grid, str) else ()
+    if len(sides) != 2: raise ValueError(f'grid is height and width in tokens, not {grid!r:.80}')
+    return whole_number('grid height', sides[0], 1), whole_number('grid width', sides[1], 1)
+
+def check_labels(
+    model: Any, # a network, or a function
+    labels: Tensor,
+    causal: bool, # the sampler draws from left to right
+) -> None:
+    "Refuse a network of the other paradigm, and what it cannot take as a condition; a function takes what it likes."
+    if not isinstance(labels, Tensor) or labels.ndim < 1:
+        raise ValueError(f'labels are a tensor with one entry for each image, not {labels!r:.80}')
+    config = getattr(model, 'config', None)
+    if not isinstance(config, ModelConfig): return
+    if config.causal != causal:
+        instead = 'sample_ar' if config.causal else 'sample_mar'
+        raise ValueError(f'{config.kind} does not draw {"left to right" if causal else "masked tokens"}: see {instead}')
+    check_condition(config, labels)
+
+def codes_of(
+    model: Any, # a network, or a function
+    told: int | None = None, # codebook size
+) -> int: # v
+    "How many codes there are."
+    own = getattr(getattr(model, 'config', None), 'codebook_size', told)
+    if own is None: raise ValueError(f'{name_of(model)} is a function: say its codebook_size')
+    if told not in (None, own): raise ValueError(f'{name_of(model)} has {own} codes, codebook_size says {told}')
+    return own
+
+# %% ../nbs/15_sampling.ipynb #9cbf7090
+def check_call(
+    sampler: Callable, # `sample_mar`, for one
+    options: dict[str, Any], # arguments by name
+    taken: Iterable[str] = (), # arguments that somebody else gives
+) -> dict[str, Any]: # as from `check_options`
+    "Refuse names that a sampler does not have, and values that it does not take, with a `ValueError`."
+    names = [name for name in inspect.signature(sampler).parameters if name not in taken]
+    for name in options: check_choice('option of the sampler', name, names)
+    masked = 'schedule' in names
+    if masked and 'temperature' in options and real_number('temperature', options['temperature']) == 0:
+        raise ValueError('temperature must be above 0 here, not 0: masked decoding draws, it is never greedy')
+    return check_options(**options)
+
+# %% ../nbs/15_sampling.ipynb #c41fc6a1
+def checked(sampler: Callable) -> Callable: # the same, with everything refused first
+    "Check the arguments of a sampler before it begins; no images are an empty result."
+    signature = inspect.signature(sampler)
+    networks = {'model': 'schedule' not in signature.parameters, 'ar': True, 'mar': False} # name -> left to right
+    @functools.wraps(sampler)
+    def check_first(*args: Any, **options: Any) -> Tensor:
+        for name in options: check_choice('option of the sampler', name, signature.parameters)
+        call = signature.bind(*args, **options)
+        call.apply_defaults()
+        given = call.arguments
+        given['grid'] = check_grid(given['grid'])
+        given.update(check_call(sampler, dict(given)))
+        for name, causal in networks.items():
+            if name in given: check_labels(given[name], given['labels'], causal)
+        length = given.get('length')
+        if length is not None: whole_number('length', length, 0, math.prod(given['grid']))
+        if not len(given['labels']): return torch.zeros(0, *(given['grid'] if length is None else (length,))).long()
+        return sampler(*call.args, **call.kwargs)
+    return check_first
+
+# %% ../nbs/15_sampling.ipynb #f512fd45
+def name_of(model: Any) -> str:
+    "How a message calls a network or a function."
+    config = getattr(model, 'config', None)
+    return str(getattr(config, 'kind', None) or getattr(model, '__name__', type(model).__name__))
+
+def check_logits(
+    logits: Tensor, # (k v), after guidance
+    model: Any, # whose they are
+    place: str, # such as 'step 3 of 8'
+    dtype: torch.dtype, # of its products
+    cfg: float, # guidance scale
+) -> None:
+    "Raise `FloatingPointError` for logits that are not finite."
+    usable = logits.amax(-1).isfinite().all() # a NaN is its own maximum; -inf everywhere leaves nothing to draw
+    if hasattr(model, 'config'): usable = usable & logits.amin().isfinite()
+    if usable: return
+    kind = str(dtype).removeprefix('torch.')
+    raise FloatingPointError(
+        f"{name_of(model)}: logits that are not finite at {place} (products in {kind}, cfg {cfg:g}). The weights are "
+        f"damaged, or numbers grew too large: try dtype='float32', another checkpoint, or a smaller cfg")
+
 # %% ../nbs/15_sampling.ipynb #5c8ddbeb
 def start_tokens(
     shape: tuple[int, int, int], # b h w
@@ -243,7 +386,8 @@ def start_tokens(
     "A copy of what is given, or the mask everywhere."
     if given is None: return torch.full(shape, mask_id, device=device)
     if given.shape != shape: raise ValueError(f'start tokens are {tuple(given.shape)}, expected {shape}')
-    return given.clone()
+    check_tokens(given, mask_id)
+    return given.long().clone()
 
 # %% ../nbs/15_sampling.ipynb #1463fdc5
 def fading(
@@ -262,6 +406,7 @@ def at_hidden(
     return torch.full(hidden.shape, -torch.inf, device=hidden.device).masked_scatter(hidden, values)
 
 # %% ../nbs/15_sampling.ipynb #233bee3a
+@checked
 @torch.no_grad()
 def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
@@ -284,9 +429,9 @@ def sample_mar(
 ) -> Tensor: # (b h w) int64
     "Draw all hidden tokens in T steps (MaskGIT's confidence decoding; Appendix D of the paper)."
     b, n, device = len(labels), grid[0] * grid[1], labels.device
-    v = model.config.codebook_size if codebook_size is None else codebook_size
+    v, dtype = codes_of(model, codebook_size), pick_dtype(dtype, device)
     x = start_tokens((b, *grid), v, device, tokens)
-    score, scales = ORDERS[check_choice('order', order, ORDERS)], guidance_scales(cfg, steps, guidance)
+    score, scales = ORDERS[order], guidance_scales(cfg, steps, guidance)
     plan = unmask_plans((x == v).flatten(1), steps, schedule)                                 # b T
     uniform, noise = image_noise(image_seeds(seed, b, first), (steps, 2, n), device).unbind(2) # b T n
     for t in progress(range(steps), desc='steps', disable=not show_progress, leave=False):
@@ -294,7 +439,8 @@ def sample_mar(
         hidden = (x == v).flatten(1)                                                          # b n, k of them true
         # 1. what the model believes about the hidden tokens; outputs beyond v are the mask, which is never drawn
         ask = first_step_logits if hidden.all() else guided_logits
-        with autocast(device, pick_dtype(dtype, device)): logits = ask(model, x, labels, hidden, scales[t])[:, :v]
+        with autocast(device, dtype): logits = ask(model, x, labels, hidden, scales[t])[:, :v]
+        check_logits(logits, model, f'step {t + 1} of {steps}', dtype, scales[t])
         log_p = filter_logits(logits, temperature, top_k, top_p)                              # k v
         # 2. a candidate for each of them
         ids = sample_categorical(log_p, uniform[:, t][hidden])                                # k
@@ -325,6 +471,7 @@ def next_logits(
     return model(tokens.repeat(halves, 1), labels, drop)[:, -1]
 
 # %% ../nbs/15_sampling.ipynb #23b4777b
+@checked
 @torch.no_grad()
 def sample_ar(
     model: Any, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
@@ -357,6 +504,7 @@ def sample_ar(
         # 1. what the model believes about the next token
         with autocast(device, dtype): logits = next_logits(model, x, told, drop, cache, grid)
         if drop is not None: logits = torch.lerp(logits[b:], logits[:b], cfg)                 # b v
+        check_logits(logits, model, f'token {i + 1} of {n}', dtype, cfg)
         # 2. draw it
         if temperature == 0: ids = logits.argmax(-1)                                          # b
         else: ids = sample_categorical(filter_logits(logits, temperature, top_k, top_p), uniform[:, i])
@@ -369,11 +517,12 @@ def shared_codebook_size(
     ar: Any, mar: Any, # models with a configuration
 ) -> int: # v
     "The codes that two models share; models of different tokenizers are refused."
-    theirs, ours = ar.config.codebook_size, mar.config.codebook_size
+    theirs, ours = codes_of(ar), codes_of(mar)
     if theirs == ours: return ours
     raise ValueError(f'the AR model predicts {theirs} codes and the MAR model {ours}: they need one tokenizer')
 
 # %% ../nbs/15_sampling.ipynb #07053e3c
+@checked
 def sample_fusion(
     ar: Any, mar: Any, # as in `sample_ar` and `sample_mar`; they must share a tokenizer
     labels: Tensor, # (b,) int64, or texts (b l width)
@@ -389,12 +538,15 @@ def sample_fusion(
     "The first tokens left to right, the others by masked decoding around them."
     b, n = len(labels), grid[0] * grid[1]
     if not 0 <= ar_tokens <= n: raise ValueError(f'ar_tokens must be between 0 and {n}, not {ar_tokens}')
+    ar_options = check_call(sample_ar, ar_options or {}, taken=('labels', 'grid', 'cfg', 'length', 'seed', 'first'))
+    mar_options = check_call(sample_mar, mar_options or {}, taken=(
+        'labels', 'grid', 'steps', 'cfg', 'tokens', 'codebook_size', 'seed', 'first'))
     v = shared_codebook_size(ar, mar) if codebook_size is None else codebook_size
     x = torch.full((b, n), v, device=labels.device)
     if ar_tokens:
-        begun = sample_ar(ar, labels, grid, ar_cfg, length=ar_tokens, seed=seed, first=first, **ar_options or {})
+        begun = sample_ar(ar, labels, grid, ar_cfg, length=ar_tokens, seed=seed, first=first, **ar_options)
         x[:, :ar_tokens] = begun
     x = x.view(b, *grid)
     if ar_tokens == n: return x
     return sample_mar(mar, labels, grid, mar_steps, mar_cfg,
-                      tokens=x, codebook_size=v, seed=seed, first=first, **mar_options or {})
+                      tokens=x, codebook_size=v, seed=seed, first=first, **mar_options)

@@ -5,7 +5,7 @@
 # %% ../nbs/11_tokenizers.ipynb #1284798a
 from __future__ import annotations
 
-import contextlib, functools
+import contextlib, functools, math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from .checks import check_choice
 from .core import autocast, fingerprint, pick_device, pick_dtype
-from .weights import load_weights
+from .weights import load_weights, whole_number
 
 # %% auto #0
-__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS', 'TokenizerConfig',
-           'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample', 'unshuffle', 'NearestConv',
-           'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder', 'Quantizer', 'nearest_code',
-           'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids', 'QuantizedAutoencoder', 'precision',
-           'Tokenizer', 'TokenizerRow', 'register_tokenizer', 'tokenizer_names', 'load_tokenizer']
+__all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'FAR_OUTSIDE', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS',
+           'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample', 'unshuffle',
+           'NearestConv', 'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder', 'Quantizer',
+           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids',
+           'QuantizedAutoencoder', 'precision', 'Tokenizer', 'TokenizerRow', 'register_tokenizer', 'tokenizer_names',
+           'load_tokenizer']
 
 # %% ../nbs/11_tokenizers.ipynb #bb3a759e
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ class TokenizerConfig:
     up: str = 'nearest'              # a row of UP
     widen: str = 'block'             # what changes the number of channels between levels: 'block' or 'resample'
     adaptive_norm: bool = False      # every decoder level starts with a normalisation steered by the codes
+
+    def __post_init__(self):
+        for name in ('codebook_size', 'code_dim', 'z_channels', 'channels', 'groups', 'code_kernel'):
+            whole_number(name, getattr(self, name), 1)
+        for name in ('multipliers', 'encoder_blocks', 'decoder_blocks', 'attention_levels'):
+            value = getattr(self, name)
+            if isinstance(value, list): object.__setattr__(self, name, tuple(value)) # as JSON has it
+            for number in [value] if isinstance(value, int) else value: whole_number(name, number, 0)
+        for name in ('projected', 'conv_bias', 'adaptive_norm'):
+            if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} is True or False')
+        if not self.multipliers: raise ValueError('multipliers: a tokenizer has at least one level')
 
     @property
     def widths(self) -> list[int]: # channels, level by level
@@ -255,7 +267,7 @@ class Encoder(nn.Module):
             level, channels = Level(channels, out, i, blocks, config), out
             if i < len(widths) - 1:
                 out = channels if config.widen == 'block' else widths[i + 1]
-                level.downsample, channels = DOWN[config.down](channels, out), out
+                level.downsample, channels = DOWN[check_choice('down', config.down, DOWN)](channels, out), out
             self.down.append(level)
         self.mid = middle(channels, config)
         self.norm_out = NormSwish(channels, config.groups)
@@ -283,7 +295,7 @@ class Decoder(nn.Module):
             level.adaptive = adaptive
             if i > 0:
                 out = channels if config.widen == 'block' else widths[i - 1]
-                level.upsample, channels = UP[config.up](channels, out), out
+                level.upsample, channels = UP[check_choice('up', config.up, UP)](channels, out), out
             levels.append(level)
         self.up = nn.ModuleList(levels[::-1])
         self.norm_out = NormSwish(channels, config.groups)
@@ -367,19 +379,34 @@ QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {
     'lfq':   LookupFreeQuantizer,
 }
 
+# %% ../nbs/11_tokenizers.ipynb #cd0d55d7
+FAR_OUTSIDE = 10. # no augmentation or rounding of images in [-1, 1] comes near
+
+def _check_range(images: Tensor) -> None:
+    "Refuse floats that are no pixels in [-1, 1]. One pass: a NaN is its own minimum."
+    lowest, highest = (float(bound) for bound in images.aminmax())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError('images have pixels that are not finite (NaN or infinite)')
+    if max(-lowest, highest) > FAR_OUTSIDE:
+        raise ValueError(f'images run from {lowest:.4g} to {highest:.4g}: pixels in [-1, 1] are needed '
+                         '(data.to_float makes them from bytes)')
+
 # %% ../nbs/11_tokenizers.ipynb #293cd6d4
 def check_images(
     images: Tensor, # what should be (b 3 H W) floats
     downsample: int, # pixels of a token, each side
 ) -> None:
-    "Raise if `images` are not (b 3 H W) floats with sides that are multiples of `downsample`."
+    "Raise if `images` are not (b 3 H W) finite floats in [-1, 1] with sides that are multiples of `downsample`."
+    if not isinstance(images, Tensor):
+        raise TypeError(f'images are {type(images).__name__}: a tensor (b 3 H W) of floats in [-1, 1] is needed')
     if not images.is_floating_point():
         raise TypeError(f'images are {images.dtype}: floats in [-1, 1] are needed (data.to_float makes them)')
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f'images have shape {tuple(images.shape)}: (b 3 H W) is needed')
     height, width = images.shape[2:]
-    if height % downsample or width % downsample or 0 in images.shape:
+    if height % downsample or width % downsample or 0 in (height, width):
         raise ValueError(f'images are {height}x{width}: both sides must be multiples of {downsample}')
+    if len(images): _check_range(images)
 
 # %% ../nbs/11_tokenizers.ipynb #10990bb9
 def check_ids(
@@ -387,7 +414,9 @@ def check_ids(
     codebook_size: int, # k
 ) -> None:
     "Raise if `ids` are not (b h w) integers in [0, codebook_size)."
-    if ids.is_floating_point() or ids.ndim != 3:
+    if not isinstance(ids, Tensor): raise TypeError(f'ids are {type(ids).__name__}: a tensor (b h w) is needed')
+    integers = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not integers or ids.ndim != 3:
         raise ValueError(f'ids are {ids.dtype} of shape {tuple(ids.shape)}: integers (b h w) are needed')
     if not ids.numel(): return
     lowest, highest = int(ids.min()), int(ids.max())
@@ -404,6 +433,7 @@ class QuantizedAutoencoder(nn.Module):
         self.codebook_size, self.downsample = config.codebook_size, config.downsample
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantize = QUANTIZERS[check_choice('quantizer', config.quantizer, QUANTIZERS)](config)
+        check_choice('widen', config.widen, ('block', 'resample'))
         project = nn.Conv2d if config.projected else nn.Identity
         self.quant_conv = project(config.z_channels, config.code_dim, 1)
         self.post_quant_conv = project(config.code_dim, config.z_channels, 1)
@@ -446,6 +476,8 @@ class Tokenizer(QuantizedAutoencoder):
     ) -> Tensor: # (b h w) int64
         "Images to tokens. `dtype` is 'float32', 'bfloat16' or 'auto'."
         check_images(images, self.downsample)
+        grid = [side // self.downsample for side in images.shape[2:]]
+        if not len(images): return images.new_zeros(0, *grid, dtype=torch.long)
         with precision(images.device, dtype): z = self.latents(images)
         if not z.isfinite().all():
             raise FloatingPointError(f'{self.name}: the encoder gave values that are not finite (dtype {dtype})')
@@ -460,7 +492,11 @@ class Tokenizer(QuantizedAutoencoder):
     ) -> Tensor: # (b 3 H W) float32 in [-1, 1]
         "Tokens to images."
         check_ids(ids, self.codebook_size)
+        shape = [side * self.downsample for side in ids.shape[1:]]
+        if not len(ids): return ids.new_zeros(0, 3, *shape, dtype=torch.float32)
         with precision(ids.device, dtype): images = self.image(self.quantize.lookup(ids.long()))
+        if not images.isfinite().all():
+            raise FloatingPointError(f'{self.name}: the decoder gave pixels that are not finite (dtype {dtype})')
         return images.clamp_(-1, 1) if clamp else images
 
     def fingerprint(self) -> str: # 16 hexadecimal digits
@@ -537,6 +573,7 @@ def load_tokenizer(
     checkpoint: str | Path | None = None, # a published file or one of ours; None draws random weights
     device: str | torch.device = 'cpu', # 'auto' or anything torch accepts
     seed: int = 0, # of the random weights
+    average: bool = True, # of weights and their average in one file, the average
 ) -> Tokenizer: # in evaluation mode, float32
     "A tokenizer by name. Raises `CheckpointError` for a file of another tokenizer, a damaged one, or one with code."
     config = TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)]
@@ -546,5 +583,5 @@ def load_tokenizer(
             tokenizer = Tokenizer(config, name)
     else:
         with torch.device('meta'): tokenizer = Tokenizer(config, name)
-        load_weights(tokenizer, checkpoint, name)
+        load_weights(tokenizer, checkpoint, name, average)
     return tokenizer.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

@@ -5,26 +5,29 @@
 # %% ../nbs/10_weights.ipynb #b84bbecd
 from __future__ import annotations
 
-import argparse, contextlib, hashlib, json, pickle, re, zipfile
-from dataclasses import asdict, dataclass
+import argparse, contextlib, functools, hashlib, json, math, operator, pickle, re, shlex, sys, zipfile
+from dataclasses import asdict, dataclass, fields, MISSING
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import __version__
-from .checks import check_choice
-from .core import fingerprint, write_atomic
+from .checks import check_choice, printable
+from .core import DamagedFile, fingerprint, read_json
+from .kept import load_tensors, save_tensors
 
 # %% auto #0
-__all__ = ['CHECKPOINTS', 'NESTS', 'PREFIXES', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME', 'FREE_FIELDS',
-           'OWN_LAYOUTS', 'PublishedFile', 'CheckpointError', 'unsafe_message', 'unnest', 'read_file', 'read_weights',
-           'find_folder', 'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'take_average',
-           'to_native', 'mismatch', 'load_state', 'config_differences', 'fitting_layouts', 'native_weights',
-           'load_weights', 'load_model_weights', 'save_weights', 'read_header']
+__all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME', 'NOT_WEIGHTS', 'HEADER_LIMIT', 'WRAPPERS',
+           'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'FREE_FIELDS', 'OWN_LAYOUTS', 'PublishedFile', 'Layout',
+           'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message', 'is_ours',
+           'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'one_set',
+           'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'find_folder',
+           'take_average', 'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences',
+           'fitting_layouts', 'native_weights', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
+           'read_header', 'whole_number', 'real_number']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -121,132 +124,6 @@ CHECKPOINTS |= {
         file='config.json, tokenizer.json, model-*.safetensors', where='google/gemma-2b',
         note='behind a licence; features of width 2048'),
 }
-
-# %% ../nbs/10_weights.ipynb #a3149d29
-class CheckpointError(ValueError):
-    "A file cannot be used; the message says why, and what would help."
-
-# %% ../nbs/10_weights.ipynb #adc76f22
-def unsafe_message(
-    path: Path, # the pickle
-    found: str, # the name it asks for
-) -> str: # several lines, the last of which can be run
-    "Why a pickle is refused, and how to convert it."
-    steps = (
-        'import torch, safetensors.torch as s',
-        f"w = torch.load('{path.name}', map_location='cpu', weights_only=False)",
-        "w = next((w[k] for k in ('model', 'module', 'state_dict', 'model_state_dict') if k in w), w)",
-        f"s.save_file({{k: v.contiguous() for k, v in w.items() if torch.is_tensor(v)}}, '{path.stem}.safetensors')")
-    program = '; '.join(steps)
-    return (f'{path} is a pickle that asks for {found}: reading it would run code from the file, so it is refused.\n'
-            f'If you trust its origin, convert it once, where running it does no harm:\n'
-            f'  python -c "{program}"')
-
-# %% ../nbs/10_weights.ipynb #b4dd2403
-def _size(path: Path) -> str: return f'{path.stat().st_size:,} bytes'
-
-# %% ../nbs/10_weights.ipynb #ff7608f9
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    "A safetensors file; a damaged one is refused."
-    try:
-        with safe_open(path, 'pt') as f: yield f
-    except SafetensorError as error:
-        message = f'{path} is damaged or truncated ({_size(path)}): {error}. Download it again'
-        raise CheckpointError(message) from None
-
-# %% ../nbs/10_weights.ipynb #573131d4
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with _opened(path) as f: return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}
-
-# %% ../nbs/10_weights.ipynb #7e5c856b
-# what torch, zipfile and pickle raise on bytes that are no checkpoint
-_DAMAGE = (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError)
-
-# %% ../nbs/10_weights.ipynb #a22a5a50
-def _reason(error: Exception) -> str:
-    "The kind of an error and its first sentence."
-    return ': '.join([type(error).__name__, *re.split(r'\n|\. ', str(error).strip())[:1]])
-
-# %% ../nbs/10_weights.ipynb #0b0db09e
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if found: raise CheckpointError(unsafe_message(path, f'`{found[1]}`')) from None
-        raise CheckpointError(f'{path} is no checkpoint, or damaged ({_size(path)}): {_reason(error)}') from None
-    except _DAMAGE as error:
-        what = f'{path} is no checkpoint, or a damaged or truncated one ({_size(path)})'
-        raise CheckpointError(f'{what}. {_reason(error)}. Download it again') from None
-
-# %% ../nbs/10_weights.ipynb #32b0cc28
-NESTS = ('model', 'module', 'state_dict', 'model_state_dict', 'ema') # in this order
-PREFIXES = ('module.', '_orig_mod.', 'model.vqmodel.', 'vqmodel.')
-
-# %% ../nbs/10_weights.ipynb #41334262
-def unnest(
-    content: Any, # what a pickle held
-) -> dict[str, Tensor]: # key -> weight
-    "The dictionary of tensors inside a checkpoint, without the wrappers' prefixes. Raises `CheckpointError`."
-    if not isinstance(content, dict):
-        raise CheckpointError(f'the file holds a {type(content).__name__}, not a dictionary of weights')
-    for key in NESTS:
-        if isinstance(content.get(key), dict): return unnest(content[key])
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        found = ', '.join(map(str, list(content)[:8])) or 'an empty dictionary'
-        raise CheckpointError(f'the file holds no weights, only {found}')
-    for prefix in PREFIXES * 2: # twice, since one wrapper may be in another
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-# %% ../nbs/10_weights.ipynb #8a5db55b
-def _check_download(path: Path, head: bytes) -> None:
-    "Refuse what a failed download leaves, told by its first bytes."
-    if head.startswith(b'version https://git-lfs'):
-        raise CheckpointError(f'{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the weights: '
-                              'run git lfs pull, or download the file itself')
-    if head.lstrip().lower().startswith((b'<!doctype', b'<html')):
-        raise CheckpointError(f'{path} is a web page, not the weights: a download link led to a login or an error')
-
-# %% ../nbs/10_weights.ipynb #8c520a7e
-def read_file(
-    path: str | Path, # safetensors or a torch pickle
-) -> tuple[dict[str, Tensor], dict[str, str]]: # weights as the file names them, metadata
-    "Read weights, safely. Raises `CheckpointError` with the reason and the remedy."
-    path = Path(path).expanduser()
-    if not path.is_file():
-        hint = ': give the file in it, not the folder' if path.is_dir() else ''
-        raise FileNotFoundError(f'{path} is not a file{hint}')
-    with open(path, 'rb') as f: head = f.read(64)
-    _check_download(path, head)
-    starts_with_json = head[8:9] == b'{' # behind its length, as in safetensors
-    if path.suffix == '.safetensors' or starts_with_json: return _read_safetensors(path)
-    return unnest(_read_pickle(path)), {}
-
-# %% ../nbs/10_weights.ipynb #9c7bb874
-def read_weights(
-    path: str | Path, # as for `read_file`
-) -> dict[str, Tensor]: # key -> weight
-    "The weights in a file, under the file's own names."
-    return read_file(path)[0]
-
-# %% ../nbs/10_weights.ipynb #8868a2df
-def find_folder(
-    path: str | Path, # a folder, or the name of a repository on the hub
-) -> Path: # a local folder
-    "The folder itself, or one that the hub's repository was downloaded to. Raises `FileNotFoundError`."
-    folder = Path(path).expanduser()
-    if folder.is_dir(): return folder
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.md']))
-    except Exception as error:
-        what = f"'{path}' is neither a folder nor a repository that the hub would give ({_reason(error)})"
-        remedy = f'run `hf download {path} --local-dir DIR` where there is one, and give the folder DIR'
-        raise FileNotFoundError(f'{what}. Without a network, {remedy}') from None
 
 # %% ../nbs/10_weights.ipynb #6d73edf7
 @dataclass(frozen=True)
@@ -356,6 +233,7 @@ LAYOUTS |= {
 LAYOUTS |= {
     'own-tokenizer': Layout(keys=('encoder.conv_in.weight', 'decoder.conv_in.weight')),
     'own-model': Layout(keys=('token_embedding.weight', 'condition.embedding.weight')),
+    'own-text-model': Layout(keys=('token_embedding.weight', 'condition.end.weight')),
     'lumina-mgpt': Layout(keys=('model.embed_tokens.weight', 'model.layers.0.self_attn.q_norm.bias')),
     'language-model': Layout(keys=('model.embed_tokens.weight', 'model.layers.0.mlp.gate_proj.weight')),
 }
@@ -397,6 +275,409 @@ def key_fingerprint(
     lines = sorted(f"{key}:{'x'.join(map(str, value.shape))}\n" for key, value in state.items())
     return hashlib.sha256(''.join(lines).encode()).hexdigest()[:16]
 
+# %% ../nbs/10_weights.ipynb #a3149d29
+class CheckpointError(ValueError):
+    "A file cannot be used; the message says why, and what would help."
+
+# %% ../nbs/10_weights.ipynb #adc76f22
+def unsafe_message(
+    path: Path, # the pickle
+    found: str, # the name it asks for
+) -> str: # several lines, the last of which can be run
+    "Why a pickle is refused, and how to convert it."
+    program = f'from maskgil.weights import convert_trusted; convert_trusted({json.dumps(str(path))})'
+    return (f'{path} is a pickle that asks for {found}: reading it would run code from the file, so it is refused.\n'
+            f'If you trust its origin, convert it once, where running it does no harm (it is read with '
+            f'weights_only=False):\n'
+            f'  python -c {shlex.quote(program)}')
+
+# %% ../nbs/10_weights.ipynb #163759be
+NOT_WEIGHTS = ( # first bytes -> what the file is, and what helps
+    (b'version https://git-lfs', 'a Git LFS pointer, not the weights: run git lfs pull, or download the file itself'),
+    (b'\x1f\x8b', 'a gzip archive: unpack it with gunzip, and give the file inside'),
+    (b'BZh', 'a bzip2 archive: unpack it, and give the file inside'),
+    (b'\xfd7zXZ', 'an xz archive: unpack it, and give the file inside'),
+    (b'\x28\xb5\x2f\xfd', 'a zstd archive: unpack it, and give the file inside'),
+    (b'7z\xbc\xaf', 'a 7z archive: unpack it, and give the file inside'),
+    (b'Rar!', 'a rar archive: unpack it, and give the file inside'),
+    (b'GGUF', 'a GGUF file of quantised weights: give the safetensors files that it was made from'),
+    (b'\x89HDF', 'an HDF5 file, as Keras writes it: only safetensors and files of torch can be read'),
+    (b'\x93NUMPY', 'an array of numpy: only safetensors and files of torch can be read'),
+)
+
+# %% ../nbs/10_weights.ipynb #8a5db55b
+def _size(path: Path) -> str: return f'{path.stat().st_size:,} bytes'
+
+def _check_download(path: Path) -> bytes: # the first bytes
+    "Refuse what holds no weights, told by its first bytes."
+    with open(path, 'rb') as f: head = f.read(512)
+    start = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    found = [what for magic, what in NOT_WEIGHTS if head.startswith(magic)]
+    if start.startswith((b'<!doctype', b'<html', b'<?xml')):
+        found = ['a web page, not the weights: a download link led to a login or an error']
+    if start.startswith(b'{'): found = ['a text in JSON, not the weights: give the file of the weights, or the folder']
+    if head[257:262] == b'ustar': found = ['a tar archive: unpack it, and give the file inside']
+    if not head: found = ['empty (0 bytes): download it again']
+    if found: raise CheckpointError(f'{path} is {found[0]}')
+    return head
+
+# %% ../nbs/10_weights.ipynb #16cc85b0
+HEADER_LIMIT = 100_000_000 # bytes; safetensors' own
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1] if len(set(names)) < len(names) else []
+    if twice: raise ValueError(f"'{twice[0]}' comes twice")
+    return dict(pairs)
+
+# %% ../nbs/10_weights.ipynb #8a6b8d75
+def _check_header(path: Path) -> None:
+    "Refuse a header that is longer than the file, larger than any header, or that lists a tensor twice."
+    _check_download(path)
+    size = path.stat().st_size
+    with open(path, 'rb') as f:
+        length = int.from_bytes(f.read(8), 'little')
+        if length > min(HEADER_LIMIT, size - 8):
+            what = f'its header would have {length:,} bytes (at most {HEADER_LIMIT:,} are read)'
+            raise CheckpointError(f'{path} is damaged or truncated ({size:,} bytes): {what}. Download it again')
+        try: json.loads(f.read(length), object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f'{path} is damaged: its header is no list of tensors ({error})') from None
+
+# %% ../nbs/10_weights.ipynb #ff7608f9
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    "A safetensors file; a damaged one is refused."
+    _check_header(path)
+    try:
+        with safe_open(path, 'pt') as f: yield f
+    except SafetensorError as error:
+        message = f'{path} is damaged or truncated ({_size(path)}): {error}. Download it again'
+        raise CheckpointError(message) from None
+
+# %% ../nbs/10_weights.ipynb #573131d4
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened(path) as f: sealed = 'checksum' in (f.metadata() or {})
+    try: state, metadata = load_tensors(path)
+    except DamagedFile as error: raise CheckpointError(str(error)) from None
+    if not sealed and is_ours(metadata) and 'fingerprint' in metadata: _check_fingerprint(path, state, metadata)
+    return state, metadata
+
+def is_ours(metadata: dict[str, str]) -> bool: # of a file of safetensors
+    "Whether `save_weights` wrote a header."
+    return 'config' in metadata and metadata.get('library', 'maskgil').startswith('maskgil')
+
+# %% ../nbs/10_weights.ipynb #97479b24
+def header_config(metadata: dict[str, str], path: str | Path) -> dict[str, Any]:
+    "The configuration in a header of ours; one that is none is a `CheckpointError`."
+    try: config = json.loads(metadata['config'])
+    except (ValueError, RecursionError): config = None
+    if isinstance(config, dict): return config
+    raise CheckpointError(f'{path}: the configuration in its header is damaged: {metadata["config"][:60]}')
+
+def _check_fingerprint(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    config = header_config(metadata, path)
+    for dtype in (None, torch.float32): # as stored, and as a reader gets them
+        parts = (part for k, v in sorted(state.items()) for part in (k, _floats_to(v, dtype).flatten()))
+        if fingerprint(config, *parts) == metadata['fingerprint']: return
+    raise CheckpointError(f'{path} is not as it was written, its weights have another fingerprint: '
+                          'restore it, or download it again')
+
+# %% ../nbs/10_weights.ipynb #7e5c856b
+def _reason(error: Exception) -> str:
+    "The kind of an error and its first sentence."
+    return ': '.join([type(error).__name__, *re.split(r'\n|\. ', str(error).strip())[:1]])
+
+# %% ../nbs/10_weights.ipynb #7f31d03d
+def _check_zip(path: Path) -> None:
+    "Refuse an archive that torch did not write, or that is no longer what torch wrote."
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if not any(entry.filename.endswith('data.pkl') for entry in entries):
+            raise CheckpointError(f'{path} is a zip archive, not a checkpoint of torch: unpack it')
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f'{path} is a checkpoint that was zipped again: torch cannot map it. '
+                                      'Download the file itself, or save it with torch.save')
+            if entry.CRC: _check_entry(path, archive, entry) # torch writes 0 where it is told to compute none
+
+def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    try:
+        with archive.open(entry) as f:
+            while f.read(2**20): pass
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f'{path} is damaged: {error}. Download it again') from None
+
+# %% ../nbs/10_weights.ipynb #0b0db09e
+def _read_pickle(path: Path) -> Any:
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped: _check_zip(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+    except CheckpointError: raise
+    except pickle.UnpicklingError as error:
+        found = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if found: raise CheckpointError(unsafe_message(path, f'`{found[1]}`')) from None
+        raise CheckpointError(f'{path} is no checkpoint, or damaged ({_size(path)}): {_reason(error)}') from None
+    except Exception as error: # bytes that are no checkpoint make torch, zipfile and pickle raise anything
+        what = f'{path} is no checkpoint, or a damaged or truncated one ({_size(path)})'
+        raise CheckpointError(f'{what}. {_reason(error)}. Download it again') from None
+
+# %% ../nbs/10_weights.ipynb #32b0cc28
+WRAPPERS = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.') # anywhere in a name
+
+# %% ../nbs/10_weights.ipynb #09e7e925
+def plain_names(
+    state: dict[str, Any], # names as a wrapped network has them
+    path: str | Path = 'the file', # for the message
+) -> dict[str, Any]: # the same weights
+    "Names without the wrappers' prefixes. Raises `CheckpointError` where two become one."
+    def plain(key): return re.sub('|'.join(map(re.escape, WRAPPERS)), '', key)
+    names = {key: plain(key) for key in state}
+    while names and all(name.startswith('module.') for name in names.values()):
+        names = {key: name.removeprefix('module.') for key, name in names.items()}
+    renamed: dict[str, str] = {}
+    for key, name in names.items():
+        if name in renamed: raise CheckpointError(f"{path}: '{renamed[name]}' and '{key}' are both '{name}'")
+        renamed[name] = key
+    return {name: state[key] for name, key in renamed.items()}
+
+# %% ../nbs/10_weights.ipynb #0a7cc25a
+RAW = {'online', 'raw', 'student'} # beside an average: what it is the average of
+AVERAGED = {'ema', 'average', 'averaged', 'avg', 'swa', 'shadow'}
+NEST = RAW | AVERAGED | {
+    'model', 'models', 'module', 'network', 'net', 'state', 'dict', 'weight', 'weights', 'params', 'parameters',
+    'generator', 'gen', 'g', 'vqmodel', 'vqvae', 'vqgan', 'tokenizer', 'transformer', 'gpt'}
+
+def _words(key: str) -> set[str]: return set(filter(None, re.split('[^a-z0-9]+', key.lower())))
+
+# %% ../nbs/10_weights.ipynb #76373ad4
+def leads_to_weights(key: Any) -> bool: # of a checkpoint, such as 'model_ema'
+    "Whether a key is one under which weights are kept."
+    return isinstance(key, str) and bool(_words(key)) and _words(key) <= NEST
+
+def is_average(where: str) -> bool: # keys with dots between them
+    "Whether the weights that some keys lead to are an average; the last key that says something decides."
+    said = [bool(_words(key) & AVERAGED and not _words(key) & RAW) for key in where.split('.')
+            if _words(key) & (AVERAGED | RAW)]
+    return bool(said) and said[-1]
+
+# %% ../nbs/10_weights.ipynb #42a3d95a
+def _groups(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    "Names by their first word, if that leads to weights."
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        head, _, rest = key.partition('.')
+        if rest and leads_to_weights(head): groups.setdefault(head, {})[rest] = value
+    return groups
+
+def _joined(*keys: str) -> str: return '.'.join(filter(None, keys))
+
+# %% ../nbs/10_weights.ipynb #f03b4bfb
+def _flat_sets(state: dict[str, Tensor], path: str | Path, depth: int = 8) -> dict[str, dict[str, Tensor]]:
+    "The sets of weights in one dictionary of names, by the prefix of each."
+    state = plain_names(state, path)
+    averages = {head: group for head, group in _groups(state).items() if is_average(head)}
+    others = {k: v for k, v in state.items() if k.partition('.')[0] not in averages}
+    groups = _groups(state) if layout_of(others) is None else averages
+    sets: dict[str, dict[str, Tensor]] = {'': others} if layout_of(others) else {}
+    for head, group in groups.items():
+        inner = _flat_sets(group, path, depth - 1) if depth else {}
+        sets |= {_joined(head, where): found for where, found in inner.items() if layout_of(found)}
+    for head, group in averages.items():
+        if not any(where.startswith(head) for where in sets): sets |= _by_names(head, group, sets, path)
+    return sets or {'': state}
+
+# %% ../nbs/10_weights.ipynb #906e9221
+def _by_names(
+    head: str, # of the averages
+    averages: dict[str, Tensor],
+    sets: dict[str, dict[str, Tensor]], # the weights beside them
+    path: str | Path,
+) -> dict[str, dict[str, Tensor]]: # one set, or none
+    "Averages under the names of what they average; weights that lack theirs are refused."
+    for where, plain in sets.items():
+        theirs = {key: averages[key.replace('.', '')] for key in plain if key.replace('.', '') in averages}
+        if not theirs: continue
+        drops = LAYOUTS[layout_of(plain) or ''].drops
+        without = [key for key, value in plain.items() if key not in theirs and not drops(key) and value.ndim]
+        lacks = f"{path}: '{head}' has no average of {len(without)} weights: {', '.join(without[:3])}"
+        if without: raise CheckpointError(f'{lacks}. average=False takes the raw weights')
+        return {_joined(where, head): plain | theirs}
+    return {}
+
+# %% ../nbs/10_weights.ipynb #41334262
+def weight_sets(
+    content: Any, # what a pickle held, or the tensors of a file of safetensors
+    path: str | Path = 'the file', # for messages
+    depth: int = 8, # of dictionaries in dictionaries
+) -> dict[str, dict[str, Tensor]]: # the keys that lead there, with dots between them -> names and weights
+    "Every set of weights in a file, without the wrappers' prefixes."
+    if not isinstance(content, dict): return {}
+    own = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
+    sets: dict[str, dict[str, Tensor]] = {}
+    for key, value in content.items():
+        if not (isinstance(value, dict) and leads_to_weights(key) and depth): continue
+        sets |= {_joined(key, where): state for where, state in weight_sets(value, path, depth - 1).items()}
+    if own and (not sets or layout_of(own)): sets |= _flat_sets(own, path)
+    return sets
+
+# %% ../nbs/10_weights.ipynb #e8218077
+def choose_set(
+    sets: dict[str, dict[str, Tensor]], # from `weight_sets`
+    average: bool, # the average, where there is one
+    path: str | Path,
+) -> str: # a key of `sets`
+    "Which weights are taken. Raises `CheckpointError` where that cannot be decided."
+    averages = [where for where in sets if is_average(where)]
+    raw = [where for where in sets if where not in averages]
+    if not average and not raw: raise CheckpointError(f"{path} holds an average only ('{averages[0]}'): average=True")
+    wanted = averages if average and averages else raw
+    if len(wanted) == 1: return wanted[0]
+    kind, names = 'averages' if average and averages else 'sets of weights', ', '.join(f"'{key}'" for key in wanted)
+    raise CheckpointError(f'{path} holds {len(wanted)} {kind} ({names}): save the one you mean in a file of its own')
+
+# %% ../nbs/10_weights.ipynb #f50dab94
+@functools.lru_cache(maxsize=None)
+def _say(text: str) -> None: print(text, file=sys.stderr) # once
+
+def _say_which(path: str | Path, taken: str, sets: dict[str, Any]) -> None:
+    if len(sets) < 2: return
+    left = ', '.join(f"'{where or 'the rest'}'" for where in sets if where != taken)
+    other = 'average=False takes the raw weights' if is_average(taken) else 'average=True takes the average'
+    _say(printable(f"{path}: took '{taken or 'the weights'}', not {left} ({other})"))
+
+# %% ../nbs/10_weights.ipynb #ae5a2795
+def one_set(
+    content: Any, # as for `weight_sets`
+    path: str | Path = 'the file', # for messages
+    average: bool = True, # the average over the steps of training, where there is one
+) -> tuple[dict[str, Tensor], str]: # names and weights, and the keys that led there
+    "The weights inside a file; where there were several, a line on stderr says which. Raises `CheckpointError`."
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path} holds a {type(content).__name__}, not a dictionary of weights')
+    sets = {where: state for where, state in weight_sets(content, path).items() if state}
+    if not sets:
+        found = printable(', '.join(map(str, list(content)[:8]))) or 'an empty dictionary'
+        raise CheckpointError(f'{path} holds no weights, only {found}')
+    taken = choose_set(sets, average, path)
+    _say_which(path, taken, sets)
+    return sets[taken], taken
+
+# %% ../nbs/10_weights.ipynb #1271290a
+def unnest(
+    content: Any, # what a pickle held
+    path: str | Path = 'the file', # for messages
+    average: bool = True, # as in `one_set`
+) -> dict[str, Tensor]: # key -> weight
+    "The dictionary of tensors inside a checkpoint, without the wrappers' prefixes. Raises `CheckpointError`."
+    return one_set(content, path, average)[0]
+
+# %% ../nbs/10_weights.ipynb #db11f117
+def shard_files(
+    index: Path, # such as model.safetensors.index.json
+) -> list[Path]: # files in the same folder, all of them there
+    "The files that an index names. A name elsewhere is a `CheckpointError`, a missing file a `FileNotFoundError`."
+    content = read_json(index)
+    named = content.get('weight_map') if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise CheckpointError(f'{index} is no index of weights: it has no table weight_map')
+    names = sorted(set(named.values()))
+    for name in names:
+        if Path(name).name != name or '\\' in name: raise CheckpointError(f'{index} names a file elsewhere: {name!r}')
+    missing = [name for name in names if not (index.parent/name).is_file()]
+    if missing: raise FileNotFoundError(f"{index} names files that are not beside it: {', '.join(missing)} missing")
+    return [index.parent/name for name in names]
+
+# %% ../nbs/10_weights.ipynb #3cb246f6
+def read_shards(
+    files: Sequence[Path], # of one network
+) -> dict[str, Tensor]: # names as in the files
+    "The weights of several files as one dictionary; a name in two of them is refused with a `CheckpointError`."
+    state: dict[str, Tensor] = {}
+    for file in files:
+        part = _content(file)[0]
+        twice = [key for key in part if key in state]
+        if twice: raise CheckpointError(f'{file} has weights that another file of the same index has too: {twice[0]}')
+        state |= part
+    return state
+
+# %% ../nbs/10_weights.ipynb #71810a9e
+def _content(path: Path) -> tuple[Any, dict[str, str]]: # what the file holds, and its header
+    "Read one file, whatever kind it is."
+    head = _check_download(path)
+    starts_with_json = head[8:9] == b'{' # behind its length, as in safetensors
+    pickled = head.startswith((b'PK\x03\x04', b'\x80'))
+    if path.suffix == '.safetensors' and pickled and not starts_with_json:
+        raise CheckpointError(f'{path} is a pickle, not a file of safetensors: rename it to {path.stem}.pt')
+    if path.suffix == '.safetensors' or starts_with_json: return _read_safetensors(path)
+    return _read_pickle(path), {}
+
+# %% ../nbs/10_weights.ipynb #8c520a7e
+def read_file(
+    path: str | Path, # safetensors, a torch pickle, or the index of several
+    average: bool = True, # the average over the steps of training, where there is one
+) -> tuple[dict[str, Tensor], dict[str, str]]: # weights as the file names them, metadata
+    "Read weights, safely; `weights` of the metadata says which were taken. Raises `CheckpointError`."
+    path = Path(path).expanduser()
+    if not path.is_file():
+        inside = ', '.join(sorted(file.name for file in path.glob('*') if file.suffix in WEIGHT_SUFFIXES)) or 'none'
+        hint = f': give the file in it, not the folder (there: {inside})' if path.is_dir() else ''
+        raise FileNotFoundError(f'{path.absolute()} is not a file{hint}')
+    sharded = path.name.endswith('.index.json')
+    content, metadata = (read_shards(shard_files(path)), {}) if sharded else _content(path)
+    if is_ours(metadata): return plain_names(content, path), metadata # there is one set
+    state, taken = one_set(content, path, average)
+    return state, metadata | (dict(weights=taken) if taken else {})
+
+# %% ../nbs/10_weights.ipynb #f8f23598
+WEIGHT_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt', '.bin')
+
+# %% ../nbs/10_weights.ipynb #9c7bb874
+def read_weights(
+    path: str | Path, # as for `read_file`
+    average: bool = True, # as there
+) -> dict[str, Tensor]: # key -> weight
+    "The weights in a file, under the file's own names."
+    return read_file(path, average)[0]
+
+# %% ../nbs/10_weights.ipynb #11a05c9e
+def convert_trusted(
+    path: str | Path, # a pickle whose origin you trust: it is run
+    average: bool = True, # as in `read_file`
+) -> Path: # the file of safetensors beside it
+    "Write the weights of a pickle, whatever else it holds, as safetensors. This runs code from the file."
+    path = Path(path).expanduser()
+    content = torch.load(path, map_location='cpu', weights_only=False)
+    if isinstance(content, nn.Module): content = content.state_dict()
+    if isinstance(content, dict):
+        content = {k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in content.items()}
+    state, taken = one_set(content, path, average)
+    copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
+    return save_tensors(path.with_suffix('.safetensors'), copies, dict(format='pt', converted_from=path.name))
+
+# %% ../nbs/10_weights.ipynb #178d5df1
+def _on_the_hub(path: str | Path) -> bool: # whether a text could be the name of a repository
+    return bool(re.fullmatch(r'[\w.-]+(/[\w.-]+)?', str(path))) and not str(path).startswith('.')
+
+# %% ../nbs/10_weights.ipynb #8868a2df
+def find_folder(
+    path: str | Path, # a folder, or the name of a repository on the hub
+) -> Path: # a local folder
+    "The folder itself, or one that the hub's repository was downloaded to. Raises `FileNotFoundError`."
+    folder = Path(path).expanduser()
+    if folder.is_dir() and str(path): return folder
+    if folder.is_file(): raise FileNotFoundError(f'{folder.absolute()} is a file: give the folder that it lies in')
+    what = f"'{path}' is neither a folder (there is no {folder.absolute()}) nor a repository"
+    if not _on_the_hub(path): raise FileNotFoundError(f'{what} of the hub, whose names have the form owner/name')
+    from huggingface_hub import snapshot_download
+    try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.md']))
+    except Exception as error:
+        remedy = f'run `hf download {path} --local-dir DIR` where there is one, and give the folder DIR'
+        said = f'{what} that the hub would give ({_reason(error)}). Without a network, {remedy}'
+        raise FileNotFoundError(said) from None
+
 # %% ../nbs/10_weights.ipynb #f45cd44f
 def take_average(
     state: dict[str, Tensor], # names as in the file
@@ -437,6 +718,41 @@ def mismatch(
         if keys: lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:show])}{more}")
     return '\n'.join(lines)
 
+# %% ../nbs/10_weights.ipynb #fea0e187
+_KINDS = ( # what a tensor may be, and how its owner makes it dense
+    ('is_meta', 'without numbers (on the meta device): save it from a device that holds them'),
+    ('is_sparse', 'sparse: save it with .to_dense()'),
+    ('is_sparse_csr', 'sparse: save it with .to_dense()'),
+    ('is_quantized', 'quantised: save it with .dequantize()'),
+    ('is_nested', 'a nested tensor: save it padded'),
+)
+
+def unusable(
+    value: Tensor, # of a file
+    wanted: Tensor, # of the network, on any device
+) -> str: # empty if the value can be used
+    "Why a tensor cannot be a weight, whatever its shape."
+    for attribute, what in _KINDS:
+        if getattr(value, attribute, False): return what
+    if value.is_floating_point() and 'float4' in str(value.dtype): return f'{value.dtype}, which cannot be converted'
+    if value.is_floating_point() == wanted.is_floating_point() and not value.is_complex(): return ''
+    kind = 'floating-point numbers' if wanted.is_floating_point() else 'whole numbers'
+    return f'{value.dtype} where {kind} are needed: save it as {wanted.dtype}'
+
+# %% ../nbs/10_weights.ipynb #006e5de2
+def check_finite(
+    state: dict[str, Tensor], # names and weights
+    path: str | Path, # where they are from, for the message
+) -> None:
+    "Refuse weights that are NaN or infinite with a `CheckpointError` that names the first of them."
+    for key, value in state.items():
+        if not value.is_floating_point(): continue
+        number = value if value.element_size() > 1 else value.float() # float8 has no such test
+        if number.isfinite().all(): continue
+        count = int((~number.isfinite()).sum())
+        which = f'the weight {key} has {count:,} numbers of {value.numel():,} that are not finite (NaN or infinite)'
+        raise CheckpointError(f'{path}: {which}. Take an earlier checkpoint, or download the file again')
+
 # %% ../nbs/10_weights.ipynb #00f565d1
 def load_state(
     module: nn.Module, # filled in place; it may be on the meta device
@@ -447,9 +763,13 @@ def load_state(
 ) -> nn.Module: # `module`
     "Put `native` into `module`, in float32. Raises `CheckpointError` with everything that does not fit."
     if problems := mismatch(native, module): raise CheckpointError(f'{path} does not fit {asked}:\n{problems}{hint}')
+    wanted = module.state_dict()
+    for key, value in native.items():
+        if wrong := unusable(value, wanted[key]): raise CheckpointError(f'{path}: the weight {key} is {wrong}')
     # copies, because what was read is a map of the file, which may go away
     copies = {key: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
               for key, value in native.items()}
+    check_finite(copies, path)
     module.load_state_dict(copies, strict=True, assign=True)
     return module
 
@@ -463,11 +783,13 @@ def config_differences(
 ) -> list[str]: # empty if the file fits
     "The fields in which two configurations differ, each as a phrase."
     as_json = json.loads(json.dumps(asked)) # tuples are lists in a file
+    unknown = [field for field in found if field not in asked]
+    if unknown: return [f"the file has fields that this version does not know: {', '.join(unknown)}"]
     return [f'{field} is {value!r} in the file, {asked.get(field)!r} asked for'
             for field, value in found.items() if field not in FREE_FIELDS and value != as_json.get(field)]
 
 # %% ../nbs/10_weights.ipynb #920e1a02
-OWN_LAYOUTS = {'tokenizer': 'own-tokenizer'} # other kinds are models
+OWN_LAYOUTS = {'tokenizer': {'own-tokenizer'}} # other kinds are models
 
 # %% ../nbs/10_weights.ipynb #592e61b1
 def fitting_layouts(
@@ -477,54 +799,66 @@ def fitting_layouts(
     "The layouts in which a file of a system may come. A tokenizer has one, and a kind of model one for all sizes."
     rows = {name: row for name, row in CHECKPOINTS.items() if row.kind == kind}
     if kind == 'tokenizer': rows = {name: row for name, row in rows.items() if name == asked}
-    return {row.layout for row in rows.values()} | {OWN_LAYOUTS.get(kind, 'own-model')}
+    return {row.layout for row in rows.values()} | OWN_LAYOUTS.get(kind, {'own-model', 'own-text-model'})
+
+# %% ../nbs/10_weights.ipynb #7079b4be
+def _defaults(config: Any) -> dict[str, Any]: # what an older file lacks was not yet a field when it was written
+    return {f.name: f.default for f in fields(config) if f.default is not MISSING}
+
+def _own_weights(path: str | Path, state: dict[str, Tensor], metadata: dict[str, str], asked: str, config: Any):
+    found = header_config(metadata, path)
+    differ = '; '.join(config_differences(_defaults(config) | found, asdict(config)))
+    system = metadata.get('system', 'maskgil')
+    if differ: raise CheckpointError(f'{path} is a {system} file, you asked for {asked}: {differ}')
+    return state
 
 # %% ../nbs/10_weights.ipynb #c9a0ff64
 def native_weights(
     path: str | Path, # a published file or one of ours
     asked: str, # how the message calls what was asked for
     kind: str, # 'tokenizer' or a kind of model
-    config: dict[str, Any], # of the module to be filled
-) -> dict[str, Tensor]: # our names
+    config: Any, # of the module to be filled, a dataclass
+    average: bool = True, # as in `read_file`
+) -> tuple[dict[str, Tensor], str]: # our names; which of several sets of weights this is, '' where there is one
     "Read a file and rename its weights. Raises `CheckpointError` with the name of another system's file."
-    state, metadata = read_file(path)
-    if 'config' in metadata:
-        differ = '; '.join(config_differences(json.loads(metadata['config']), config))
-        system = metadata.get('system', 'maskgil')
-        if differ: raise CheckpointError(f'{path} is a {system} file, you asked for {asked}: {differ}')
-        return state
+    state, metadata = read_file(path, average)
+    taken = metadata.get('weights', '')
+    if is_ours(metadata): return _own_weights(path, state, metadata, asked, config), taken
     layout, found = layout_of(state), recognise(state)
     if layout is None:
         keys, known = ', '.join(list(state)[:6]), ', '.join(CHECKPOINTS)
         raise CheckpointError(f'{path} is no system we know: its keys are {keys} ...; known are {known}')
     if layout not in fitting_layouts(kind, asked) or found in CHECKPOINTS and found != asked:
         raise CheckpointError(f'{path} is a {found} file, you asked for {asked}')
-    return to_native(layout, state)
+    return to_native(layout, state), taken
 
 # %% ../nbs/10_weights.ipynb #ee3ea438
 def load_weights(
-    tokenizer: nn.Module, # a `tokenizers.Tokenizer`, filled in place; it may be on the meta device
+    tokenizer: Any, # a `tokenizers.Tokenizer`, filled in place; it may be on the meta device
     path: str | Path, # a published file or one of ours
     name: str, # a row of TOKENIZERS
+    average: bool = True, # as in `read_file`
 ) -> nn.Module: # `tokenizer`
-    "What `load_tokenizer` calls."
-    config: Any = tokenizer.config
-    return load_state(tokenizer, native_weights(path, name, 'tokenizer', asdict(config)), path, name)
+    "What `load_tokenizer` calls. `weights_taken` of the tokenizer says which of several sets it got."
+    native, taken = native_weights(path, name, 'tokenizer', tokenizer.config, average)
+    tokenizer.weights_taken = taken
+    return load_state(tokenizer, native, path, name)
 
 # %% ../nbs/10_weights.ipynb #031c2edd
 _RELEASED_HINT = "\n  the released code has one more output, for the mask: load it with recipe='released'"
 
 # %% ../nbs/10_weights.ipynb #d3b68ab0
 def load_model_weights(
-    model: nn.Module, # one of `models`, filled in place; it may be on the meta device
+    model: Any, # one of `models`, filled in place; it may be on the meta device
     path: str | Path, # a published file or one of ours
+    average: bool = True, # as in `read_file`
 ) -> nn.Module: # `model`
-    "What `load_model` calls."
-    config: Any = model.config
+    "What `load_model` calls. `weights_taken` of the model says which of several sets it got."
+    config = model.config
     shape = (config.kind, config.layers, config.width)
     rows = (name for name, row in CHECKPOINTS.items() if (row.kind, row.layers, row.width) == shape)
     asked = next(rows, f'{config.kind} with {config.layers} layers of width {config.width}')
-    native = native_weights(path, asked, config.kind, asdict(config))
+    native, model.weights_taken = native_weights(path, asked, config.kind, config, average)
     outputs = len(native.get('head.weight', ()))
     released = config.kind == 'maskgil' and not config.mask_logit and outputs == config.codebook_size + 1
     return load_state(model, native, path, asked, _RELEASED_HINT if released else '')
@@ -534,6 +868,15 @@ def _floats_to(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     "Floats in `dtype`, if there is one; anything else as it is."
     return value.to(dtype) if dtype and value.is_floating_point() else value
 
+# %% ../nbs/10_weights.ipynb #13ac1357
+def unwrapped(
+    module: Any, # a network, or one that torch.compile or DistributedDataParallel has wrapped
+) -> Any: # the network itself
+    "What a wrapper holds."
+    inner = getattr(module, '_orig_mod', None)
+    if inner is None and not hasattr(module, 'config'): inner = getattr(module, 'module', None)
+    return module if inner is None else unwrapped(inner)
+
 # %% ../nbs/10_weights.ipynb #87410b94
 def save_weights(
     path: str | Path, # .safetensors; written whole or not at all
@@ -542,9 +885,11 @@ def save_weights(
     dtype: torch.dtype | None = None, # of the stored weights; None leaves it, bfloat16 halves the file
 ) -> Path: # `path`
     "Write a module's weights with a header that identifies them."
+    module = unwrapped(module)
     config: Any = module.config
-    weights = {key: value.detach().cpu() for key, value in module.state_dict().items()}
+    weights = {key: value.detach().cpu() for key, value in plain_names(module.state_dict(), path).items()}
     stored = {key: _floats_to(value, dtype).contiguous() for key, value in weights.items()}
+    check_finite(stored, path)
     loaded_as = torch.float32 if dtype else None # the fingerprint is of what a reader gets
     parts = (part for key, value in sorted(stored.items()) for part in (key, _floats_to(value, loaded_as).flatten()))
     header = dict(
@@ -552,8 +897,7 @@ def save_weights(
         config=asdict(config), fingerprint=fingerprint(asdict(config), *parts))
     text = {key: value if isinstance(value, str) else json.dumps(value)
             for key, value in (header | (metadata or {})).items()}
-    with write_atomic(path) as temporary: save_file(stored, temporary, text)
-    return Path(path)
+    return save_tensors(path, stored, text)
 
 # %% ../nbs/10_weights.ipynb #362b28ee
 def read_header(
@@ -561,3 +905,38 @@ def read_header(
 ) -> dict[str, str]: # key -> text, JSON where it is more than a name
     "The header of a safetensors file, without reading its weights; a truncated file is refused."
     with _opened(Path(path)) as f: return f.metadata() or {}
+
+# %% ../nbs/10_weights.ipynb #23dbbb32
+def _outside(number: float, least: float | None, most: float | None) -> bool:
+    return least is not None and number < least or most is not None and number > most
+
+def _range(least: float | None, most: float | None) -> str:
+    if least is not None and most is not None: return f' from {least} to {most}'
+    if least is not None: return f' of at least {least}'
+    return '' if most is None else f' of at most {most}'
+
+# %% ../nbs/10_weights.ipynb #d7e20606
+def whole_number(
+    what: str, # how the message calls it
+    value: Any, # an int, or one of numpy or torch
+    least: int | None = None, most: int | None = None,
+) -> int:
+    "A whole number in a range; anything else, 8.0 and True included, is a `ValueError`."
+    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
+    try: number = None if is_bool else operator.index(value)
+    except (TypeError, ValueError, RuntimeError): number = None
+    if number is not None and not _outside(number, least, most): return number
+    raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
+
+# %% ../nbs/10_weights.ipynb #21659661
+def real_number(
+    what: str, # how the message calls it
+    value: Any, # a number, or one of numpy or torch
+    least: float | None = None, most: float | None = None,
+) -> float:
+    "A finite number in a range; anything else, texts and True included, is a `ValueError`."
+    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
+    try: number = math.nan if is_bool or isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError): number = math.nan
+    if math.isfinite(number) and not _outside(number, least, most): return number
+    raise ValueError(f'{what} must be a finite number{_range(least, most)}, not {value!r:.80}')

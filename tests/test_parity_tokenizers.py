@@ -4,7 +4,7 @@ import argparse, os, time
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from maskgil import weights
+from maskgil import kept
 from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import project_root, read_json
 from maskgil.tokenizers import TOKENIZER_ROWS, load_tokenizer
@@ -230,6 +230,6 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         file.write_bytes(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(weights, 'save_file', full)
+    monkeypatch.setattr(kept, 'save_file', full)
     with pytest.raises(OSError, match='No space'): save_weights(path, load_tokenizer('smoke-llamagen-vq', seed=1))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
