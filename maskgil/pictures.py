@@ -19,9 +19,9 @@ from .core import fingerprint
 # %% auto #0
 __all__ = ['SUFFIXES', 'OTHER_PICTURES', 'SYSTEM_FILES', 'SPLIT_WORDS', 'SPLITS', 'MAX_PIXELS', 'MAX_BYTES', 'SEVERAL', 'FORMATS',
            'TURNS', 'MAX_SCALED', 'WHOLE', 'BY_CONTENT', 'BY_SAMPLE', 'say', 'few', 'in_threads', 'is_hidden',
-           'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below', 'data_path', 'split_named',
-           'files_of_split', 'split_folders', 'folder_of_split', 'UnreadableImage', 'reason_of', 'open_picture',
-           'picture_size', 'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps', 'content_identity']
+           'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below', 'examples_below', 'data_path',
+           'split_named', 'files_of_split', 'split_folders', 'folder_of_split', 'UnreadableImage', 'reason_of',
+           'open_picture', 'picture_size', 'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps', 'content_identity']
 
 # %% ../nbs/02_pictures.ipynb #fb8d3b61
 @functools.cache # so that a text is said once
@@ -112,7 +112,19 @@ def files_below(
     wanted = tuple(suffixes)
     return sorted(Path(entry.path) for entry in _tree(root) if entry.name.lower().endswith(wanted) and is_file(entry))
 
-# %% ../nbs/02_pictures.ipynb #35439d1e
+# %% ../nbs/02_pictures.ipynb #51993fe1
+def examples_below(
+    root: Path,
+    suffixes: Sequence[str], # in lower case
+) -> dict[str, Path]: # suffix: a file that has it
+    "One file of each kind in a folder and its subfolders."
+    found: dict[str, Path] = {}
+    for entry in _tree(root):
+        for suffix in suffixes:
+            if suffix not in found and entry.name.lower().endswith(suffix): found[suffix] = Path(entry.path)
+    return found
+
+# %% ../nbs/02_pictures.ipynb #c6774c14
 def data_path(
     data: Path | str, # as a person gives it
 ) -> Path:
@@ -121,12 +133,12 @@ def data_path(
     try: return Path(data).expanduser()
     except RuntimeError: return Path(data) # ~ of nobody
 
-# %% ../nbs/02_pictures.ipynb #bd5fe69b
+# %% ../nbs/02_pictures.ipynb #92b4ee1b
 SPLIT_WORDS = dict(train=('train', 'training'), validation=('validation',), val=('val', 'valid', 'dev'),
                    test=('test', 'testing')) # a split, and the words that mean it
 SPLITS = dict(train=('train',), test=('validation', 'val', 'test')) # the first that is there
 
-# %% ../nbs/02_pictures.ipynb #c6d5b3b9
+# %% ../nbs/02_pictures.ipynb #295cf487
 def split_named(
     name: str, # of a file, with the folders it is in
 ) -> str: # one of `SPLIT_WORDS`, or '' for none
@@ -137,7 +149,7 @@ def split_named(
     if len(found) < 2: return found[0] if found else ''
     raise ValueError(f"the name '{name}' tells two splits, {' and '.join(found)}: rename it")
 
-# %% ../nbs/02_pictures.ipynb #204697c4
+# %% ../nbs/02_pictures.ipynb #7085793c
 def files_of_split(
     root: Path, # names count below it
     files: Sequence[Path],
@@ -167,7 +179,7 @@ def _unnamed(root: Path, files: list[Path], split: str, what: str) -> tuple[list
     raise FileNotFoundError(f"{root} has no {what} of the split '{split}', which {wanted} in its name would tell: "
                             f'{few([file.name for file in files])} would be trained on')
 
-# %% ../nbs/02_pictures.ipynb #0ecfc4b8
+# %% ../nbs/02_pictures.ipynb #ba75038d
 def _says_only(name: str) -> bool: # 'train', 'Val', 'train2017'
     words = re.findall(r'[^\W\d_]+', name.lower())
     return len(words) == 1 and any(words[0] in names for names in SPLIT_WORDS.values())
@@ -180,7 +192,7 @@ def _named_folders(root: Path) -> dict[str, str]: # folder: split
             if called := split_named(entry.name): named[entry.name] = called
     return named
 
-# %% ../nbs/02_pictures.ipynb #b47aaffc
+# %% ../nbs/02_pictures.ipynb #6c99e4b9
 def _one_each(root: Path, named: dict[str, str]) -> dict[str, Path]: # split: folder
     "One folder a split: the plainest name of several, if one is plainer than the others."
     chosen = {}
@@ -192,7 +204,7 @@ def _one_each(root: Path, named: dict[str, str]) -> dict[str, Path]: # split: fo
         chosen[called] = root/plain[0]
     return chosen
 
-# %% ../nbs/02_pictures.ipynb #9029a1b5
+# %% ../nbs/02_pictures.ipynb #2915e4bb
 def split_folders(
     root: Path,
     classes: bool, # whether a split's folder holds class folders, or the pictures themselves
@@ -212,7 +224,7 @@ def split_folders(
                          'images are expected as <split>/<class>/')
     return _one_each(root, deep)
 
-# %% ../nbs/02_pictures.ipynb #d0b8b6b0
+# %% ../nbs/02_pictures.ipynb #fd54ea5d
 def folder_of_split(
     root: Path,
     split: str, # one of `SPLITS`
@@ -226,14 +238,14 @@ def folder_of_split(
     held, missing = ', '.join(f'{folder.name}/' for folder in found.values()), ', '.join(f'{s}/' for s in SPLITS[split])
     raise FileNotFoundError(f"{root} has {held} but none of {missing} for the split '{split}'")
 
-# %% ../nbs/02_pictures.ipynb #13f507ef
+# %% ../nbs/02_pictures.ipynb #5104e3a1
 MAX_PIXELS = 178_956_970 # of a picture
 MAX_BYTES = 2**30        # of its file
 SEVERAL = 2**24          # pixels: of pictures above, one at a time is decoded
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'PPM') # none starts another program
 warnings.filterwarnings('ignore', module=r'PIL\.') # about metadata; what matters is an error here
 
-# %% ../nbs/02_pictures.ipynb #b65f23dd
+# %% ../nbs/02_pictures.ipynb #2f4ec156
 @functools.cache
 def _formats() -> tuple[str, ...]: # those of this Pillow
     Image.init()
@@ -244,7 +256,7 @@ _LARGE = threading.Semaphore()
 def _room(pixels: int) -> ContextManager[Any]:
     return _LARGE if pixels > SEVERAL else contextlib.nullcontext()
 
-# %% ../nbs/02_pictures.ipynb #25473758
+# %% ../nbs/02_pictures.ipynb #68985c33
 def _has_end(data: bytes) -> bool: # of a JPEG
     "Whether an end mark follows the pixels; thumbnails, which have their own, come before them."
     at = 2
@@ -254,7 +266,7 @@ def _has_end(data: bytes) -> bool: # of a JPEG
         at += 1 if mark == b'\xff' else 2 + int.from_bytes(data[at + 2:at + 4], 'big')
     return True # of another structure: for Pillow to judge
 
-# %% ../nbs/02_pictures.ipynb #411eb0a3
+# %% ../nbs/02_pictures.ipynb #84f628c1
 def _header(data: bytes) -> Image.Image: # not decoded
     if not data: raise OSError('it is empty')
     if len(data) > MAX_BYTES: raise OSError(f'its file has {len(data):,} bytes, more than {MAX_BYTES:,}')
@@ -267,7 +279,7 @@ def _header(data: bytes) -> Image.Image: # not decoded
     if image.format in ('JPEG', 'MPO') and not _has_end(data): raise OSError('image file is truncated: it has no end')
     return image
 
-# %% ../nbs/02_pictures.ipynb #6003765f
+# %% ../nbs/02_pictures.ipynb #aab1cf21
 _TURN = Image.Transpose
 TURNS = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
          6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90} # of EXIF's orientation
@@ -280,7 +292,7 @@ def _turn(image: Image.Image) -> int: # a key of `TURNS`, or 1: as it is
     except Exception: return 1
     return said if isinstance(said, int) and said in TURNS else 1
 
-# %% ../nbs/02_pictures.ipynb #8c011a8d
+# %% ../nbs/02_pictures.ipynb #5de7740a
 def _on_white(image: Image.Image) -> Image.Image: # RGB
     has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
     image = image.convert('RGBA' if has_alpha else 'RGB')
@@ -288,7 +300,7 @@ def _on_white(image: Image.Image) -> Image.Image: # RGB
     white = Image.new('RGBA', image.size, 'white')
     return Image.alpha_composite(white, image).convert('RGB')
 
-# %% ../nbs/02_pictures.ipynb #1b555f7b
+# %% ../nbs/02_pictures.ipynb #41735237
 class UnreadableImage(OSError):
     "An image that cannot be read: its name, and the reason."
     def __init__(self, name: str, reason: str):
@@ -301,7 +313,7 @@ def reason_of(error: OSError) -> str:
     "Why an image cannot be read, without its name."
     return error.reason if isinstance(error, UnreadableImage) else printable(error.strerror or error)
 
-# %% ../nbs/02_pictures.ipynb #6b9c7ea8
+# %% ../nbs/02_pictures.ipynb #7924722a
 def _reason(error: BaseException) -> str: # without addresses in memory, the same each time
     if isinstance(error, Image.UnidentifiedImageError): return 'it is not an image file'
     if isinstance(error, OSError): return reason_of(error)
@@ -313,7 +325,7 @@ def _named(name: str) -> Iterator[None]:
     try: yield
     except Exception as e: raise UnreadableImage(name, _reason(e)) from None
 
-# %% ../nbs/02_pictures.ipynb #86549aec
+# %% ../nbs/02_pictures.ipynb #296b6bf6
 def _content(file: Any) -> tuple[str, bytes]: # its name, or ''
     if isinstance(file, OSError): raise file
     if isinstance(file, bytes): return '', file
@@ -324,7 +336,7 @@ def _content(file: Any) -> tuple[str, bytes]: # its name, or ''
         if found.st_size > MAX_BYTES: raise OSError(f'its file has {found.st_size:,} bytes, more than {MAX_BYTES:,}')
         return str(file), Path(file).read_bytes()
 
-# %% ../nbs/02_pictures.ipynb #cbaa8b4b
+# %% ../nbs/02_pictures.ipynb #56323759
 def open_picture(
     file: Path | str | bytes | Any, # also an open file, or an `OSError`
 ) -> Image.Image: # RGB, in its own size
@@ -336,7 +348,7 @@ def open_picture(
         with _room(image.width * image.height): upright = _on_white(image)
         return upright.transpose(TURNS[turn]) if turn > 1 else upright
 
-# %% ../nbs/02_pictures.ipynb #3b7a2708
+# %% ../nbs/02_pictures.ipynb #18c6a20c
 def picture_size(
     file: Path | str | bytes | Any, # as `open_picture` takes it
 ) -> tuple[int, int]: # height, width of the upright picture, in pixels
@@ -349,7 +361,7 @@ def picture_size(
         with _room(width * height): image.load()
         return (width, height) if turn > 4 else (height, width)
 
-# %% ../nbs/02_pictures.ipynb #4a7be86d
+# %% ../nbs/02_pictures.ipynb #c0494a07
 MAX_SCALED = 2**26 # pixels, before the crop
 
 def trimmed(
@@ -363,7 +375,7 @@ def trimmed(
     left, top = (max(0, (side - kept) // 2) for side in image.size)
     return image.crop((left, top, image.width - left, image.height - top))
 
-# %% ../nbs/02_pictures.ipynb #ba0d357e
+# %% ../nbs/02_pictures.ipynb #7090ba24
 def fitted(
     image: Image.Image, # RGB
     h: int, w: int, # pixels
@@ -376,7 +388,7 @@ def fitted(
     left, top = (width - w) // 2, (height - h) // 2
     return np.asarray(image.crop((left, top, left + w, top + h))).transpose(2, 0, 1)
 
-# %% ../nbs/02_pictures.ipynb #03c71b72
+# %% ../nbs/02_pictures.ipynb #1a233044
 def report_skipped(
     where: str, # the data set
     listed: int, # pictures
@@ -390,7 +402,7 @@ def report_skipped(
     if 2 * len(skipped) > listed: raise OSError(f'{counted}, more than half of them, the first is {first}')
     say(f'{counted} and are left out, such as {first}')
 
-# %% ../nbs/02_pictures.ipynb #548b697a
+# %% ../nbs/02_pictures.ipynb #97dd187c
 WHOLE = 2**28 # bytes
 BY_CONTENT, BY_SAMPLE = 'content', 'names, sizes, times, labels and a sample of the content'
 
@@ -401,7 +413,7 @@ class Piece(NamedTuple):
     start: int = 0
     size: int = -1 # bytes; -1: to the end
 
-# %% ../nbs/02_pictures.ipynb #9ae5804b
+# %% ../nbs/02_pictures.ipynb #625ca051
 def _stat(path: str) -> tuple[int, ...]: # bytes, two times in ns, number; zeros if it is not there
     try: found = os.stat(path)
     except OSError: return (0, 0, 0, 0)
@@ -420,7 +432,7 @@ def _digest(path: str, places: Iterable[tuple[int, int]]) -> str: # places: star
     except OSError as e: return f'error {e.errno}'
     return digest.hexdigest()
 
-# %% ../nbs/02_pictures.ipynb #e4127158
+# %% ../nbs/02_pictures.ipynb #cb904bbd
 def _sample(path: str, size: int) -> str: # of 16 places, the first and the last among them
     return _digest(path, [(max(0, size - 2**16) * i // 15, 2**16) for i in range(16)])
 
@@ -431,7 +443,7 @@ def stamps(
     texts = sorted({os.path.abspath(path) for path in paths})
     return fingerprint(texts, in_threads(_stat, texts))
 
-# %% ../nbs/02_pictures.ipynb #8ebfdb81
+# %% ../nbs/02_pictures.ipynb #dd50c5ef
 def content_identity(
     pieces: Sequence[Piece],
     *beside: Any, # what else belongs to the data, such as labels; as `fingerprint` takes it
