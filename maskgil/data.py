@@ -27,7 +27,7 @@ from .kept import fill_array, MARK, open_array, save_array, SEAL_BYTES
 from maskgil.pictures import (
     content_identity, data_path, entries, few, file_bytes, fitted, folder_of_split, in_threads, is_file, is_folder,
     is_hidden, open_picture, OTHER_PICTURES, picture_size, pictures_in, Piece, reason_of, report_skipped, say,
-    split_folders, SPLITS, stamps, SUFFIXES, WHOLE,
+    split_folders, SPLITS, stamps, SUFFIXES,
 )
 
 # %% auto #0
@@ -329,7 +329,7 @@ def read_image(
     "Read, composite on white, resize the short side, crop the centre; a damaged file raises an OSError that names it."
     return fitted(open_picture(file), *pair(size))
 
-# %% ../nbs/03_data.ipynb #91d50b68
+# %% ../nbs/03_data.ipynb #ca75560c
 class Stored:
     "What a set of stored images is: where they are, what belongs to them, and what could not be read."
     name: str                # what a record calls it
@@ -349,9 +349,6 @@ class Stored:
     def choose(self, rows: np.ndarray) -> None: raise NotImplementedError # keep only these, in a copy
     def made_of(self) -> tuple[str, str]: raise NotImplementedError # identity of files and labels, and what it covers
     def stamp(self) -> str: raise NotImplementedError # what changes when a file is written here
-
-    @property
-    def bytes(self) -> int: raise NotImplementedError # of all files
 
     @property
     def skipped(self) -> list[dict[str, str]]:
@@ -564,9 +561,6 @@ class FolderSet(StoredSet):
         self.flippable = np.ones(len(files), dtype=bool)
         self.split = split
 
-    @property
-    def bytes(self) -> int: return sum(size for _, _, size in self.files)
-
     def paths(self) -> list[str]: return [os.path.join(self.root, folder, file) for folder, file, _ in self.files]
 
     def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
@@ -627,15 +621,14 @@ def image_folder(
         found = found.subset(np.sort(drawn))
     return found
 
-# %% ../nbs/03_data.ipynb #6647a574
+# %% ../nbs/03_data.ipynb #86ebbf36
 def tried(
     images: StoredSet,
     split: str, # 'train' or 'test'
-    check: bool | None = None, # None: of the test split, which is measured, and of any set that is small
+    check: bool | None = None, # None: if it is the test split, which is measured
 ) -> Any: # a set of the same kind
     "A set after every image has been tried, if it should be."
-    if check is None: check = split == 'test' or images.bytes <= WHOLE
-    return images.readable() if check else images
+    return images.readable() if check or check is None and split == 'test' else images
 
 # %% ../nbs/03_data.ipynb #dc2e57c4
 def load_images(

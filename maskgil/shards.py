@@ -62,8 +62,6 @@ class Source(Protocol):
     def fingerprint(self) -> str: "Of files and labels."
     @property
     def identity(self) -> str: "What the fingerprint covers."
-    @property
-    def bytes(self) -> int: "Of all files."
     def stamp(self) -> str: "What changes when a file is written here."
     def __len__(self) -> int: "Images, readable or not."
     def read(self, start: int, stop: int) -> Iterator[Raw]: "Some of them, in order."
@@ -84,9 +82,6 @@ class FolderSource:
 
     @property
     def identity(self) -> str: return self.images.identity
-
-    @property
-    def bytes(self) -> int: return self.images.bytes
 
     def stamp(self) -> str: return self.images.stamp()
 
@@ -217,7 +212,7 @@ def read_parquet_labels(file: Path) -> ParquetPart:
         labels = opened.read(columns=['label'])['label'].to_pylist()
         return ParquetPart(groups, labels, hub_class_names(schema.metadata))
 
-# %% ../nbs/23_shards.ipynb #f14879f9
+# %% ../nbs/23_shards.ipynb #0a5b785a
 def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple[str, ...]:
     "The classes of a data set: as the hub names them, or as the files of the training split have them."
     named = {tuple(part.names): file for file, part in parts.items() if part.names}
@@ -227,7 +222,7 @@ def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple
     if named: return next(iter(named))
     found = {label for file in known for label in parts[file].labels if label is not None}
     texts, numbers = [label for label in found if isinstance(label, str)], [n for n in found if isinstance(n, int)]
-    if texts and numbers: raise ValueError(f'the labels of {few([str(f) for f in known])} are numbers here, texts there')
+    if texts and numbers: raise ValueError(f'labels are numbers here and texts there: {few([str(f) for f in known])}')
     return tuple(sorted(texts)) or numbered_classes([max(0, number) for number in numbers or [0]])
 
 # %% ../nbs/23_shards.ipynb #a8afb9b8
@@ -275,9 +270,6 @@ class ParquetSource:
 
     @property
     def identity(self) -> str: return self._identity[1]
-
-    @property
-    def bytes(self) -> int: return sum(file.stat().st_size for file in self.files)
 
     def stamp(self) -> str: return stamps(self.files)
 
@@ -370,9 +362,6 @@ class TarSource:
 
     @property
     def identity(self) -> str: return self._identity[1]
-
-    @property
-    def bytes(self) -> int: return sum(file.stat().st_size for file in self.files)
 
     def stamp(self) -> str: return stamps(self.files)
 
@@ -531,9 +520,6 @@ class SourceSet(StoredSet):
         self.labels = np.asarray(source.labels, np.int64)[self.at]
         self.captions = [self.classes[label].replace('_', ' ') for label in self.labels]
         self.flippable = np.ones(len(self.at), bool)
-
-    @property
-    def bytes(self) -> int: return self.source.bytes * len(self) // len(self.source)
 
     def choose(self, rows: np.ndarray) -> None: self.at = self.at[rows]
 
