@@ -5,8 +5,8 @@
 # %% ../nbs/03_data.ipynb #fb728154
 from __future__ import annotations
 
-import functools, importlib.util, io, json, os, re, time
-from concurrent.futures import ThreadPoolExecutor
+import copy, functools, importlib.util, io, json, os, re, time
+from collections import Counter
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,21 +17,27 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, cache_dir, derived_seed, fingerprint, pick_device, pick_dtype, read_json, write_json,
+    autocast, cache_dir, DamagedFile, derived_seed, fingerprint, locked, pick_device, pick_dtype, read_json, write_json,
 )
-from .kept import fill_array, open_array, save_array
+from .kept import fill_array, MARK, open_array, save_array, SEAL_BYTES
+from maskgil.pictures import (
+    content_identity, data_path, entries, few, file_bytes, fitted, folder_of_split, in_threads, is_file, is_folder,
+    is_hidden, open_picture, OTHER_PICTURES, picture_size, pictures_in, Piece, reason_of, report_skipped, say,
+    split_folders, SPLITS, stamps, SUFFIXES,
+)
 
 # %% auto #0
 __all__ = ['OPENMOJI_CLASSES', 'SKIN_TONES', 'DRAWN_ALIKE', 'FIXED_CLASSES', 'FIXED_GROUPS', 'FIXED_WORDS', 'CANVAS',
-           'EVALUATION_RECIPES', 'SUFFIXES', 'SPLIT_FOLDERS', 'base_emoji', 'emoji_caption', 'may_flip',
-           'package_folder', 'openmoji_table', 'pair', 'render_svg', 'ImageSet', 'openmoji', 'to_rgb', 'to_float',
-           'to_uint8', 'stretch_to_uint8', 'image_grid', 'read_image', 'list_images', 'FolderSet', 'image_folder',
-           'load_images', 'Augmentation', 'draw_augmentation', 'apply_augmentation', 'augment', 'TokenSet',
-           'encode_tokens']
+           'EVALUATION_RECIPES', 'TOKEN_FILES', 'base_emoji', 'emoji_caption', 'may_flip', 'package_folder',
+           'openmoji_table', 'pair', 'render_svg', 'WholeSet', 'read_from', 'ImageSet', 'openmoji', 'to_rgb',
+           'to_float', 'to_uint8', 'stretch_to_uint8', 'image_grid', 'read_image', 'Stored', 'StoredSet', 'read_rows',
+           'next_readable', 'subset_of', 'sizes_of', 'readable_of', 'is_class', 'class_folders', 'list_images',
+           'FolderSet', 'image_folder', 'tried', 'load_images', 'Augmentation', 'draw_augmentation',
+           'apply_augmentation', 'augment', 'TokenSet', 'seals', 'encode_tokens']
 
 # %% ../nbs/03_data.ipynb #7e1f2939
 OPENMOJI_CLASSES = (
@@ -174,12 +180,31 @@ def render_svg(
     return rgba.astype(np.uint8)
 
 # %% ../nbs/03_data.ipynb #acfae3a8
-def _as_index(indices: Sequence[int] | slice) -> Any: # what numpy takes
+def _as_index(indices: Sequence[int] | np.ndarray | slice) -> Any: # what numpy takes
     return indices if isinstance(indices, slice) else np.asarray(indices)
+
+# %% ../nbs/03_data.ipynb #056d0485
+class WholeSet:
+    "What a set says of itself that is drawn or held in memory: nothing is left out."
+    identity = 'what it was made from' # what `fingerprint` covers
+    skipped: Sequence[dict[str, str]] = ()
+
+    def readable(self) -> Any: return self
+
+    @property
+    def read_from(self) -> dict[str, Any]:
+        "For the card of a measurement: source, split, images and how many were skipped."
+        return read_from(self)
+
+def read_from(
+    images: Any, # any image set
+) -> dict[str, Any]:
+    "What a set has been read from: `source`, `split`, `images`, and how many were `skipped`."
+    return dict(source=images.name, split=images.split, images=len(images), skipped=len(images.skipped))
 
 # %% ../nbs/03_data.ipynb #5129f6e1
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(WholeSet):
     "Images in memory or memory-mapped."
     images: np.ndarray # (n c h w) uint8; c = 3, or 4 with premultiplied alpha
     labels: np.ndarray # (n,) int64, an index into `classes`
@@ -188,6 +213,7 @@ class ImageSet:
     flippable: np.ndarray # (n,) bool
     name: str # what a record calls it
     fingerprint: str # of the pixels, or of what they were made from
+    split: str = '' # which part of the source
 
     def __len__(self): return len(self.labels)
 
@@ -236,7 +262,7 @@ def openmoji(
     rows, piece = table.iloc[where], slice(int(where[0]), int(where[-1]) + 1) # a split is one piece of the array
     return ImageSet(
         pictures[piece], np.array(rows['label'], np.int64), list(rows['caption']), OPENMOJI_CLASSES,
-        np.array(rows['flippable'], bool), f'openmoji-{split}', fingerprint(made_from, split, len(where)))
+        np.array(rows['flippable'], bool), f'openmoji-{split}', fingerprint(made_from, split, len(where)), split)
 
 # %% ../nbs/03_data.ipynb #a8822f74
 def to_rgb(
@@ -295,42 +321,211 @@ def image_grid(
     sheet = rearrange(spaced, '(rows columns) c h w -> (rows h) (columns w) c', columns=columns)
     return Image.fromarray(sheet.contiguous().numpy())
 
-# %% ../nbs/03_data.ipynb #df036d7b
-SUFFIXES = ('.jpeg', '.jpg', '.png', '.webp')
-SPLIT_FOLDERS = {'train': ('train',), 'test': ('val', 'validation', 'test')}
-
-# %% ../nbs/03_data.ipynb #c7a502fc
-def _open_rgb(file: Path | str) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            if image.mode in ('I', 'F') or image.mode.startswith('I;'):
-                raise OSError(f"its mode '{image.mode}' is not an 8-bit one")
-            has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
-            image = image.convert('RGBA' if has_alpha else 'RGB')
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as e:
-        raise OSError(f'cannot read the image {file}: {e}') from None
-    if not has_alpha: return image
-    white = Image.new('RGBA', image.size, 'white')
-    return Image.alpha_composite(white, image).convert('RGB')
-
 # %% ../nbs/03_data.ipynb #19aab33e
 def read_image(
     file: Path | str, # any of `SUFFIXES`
     size: int | Sequence[int], # pixels, or (height, width)
 ) -> np.ndarray: # (3 h w) uint8
     "Read, composite on white, resize the short side, crop the centre; a damaged file raises an OSError that names it."
-    h, w = pair(size)
-    image = _open_rgb(file)
-    factor = max(h / image.height, w / image.width)
-    width, height = max(w, round(image.width * factor)), max(h, round(image.height * factor))
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - w) // 2, (height - h) // 2
-    return np.asarray(image.crop((left, top, left + w, top + h))).transpose(2, 0, 1)
+    return fitted(open_picture(file), *pair(size))
 
-# %% ../nbs/03_data.ipynb #a03ade5a
-def _image_entries(folder: Path) -> list[os.DirEntry]:
-    found = [entry for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES)]
-    return sorted(found, key=lambda entry: entry.name)
+# %% ../nbs/03_data.ipynb #ca75560c
+class Stored:
+    "What a set of stored images is: where they are, what belongs to them, and what could not be read."
+    name: str                # what a record calls it
+    split: str               # which part of the source
+    classes: tuple[str, ...] # of the whole dataset, also those without a file here
+    labels: np.ndarray       # (n,) int64
+    captions: list[str]
+    flippable: np.ndarray    # (n,) bool
+    size: tuple[int, int]    # pixels, (height, width)
+    parent: Any = None       # of a subset
+    rows: np.ndarray = np.zeros(0, int) # of a subset: in its parent
+    checked = False                     # whether every image has been tried
+    left_out: list[dict[str, str]] = [] # name and reason of images that are not in the set
+    failed: dict[str, str] | None = None # name and reason of images that others stand for
+
+    def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]: raise NotImplementedError # name, for `open_picture`
+    def choose(self, rows: np.ndarray) -> None: raise NotImplementedError # keep only these, in a copy
+    def made_of(self) -> tuple[str, str]: raise NotImplementedError # identity of files and labels, and what it covers
+    def stamp(self) -> str: raise NotImplementedError # what changes when a file is written here
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        "Name and reason of the images that could not be read."
+        return self.left_out + [dict(name=name, reason=reason) for name, reason in (self.failed or {}).items()]
+
+    @property
+    def read_from(self) -> dict[str, Any]:
+        "As `ImageSet.read_from`; an image that another stands for is not counted."
+        found = read_from(self)
+        return found | dict(images=found['images'] - len(self.failed or {}))
+
+    @functools.cached_property
+    def _identity(self) -> tuple[str, str]: return self.made_of()
+
+    @property
+    def fingerprint(self) -> str:
+        "Of files and labels and, of a subset, of which it is."
+        if self.parent is None: return fingerprint(type(self).__name__, self.size, self._identity[0])
+        return fingerprint(self.parent.fingerprint, self.rows)
+
+    @property
+    def identity(self) -> str: # `pictures.BY_CONTENT` or `pictures.BY_SAMPLE`
+        "What the fingerprint covers."
+        return self._identity[1] if self.parent is None else self.parent.identity
+
+# %% ../nbs/03_data.ipynb #3cfa5ec3
+class StoredSet(Stored, torch.utils.data.Dataset):
+    "Images read when asked for: a torch dataset that also has the methods of `ImageSet`."
+    def __len__(self): return len(self.labels)
+
+    def __repr__(self):
+        shape = 'x'.join(map(str, (3, *self.size)))
+        return f'{type(self).__name__}({self.name}: {len(self):,} images {shape}, {len(self.classes)} classes)'
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]: # (3 h w) uint8, label
+        return self.batch([i])[0], int(self.labels[i])
+
+    def batch(self,
+        indices: Sequence[int] | np.ndarray | slice, # (b,) which images
+    ) -> torch.Tensor: # (b 3 h w) uint8
+        "Read some images, several at a time."
+        rows = np.arange(len(self))[_as_index(indices)]
+        images = read_rows(self, rows)
+        return torch.from_numpy(np.stack([read if isinstance(read, np.ndarray) else self.stand_in(int(row))
+                                          for row, read in zip(rows, images)]))
+
+    def stand_in(self, row: int) -> np.ndarray: # (3 h w) uint8
+        "What stands in place of an image that cannot be read."
+        return next_readable(self, row)
+
+    def subset(self,
+        indices: Sequence[int] | np.ndarray | slice, # which images, in which order
+    ) -> Any: # a set of the same kind
+        "Some of the images."
+        return subset_of(self, np.arange(len(self))[_as_index(indices)])
+
+    def readable(self) -> Any: # a set of the same kind
+        "The images that can be read; raises OSError if that is less than half of them."
+        return self if self.checked else self._readable
+
+    @functools.cached_property
+    def _readable(self) -> Any: return readable_of(self)
+
+# %% ../nbs/03_data.ipynb #4086dc4f
+def read_rows(
+    images: StoredSet,
+    rows: np.ndarray, # (b,)
+) -> list[np.ndarray | str]: # (3 h w) uint8 each, or why it could not be read
+    "Read some images; what cannot be read is noted."
+    def read(named: tuple[str, Any]) -> tuple[str, np.ndarray | str]:
+        try: return named[0], fitted(open_picture(named[1]), *images.size)
+        except OSError as e: return named[0], reason_of(e)
+    found = in_threads(read, images.raw(rows))
+    tried = images.__dict__.setdefault('tried', np.zeros(len(images), bool))
+    tried[rows] = True
+    if failed := {name: why for name, why in found if isinstance(why, str)}: _note_failed(images, failed, tried.sum())
+    return [image for _, image in found]
+
+def _note_failed(images: StoredSet, failed: dict[str, str], tried: int) -> None: # failed: name and reason
+    before, images.failed = images.failed, (images.failed or {}) | failed
+    noted = [dict(name=name, reason=reason) for name, reason in images.failed.items()]
+    if 2 * len(noted) > max(16, tried): report_skipped(images.name, tried, noted)
+    if not before: say(f"{images.name}: another stands in place of each image that cannot be read, such as "
+                       f"{noted[0]['name']}: {noted[0]['reason']}")
+
+# %% ../nbs/03_data.ipynb #3c51e0ac
+def next_readable(
+    images: StoredSet,
+    row: int, # that cannot be read
+) -> np.ndarray: # (3 h w) uint8
+    "The next image of the same class that can be read, or the next of any; `OSError` if a thousand cannot."
+    order = np.roll(np.arange(len(images)), -row - 1)[:-1]
+    alike = images.labels[order] == images.labels[row]
+    for candidate in np.concatenate([order[alike], order[~alike]])[:1000]:
+        read, = read_rows(images, np.array([candidate]))
+        if isinstance(read, np.ndarray): return read
+    (name, reason), *_ = (images.failed or {}).items()
+    raise OSError(f'no image of {images.name} could be read in place of {name}: {reason}')
+
+# %% ../nbs/03_data.ipynb #d295d366
+def subset_of(images: StoredSet, rows: np.ndarray) -> Any: # rows: (b,), which images
+    "A copy of a set that holds only some images."
+    part = copy.copy(images)
+    for kept in ('_readable', '_identity', 'tried'): part.__dict__.pop(kept, None)
+    part.parent, part.rows, part.failed = images, rows, None
+    part.labels, part.flippable = images.labels[rows], images.flippable[rows]
+    part.captions = [images.captions[i] for i in rows]
+    part.choose(rows)
+    return part
+
+# %% ../nbs/03_data.ipynb #de43e1ad
+def sizes_of(
+    images: StoredSet,
+) -> np.ndarray: # (n 2) int32: height, width of the upright image; zeros where it cannot be read
+    "Try every image, once."
+    def look(named: tuple[str, Any]) -> tuple[int, int]:
+        try: return picture_size(named[1])
+        except OSError: return 0, 0
+    def block(start: int, stop: int) -> np.ndarray: # (stop-start 2)
+        return np.array(in_threads(look, images.raw(np.arange(start, stop))))
+    path = cache_dir()/'sizes'/f'{images.stamp()}.npy'
+    return fill_array(path, (len(images), 2), np.int32, block, 1024, f'looking at the images of {images.name}')
+
+# %% ../nbs/03_data.ipynb #30f055b3
+def readable_of(images: StoredSet) -> Any: # a set of the same kind
+    "The images that can be read: all, or a subset that says which are missing."
+    good, skipped = sizes_of(images)[:, 0] > 0, []
+    for row in np.flatnonzero(~good): # again: perhaps only the disk was away
+        (name, file), = images.raw(np.array([row]))
+        try: picture_size(file)
+        except OSError as e: skipped.append(dict(name=name, reason=reason_of(e)))
+        else: good[row] = True
+    report_skipped(images.name, len(images), skipped)
+    part = subset_of(images, np.flatnonzero(good)) if skipped else copy.copy(images)
+    part.left_out, part.checked = images.left_out + skipped, True
+    return part
+
+# %% ../nbs/03_data.ipynb #7fefdd99
+def is_class(
+    folder: Path | str,
+) -> bool:
+    "Whether a folder holds pictures, of any kind, or nothing at all."
+    empty = True
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.name.lower().endswith(SUFFIXES + OTHER_PICTURES) and not is_hidden(entry.name): return True
+            empty = empty and is_hidden(entry.name)
+    return empty
+
+def class_folders(
+    root: Path,
+) -> list[str]: # sorted
+    "The names of the classes."
+    return [entry.name for entry in entries(root) if is_folder(entry) and is_class(entry.path)]
+
+# %% ../nbs/03_data.ipynb #5d3698b5
+def _files_of(root: Path, classes: list[str]) -> tuple[list[tuple[str, str, int]], Counter[str]]: # left out: how many
+    "What the class folders hold: the images, and what is not read."
+    found, other = [], Counter[str]()
+    for name in classes:
+        for entry in entries(root/name):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if is_folder(entry): other['folder(s) inside a class folder'] += 1
+            elif suffix in SUFFIXES and is_file(entry): found.append((name, entry.name, file_bytes(entry)))
+            elif suffix in OTHER_PICTURES: other[suffix] += 1
+    return found, other
+
+# %% ../nbs/03_data.ipynb #4f4a34ee
+def _no_classes(root: Path, loose: int) -> FileNotFoundError: # loose: images in `root` itself
+    instead = f', only {loose} loose images' if loose else ' and no images'
+    inner = (f'{entry.name}/{below.name}' for entry in entries(root) if is_folder(entry)
+             for below in entries(entry.path) if is_folder(below))
+    deeper = f'; there is also {name}/' if (name := next(inner, '')) else ''
+    expected = f"{root}/<class>/*{{{','.join(SUFFIXES)}}}"
+    return FileNotFoundError(f'the folder {root} has no class folders{instead}: images are expected as '
+                             f'{expected}{deeper}')
 
 # %% ../nbs/03_data.ipynb #cf798113
 def list_images(
@@ -338,72 +533,74 @@ def list_images(
 ) -> list[tuple[str, str, int]]: # class, file name, bytes; sorted
     "The files of a dataset, or a `FileNotFoundError` that says what is wrong with the folder."
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
-    if not classes:
-        loose = len(_image_entries(root))
-        instead = f', only {loose} loose images' if loose else ' and no images'
-        expected = f"{root}/<class>/*{{{','.join(SUFFIXES)}}}"
-        raise FileNotFoundError(f'the folder {root} has no class folders{instead}: images are expected as {expected}')
-    found = [(name, file.name, file.stat().st_size) for name in classes for file in _image_entries(root/name)]
+    classes, loose = class_folders(root), len(pictures_in(root))
+    if not classes: raise _no_classes(root, loose)
+    found, other = _files_of(root, classes)
+    if loose: other['image(s) beside the class folders'] = loose
+    if other: say(f"{root}: left out are {', '.join(f'{count:,} {what}' for what, count in other.items())}")
     if found: return found
     endings = ', '.join(SUFFIXES)
     raise FileNotFoundError(
         f'no images in the {len(classes)} class folders of {root}: expected files that end in {endings}')
 
 # %% ../nbs/03_data.ipynb #00f811b2
-class FolderSet(torch.utils.data.Dataset):
-    "Images read from files when asked for: a torch dataset that also has the methods of `ImageSet`."
+class FolderSet(StoredSet):
+    "Images in class folders."
     def __init__(self,
         root: Path, # holds the class folders
         files: list[tuple[str, str, int]], # class, file name, bytes
         classes: tuple[str, ...], # of the whole dataset, also those without a file here
         size: int | Sequence[int], # pixels, or (height, width)
         name: str, # what a record calls it
+        split: str = '', # which part of the source
     ):
         index = {class_name: label for label, class_name in enumerate(classes)}
         self.root, self.files, self.classes, self.size, self.name = root, files, classes, pair(size), name
         self.labels = np.array([index[class_name] for class_name, _, _ in files], dtype=np.int64)
         self.captions = [class_name.replace('_', ' ') for class_name, _, _ in files]
         self.flippable = np.ones(len(files), dtype=bool)
-        self.fingerprint = fingerprint('folder', self.size, files)
+        self.split = split
 
-    def __len__(self): return len(self.files)
+    def paths(self) -> list[str]: return [os.path.join(self.root, folder, file) for folder, file, _ in self.files]
 
-    def __repr__(self):
-        shape = 'x'.join(map(str, (3, *self.size)))
-        return f"FolderSet({self.name}: {len(self):,} images {shape}, {len(self.classes)} classes, {self.fingerprint})"
+    def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
+        for folder, file, _ in (self.files[row] for row in rows): yield f'{folder}/{file}', self.root/folder/file
 
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]: # (3 h w) uint8, label
-        return self.batch([i])[0], int(self.labels[i])
+    def choose(self, rows: np.ndarray) -> None: self.files = [self.files[row] for row in rows]
 
-    def batch(self,
-        indices: Sequence[int] | slice, # (b,) which images
-    ) -> torch.Tensor: # (b 3 h w) uint8
-        "Read some images, several at a time: Pillow decodes outside Python's lock."
-        chosen = [self.files[i] for i in np.arange(len(self))[_as_index(indices)]]
-        def read(file): return read_image(self.root/file[0]/file[1], self.size)
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool: images = list(pool.map(read, chosen))
-        return torch.from_numpy(np.stack(images))
+    def made_of(self) -> tuple[str, str]:
+        names = [f'{folder}/{file}' for folder, file, _ in self.files]
+        return content_identity([*map(Piece, names, self.paths())], self.classes, self.labels)
 
-    def subset(self,
-        indices: Sequence[int] | slice, # which images, in which order
-    ) -> FolderSet:
-        "Some of the images."
-        chosen = [self.files[i] for i in np.arange(len(self))[_as_index(indices)]]
-        return FolderSet(self.root, chosen, self.classes, self.size, self.name)
-
-# %% ../nbs/03_data.ipynb #30343c0c
-def _split_folder(root: Path, split: str) -> Path | None: # None where the folders of `root` are classes
-    found = {name: [root/folder for folder in folders if (root/folder).is_dir()]
-             for name, folders in SPLIT_FOLDERS.items()}
-    if not found['train']: return None
-    if found[split]: return found[split][0]
-    missing = ', '.join(f'{folder}/' for folder in SPLIT_FOLDERS[split])
-    raise FileNotFoundError(f"{root} has train/ but none of {missing} for the split '{split}'")
+    def stamp(self) -> str: return fingerprint(stamps(self.paths()), self.files)
 
 # %% ../nbs/03_data.ipynb #579b5f1d
 def _held_out(file: tuple[str, str, int]) -> bool: # of class, file name, bytes
     return derived_seed('folder split', *file[:2]) % 10 == 0
+
+# %% ../nbs/03_data.ipynb #5d0a7583
+def _same_classes(folder: Path, files: list[tuple[str, str, int]], classes: Sequence[str]) -> None:
+    "Refuse a split with a class that training does not know."
+    if not (strange := sorted({name for name, _, _ in files} - set(classes))): return
+    raise ValueError(f'the class folders {few(strange)} of {folder} are not among those of training, {few(classes)}: '
+                     f'images are expected as {folder}/<class>/')
+
+# %% ../nbs/03_data.ipynb #13096ce0
+def _listed(root: Path, split: str | None) -> FolderSet: # of size 1
+    "The files of a split and the classes of the dataset."
+    folders, name = split_folders(root, classes=True), '-'.join(filter(None, [root.resolve().name, split]))
+    if folders and not split:
+        raise FileNotFoundError(f"{root} holds {', '.join(f'{f.name}/' for f in folders.values())}: give a split, or "
+                                'the path of one of them')
+    if not folders:
+        files = list_images(root)
+        chosen = [file for file in files if not split or _held_out(file) == (split == 'test')]
+        called = f'{split}, by the names of the files' if split else 'all'
+        return FolderSet(root, chosen, tuple(class_folders(root)), 1, name, called)
+    folder, called = folder_of_split(root, split or '', folders)
+    files, classes = list_images(folder), class_folders(folders.get('train', folder))
+    _same_classes(folder, files, classes)
+    return FolderSet(folder, files, tuple(classes), 1, name, called)
 
 # %% ../nbs/03_data.ipynb #57fdadac
 def image_folder(
@@ -413,18 +610,25 @@ def image_folder(
     limit: int | None = None, # this many images, drawn evenly from the split
 ) -> FolderSet:
     "A dataset in the ImageNet layout. Only names and sizes are read here."
-    if split is not None: check_choice('split', split, SPLIT_FOLDERS)
-    root = Path(root).expanduser()
-    folder = _split_folder(root, split) if split else None
-    files = list_images(folder or root)
-    classes = tuple(sorted({class_name for class_name, _, _ in files}))
-    if split and not folder: files = [file for file in files if _held_out(file) == (split == 'test')]
-    if not files: raise FileNotFoundError(f"{root} has no image in the split '{split}'")
-    if limit and limit < len(files):
-        drawn = np.random.default_rng(0).permutation(len(files))[:limit]
-        files = [files[i] for i in np.sort(drawn)]
-    name = '-'.join(filter(None, [root.resolve().name, split]))
-    return FolderSet(folder or root, files, classes, size, name)
+    if split is not None: check_choice('split', split, SPLITS)
+    root = data_path(root)
+    if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
+    found = _listed(root, split)
+    if not len(found): raise FileNotFoundError(f"{root} has no image in the split '{split}'")
+    found.size = pair(size)
+    if limit and limit < len(found):
+        drawn = np.random.default_rng(0).permutation(len(found))[:limit]
+        found = found.subset(np.sort(drawn))
+    return found
+
+# %% ../nbs/03_data.ipynb #86ebbf36
+def tried(
+    images: StoredSet,
+    split: str, # 'train' or 'test'
+    check: bool | None = None, # None: if it is the test split, which is measured
+) -> Any: # a set of the same kind
+    "A set after every image has been tried, if it should be."
+    return images.readable() if check or check is None and split == 'test' else images
 
 # %% ../nbs/03_data.ipynb #dc2e57c4
 def load_images(
@@ -432,10 +636,11 @@ def load_images(
     split: str = 'train', # 'train' or 'test'
     size: int | Sequence[int] = 32, # pixels, or (height, width)
     limit: int | None = None, # at most this many images
+    check: bool | None = None, # as `tried` takes it
 ) -> ImageSet | FolderSet:
     "The images of a study."
     if str(data) == 'openmoji': return openmoji(split, size, limit)
-    if Path(data).expanduser().is_dir(): return image_folder(data, size, split, limit)
+    if data_path(data).is_dir(): return tried(image_folder(data, size, split, limit), split, check)
     layout = 'an existing folder with one folder of images a class (the ImageNet layout)'
     raise FileNotFoundError(f"unknown data {str(data)!r}: choose 'openmoji', or give the path of {layout}")
 
@@ -525,18 +730,49 @@ class TokenSet:
     def load(cls,
         path: Path | str, # the folder of a finished cache
     ) -> TokenSet:
-        "Open a finished cache."
+        "Open a finished cache; raises `DamagedFile` if its files do not belong together."
         path = Path(path)
-        if not (path/'tokens.npy').exists():
-            expected = 'tokens.npy, labels.npy and manifest.json'
-            raise FileNotFoundError(f'{path} holds no finished token cache: expected {expected}')
+        if missing := [name for name in TOKEN_FILES if not (path/name).exists()]:
+            raise FileNotFoundError(f"{path} holds no finished token cache: expected {', '.join(TOKEN_FILES)}, there "
+                                    f"is no {' and no '.join(missing)}")
         tokens, labels = open_array(path/'tokens.npy'), np.array(open_array(path/'labels.npy'))
-        return cls(tokens, labels, read_json(path/'manifest.json'))
+        found = cls(tokens, labels, read_json(path/'manifest.json'))
+        _check_tokens(path, found)
+        return found
+
+# %% ../nbs/03_data.ipynb #44fc04cf
+TOKEN_FILES = ('tokens.npy', 'labels.npy', 'manifest.json')
+
+def seals(
+    path: Path, # the folder of a finished cache
+) -> dict[str, str]: # by name of the file
+    "The checksums that tokens and labels end in, for the manifest: so the three files know each other."
+    found = {}
+    for name in TOKEN_FILES[:2]:
+        with open(path/name, 'rb') as file:
+            file.seek(-SEAL_BYTES, os.SEEK_END)
+            end = file.read()
+        if end.startswith(MARK): found[name] = end[len(MARK):].decode('ascii', 'replace').strip()
+    return found
+
+# %% ../nbs/03_data.ipynb #5bda8b89
+def _check_tokens(path: Path, found: TokenSet) -> None:
+    "Refuse a cache whose files are not of one making."
+    tokens, labels, kept = found.tokens, found.labels, found.manifest.get('seals', {})
+    way_out = 'remove the folder, and it is made again'
+    if tokens.ndim != 4 or labels.shape != tokens.shape[:1] or {tokens.dtype.kind, labels.dtype.kind} - {'i', 'u'}:
+        raise DamagedFile(f'{path}: tokens of shape {tokens.shape} and labels of shape {labels.shape} are not whole '
+                          f'numbers of (n copies h w) and (n,): {way_out}')
+    if kept and (other := [name for name, seal in seals(path).items() if kept.get(name) != seal]):
+        raise DamagedFile(f"{path}: {' and '.join(other)} is not what manifest.json was written for: {way_out}")
 
 # %% ../nbs/03_data.ipynb #be034c39
 def _same_cache(path: Path, wanted: dict[str, Any]) -> None:
     "Refuse a manifest that differs, and say in what."
-    if not (path/'manifest.json').exists(): return
+    if not (path/'manifest.json').exists():
+        if not (path/'tokens.npy').exists() and not (path/'shards').exists(): return
+        raise FileNotFoundError(f'{path} has tokens but no manifest.json, so nobody can tell what they were made from: '
+                                'remove the folder, or give another path')
     found = read_json(path/'manifest.json')
     wrong = [f'{key}: {found.get(key)!r} in the cache, {value!r} now'
              for key, value in wanted.items() if found.get(key) != value]
@@ -546,7 +782,7 @@ def _same_cache(path: Path, wanted: dict[str, Any]) -> None:
                      f'remove it, or give another path')
 
 # %% ../nbs/03_data.ipynb #dfeb9be9
-def _made_from(tokenizer: Any, images: ImageSet | FolderSet, copies: int, augmentation: dict, dtype: Any) -> dict:
+def _made_from(tokenizer: Any, images: ImageSet | StoredSet, copies: int, augmentation: dict, dtype: Any) -> dict:
     return dict(
         tokenizer=tokenizer.fingerprint(), codebook_size=tokenizer.codebook_size,
         images=images.fingerprint, data=images.name, count=len(images),
@@ -566,14 +802,14 @@ def _draw_copies(count: int, copies: int, seed: int, shift: int, background: boo
     return [draw_augmentation(count, generator, shift, background) for generator in generators]
 
 # %% ../nbs/03_data.ipynb #58a124bf
-def _variants_of(images: ImageSet | FolderSet, rows: slice, drawn: Sequence[Any]) -> list[torch.Tensor]:
+def _variants_of(images: ImageSet | StoredSet, rows: slice, drawn: Sequence[Any]) -> list[torch.Tensor]:
     batch, flippable = images.batch(rows), images.flippable[rows]
     return [to_rgb(batch), *(apply_augmentation(batch, flippable, chosen[rows]) for chosen in drawn)]
 
 # %% ../nbs/03_data.ipynb #a93779b6
 def encode_tokens(
     tokenizer: Any, # has `encode`, `codebook_size` and `fingerprint()`; moved to `device` if it can be
-    images: ImageSet | FolderSet, # what to encode
+    images: ImageSet | StoredSet, # what to encode; what cannot be read is left out
     copies: int = 1, # variants of each image; the first is the image itself
     seed: int = 0, # of the augmentation
     batch_size: int = 64, # images a step; does not change the result
@@ -585,22 +821,38 @@ def encode_tokens(
 ) -> TokenSet:
     "Encode once, resume where it was interrupted, reuse afterwards."
     device = pick_device(device); dtype = pick_dtype(dtype, device)
+    images = images.readable()
     augmentation: dict[str, Any] = dict(seed=seed, shift=shift, background=background)
     made_from = _made_from(tokenizer, images, copies, augmentation, dtype)
     path = Path(path) if path else cache_dir()/'tokens'/f'{images.name}-{fingerprint(made_from)}'
-    _same_cache(path, made_from)
-    if (path/'tokens.npy').exists(): return TokenSet.load(path)
-    if isinstance(tokenizer, torch.nn.Module): tokenizer.to(device)
-    write_json(path/'manifest.json', made_from)
-    save_array(path/'labels.npy', images.labels)
-    drawn = _draw_copies(len(images), copies, **augmentation)
+    with locked(path/'lock'): # no other process writes half of these files
+        _same_cache(path, made_from)
+        if not (path/'tokens.npy').exists():
+            if isinstance(tokenizer, torch.nn.Module): tokenizer.to(device)
+            write_json(path/'manifest.json', made_from)
+            save_array(path/'labels.npy', images.labels)
+            drawn = _draw_copies(len(images), copies, **augmentation)
+            seconds = _encode_all(path/'tokens.npy', tokenizer, images, drawn, batch_size, device, dtype)
+            write_json(path/'manifest.json', made_from | _described(path, images, seconds))
+        (path/'lock').unlink(missing_ok=True)
+    return TokenSet.load(path)
+
+# %% ../nbs/03_data.ipynb #914c1407
+def _encode_all(
+    path: Path, tokenizer: Any, images: Any,
+    drawn: Sequence[Augmentation], # of the copies behind the first
+    batch_size: int, device: torch.device, dtype: torch.dtype,
+) -> float: # seconds
     def block(start, stop): # (stop-start copies h w)
         variants = _variants_of(images, slice(start, stop), drawn)
         return np.stack([_encode(tokenizer, variant, device, dtype) for variant in variants], 1)
     grid, started = block(0, 1).shape[2:], time.perf_counter()
     smallest = np.uint16 if tokenizer.codebook_size <= 2**16 else np.uint32
-    shape = (len(images), copies, *grid)
-    tokens = fill_array(path/'tokens.npy', shape, smallest, block, batch_size, 'encoding')
-    seconds = round(time.perf_counter() - started, 3)
-    write_json(path/'manifest.json', made_from | dict(grid=list(grid), bytes=tokens.nbytes, seconds=seconds))
-    return TokenSet.load(path)
+    fill_array(path, (len(images), len(drawn) + 1, *grid), smallest, block, batch_size, 'encoding')
+    return round(time.perf_counter() - started, 3)
+
+def _described(path: Path, images: Any, seconds: float) -> dict[str, Any]:
+    "What a manifest says beside what must agree."
+    tokens = open_array(path/'tokens.npy')
+    return dict(grid=list(tokens.shape[2:]), bytes=tokens.nbytes, seconds=seconds, seals=seals(path),
+                identity=images.identity, read_from=images.read_from, skipped=list(images.skipped))

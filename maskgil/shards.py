@@ -5,7 +5,7 @@
 # %% ../nbs/23_shards.ipynb #928988d2
 from __future__ import annotations
 
-import importlib, io, itertools, json, os, shutil, sys, tarfile, time, warnings
+import contextlib, functools, importlib, json, os, shutil, sys, time, warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,29 +16,38 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .checks import check_choice, options
+from .checks import check_choice, one_line_errors, options, printable
 from maskgil.core import (
     load_extensions,
-    cache_dir, derived_seed, fingerprint, keep_freed_memory, pick_dtype, progress, read_json, write_atomic,
+    cache_dir, DamagedFile, derived_seed, fingerprint, keep_freed_memory, locked, pick_dtype, progress, read_json,
     write_json,
 )
+from .kept import fill_array, open_array, save_array
+from maskgil.pictures import (
+    content_identity, data_path, examples_below, few, files_below, files_of_split, open_picture, Piece, reason_of,
+    report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
+)
+from .tars import COMPRESSED, refuse_compressed, sample_label, tar_samples
 from .processes import local_device, place, run_here, Shares
-from .data import _encode, _same_cache, fill_array, image_folder, load_images, read_image, SUFFIXES, TokenSet
+from maskgil.data import (
+    _encode, _same_cache, image_folder, load_images, pair, read_image, seals, StoredSet, TokenSet, tried,
+)
 from .tokenizers import load_tokenizer
 from .losses import slices
 
 # %% auto #0
-__all__ = ['SPLIT_PREFIXES', 'SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'split_files',
-           'hub_class_names', 'numbered_classes', 'needs', 'ParquetSource', 'index_tar', 'TarSource', 'source_kind',
+__all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'split_files', 'numbered_classes',
+           'check_labels', 'hub_class_names', 'needs', 'WrongColumns', 'ParquetPart', 'read_parquet_labels',
+           'ParquetSource', 'read_group', 'files_identity', 'index_tar', 'kept_index', 'TarSource', 'source_kind',
            'open_source', 'open_rgb', 'resized', 'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops',
            'ten_crops', 'copy_count', 'SourceSet', 'open_images', 'Encoding', 'decoded', 'encode_range', 'shard_file',
-           'write_shard', 'shard_ranges', 'encode_shards', 'rows_across', 'join_shards', 'skipped_images',
-           'OnlineTokens', 'encode']
+           'write_shard', 'shard_is_whole', 'shard_ranges', 'look_at_some', 'encode_shards', 'rows_across',
+           'join_shards', 'skipped_images', 'OnlineTokens', 'encode']
 
 # %% ../nbs/23_shards.ipynb #518b615d
 class Raw(NamedTuple):
     "One image as it is stored."
-    data: bytes # JPEG, PNG or WebP
+    data: bytes | OSError # JPEG, PNG or WebP, or why they could not be had
     label: int
     name: str
 
@@ -46,9 +55,14 @@ class Raw(NamedTuple):
 class Source(Protocol):
     "What `encode_shards` asks of a data set."
     name: str                # what a record calls it
-    classes: tuple[str, ...] # the names of the labels
-    fingerprint: str         # of names and sizes of the files
+    split: str               # what its names call the part that is read
+    classes: tuple[str, ...] # the names of the labels, those of the training split
     labels: Any              # (n,) a class for each image, as a list or an array
+    @property
+    def fingerprint(self) -> str: "Of files and labels."
+    @property
+    def identity(self) -> str: "What the fingerprint covers."
+    def stamp(self) -> str: "What changes when a file is written here."
     def __len__(self) -> int: "Images, readable or not."
     def read(self, start: int, stop: int) -> Iterator[Raw]: "Some of them, in order."
 
@@ -59,42 +73,59 @@ class FolderSource:
         path: Path | str, # one folder a class, or `train/` and `val/` that hold them
         split: str | None = 'train', # 'train', 'test', or None for all
     ):
-        files = image_folder(path, 1, split)
-        self.root, self.files, self.labels = files.root, files.files, files.labels
-        self.classes, self.name, self.fingerprint = files.classes, files.name, files.fingerprint
+        self.images = images = image_folder(path, 1, split)
+        self.root, self.files, self.labels = images.root, images.files, images.labels
+        self.classes, self.name, self.split = images.classes, images.name, images.split
+
+    @property
+    def fingerprint(self) -> str: return self.images.fingerprint
+
+    @property
+    def identity(self) -> str: return self.images.identity
+
+    def stamp(self) -> str: return self.images.stamp()
 
     def __len__(self): return len(self.files)
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         for (folder, file, _), label in zip(self.files[start:stop], self.labels[start:stop]):
-            yield Raw((self.root/folder/file).read_bytes(), int(label), f'{folder}/{file}')
+            try: data: bytes | OSError = (self.root/folder/file).read_bytes()
+            except OSError as e: data = e
+            yield Raw(data, int(label), f'{folder}/{file}')
 
-# %% ../nbs/23_shards.ipynb #8594f902
-SPLIT_PREFIXES = {'train': ('train',), 'test': ('validation', 'val', 'test')}
+# %% ../nbs/23_shards.ipynb #bb84d582
+def _single_file(file: Path, split: str | None) -> str: # what its name calls the split
+    called = split_named(file.name)
+    if split == 'test' and not called:
+        raise FileNotFoundError(f"{file} does not say in its name that it is of the split 'test': "
+                                f"{' or '.join(SPLITS[split])} is expected in it")
+    if split and called and called not in SPLITS[split]:
+        raise FileNotFoundError(f"{file} is by its name of the split '{called}', and '{split}' is asked for")
+    return called or 'all files'
 
 # %% ../nbs/23_shards.ipynb #ded90d2b
+def find_split(
+    path: Path, # a folder, searched with its subfolders, or one file
+    suffix: str, # '.parquet' or '.tar'
+    split: str | None, # 'train', 'test', or None for all
+) -> tuple[list[Path], str, list[Path]]: # its files, what their names call it, and those of the training split
+    "The files of a split, sorted."
+    if split is not None: check_choice('split', split, SPLITS)
+    if path.is_file(): return [path], _single_file(path, split), [path]
+    files = files_below(path, [suffix])
+    if not files: raise FileNotFoundError(f'{path} has no {suffix} files')
+    if split is None: return files, 'all files', files
+    found, called = files_of_split(path, files, split, f'{suffix} file')
+    known = [f for f in files if split_named(str(f.relative_to(path))) == 'train']
+    return found, called, known or found
+
 def split_files(
     path: Path, # a folder, searched with its subfolders, or one file
     suffix: str, # '.parquet' or '.tar'
     split: str | None, # 'train', 'test', or None for all
 ) -> list[Path]: # sorted
-    "The files of a split: those whose names begin with it, or all if no name begins with any."
-    files = [path] if path.is_file() else sorted(path.rglob(f'*{suffix}'))
-    if split is None or path.is_file(): return files
-    check_choice('split', split, SPLIT_PREFIXES)
-    found = {name: [f for f in files if f.name.startswith(begin)] for name, begin in SPLIT_PREFIXES.items()}
-    if not found[split] and any(found.values()):
-        wanted = ' or '.join(SPLIT_PREFIXES[split])
-        raise FileNotFoundError(f"{path} has no {suffix} file of the split '{split}': names beginning with {wanted}")
-    return found[split] or files
-
-# %% ../nbs/23_shards.ipynb #5c04a206
-def hub_class_names(
-    schema: dict[bytes, bytes] | None, # the metadata of a parquet file's schema
-) -> list[str]: # in the order of the labels; empty if it names none
-    "The class names that the Hugging Face hub writes into a file."
-    written = json.loads((schema or {}).get(b'huggingface', b'{}'))
-    return written.get('info', {}).get('features', {}).get('label', {}).get('names') or []
+    "The files of a split."
+    return find_split(path, suffix, split)[0]
 
 # %% ../nbs/23_shards.ipynb #5ab5be36
 def numbered_classes(
@@ -102,6 +133,30 @@ def numbered_classes(
 ) -> tuple[str, ...]: # '0', '1', ...
     "Names for classes that have none."
     return tuple(map(str, range(1 + max(labels))))
+
+# %% ../nbs/23_shards.ipynb #6abf13c0
+def check_labels(
+    where: Path, # the file they are from
+    labels: Sequence[int | None],
+    classes: int | None = None, # how many there are; None: any number
+) -> None:
+    "Refuse labels that are missing, below 0 or outside the classes."
+    missing = [i for i, label in enumerate(labels) if label is None or label < 0]
+    if missing:
+        raise ValueError(f'{where}: {len(missing):,} of {len(labels):,} images have no class (the label of number '
+                         f'{missing[0]} is {labels[missing[0]]}): files without labels are of no use here, remove them')
+    top = max((label for label in labels if label is not None), default=0)
+    if classes is not None and top >= classes:
+        raise ValueError(f'{where}: label {top} is outside the {classes} classes of the training split')
+
+# %% ../nbs/23_shards.ipynb #5c04a206
+def hub_class_names(
+    schema: dict[bytes, bytes] | None, # the metadata of a parquet file's schema
+) -> list[str]: # in the order of the labels; empty if it names none
+    "The class names that the Hugging Face hub writes into a file."
+    found: Any = json.loads((schema or {}).get(b'huggingface', b'{}'))
+    for key in ('info', 'features', 'label', 'names'): found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else []
 
 # %% ../nbs/23_shards.ipynb #c3953673
 def needs(
@@ -115,6 +170,72 @@ def needs(
         install = f"pip install {package}, or pip install 'maskgil[scale]'"
         raise ModuleNotFoundError(f'{what} needs the package {package}: {install}') from None
 
+# %% ../nbs/23_shards.ipynb #29490221
+@contextlib.contextmanager
+def _parquet_file(file: Path) -> Iterator[Any]: # a pyarrow.parquet.ParquetFile
+    "An open file; whatever is wrong with it is an `OSError` with its name."
+    parquet = needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
+    try:
+        with parquet.ParquetFile(file) as opened: yield opened
+    except (ValueError, OSError, KeyError, RuntimeError) as e: # pyarrow's own are among them
+        if isinstance(e, (WrongColumns, DamagedFile)): raise
+        raise DamagedFile(f'{file} is damaged or cut short, fetch it again: {printable(e)}') from None
+
+class WrongColumns(ValueError):
+    "A parquet file is of another kind than expected."
+
+# %% ../nbs/23_shards.ipynb #8088ddc6
+def _check_columns(file: Path, schema: Any) -> None: # schema: pyarrow's
+    "Refuse a file without images or without classes, and say what it has."
+    kinds = {name: str(schema.field(name).type) for name in schema.names}
+    held = ', '.join(f'{name} ({kind[:40]})' for name, kind in kinds.items())
+    image, label = kinds.get('image', ''), kinds.get('label', '')
+    if not ('bytes: binary' in image or 'bytes: large_binary' in image or image in ('binary', 'large_binary')):
+        raise WrongColumns(f'{file}: a column image with the bytes of images is expected, its columns are {held}')
+    if not (label.startswith(('int', 'uint')) or 'string' in label.partition(' indices=')[0]):
+        raise WrongColumns(f'{file}: a column label of whole numbers or of class names is expected, its columns are '
+                           f'{held}')
+
+# %% ../nbs/23_shards.ipynb #8167523b
+class ParquetPart(NamedTuple):
+    "What is known of a parquet file before its images are read."
+    groups: list[int]             # rows of each row group
+    labels: list[Any]             # of all rows: numbers, class names or None
+    names: list[str]              # of the classes, as the hub writes them; or none
+
+def read_parquet_labels(file: Path) -> ParquetPart:
+    "Open a parquet file; raises `WrongColumns`, or `DamagedFile`."
+    with _parquet_file(file) as opened:
+        schema, metadata = opened.schema_arrow, opened.metadata
+        _check_columns(file, schema)
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        labels = opened.read(columns=['label'])['label'].to_pylist()
+        return ParquetPart(groups, labels, hub_class_names(schema.metadata))
+
+# %% ../nbs/23_shards.ipynb #0a5b785a
+def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple[str, ...]:
+    "The classes of a data set: as the hub names them, or as the files of the training split have them."
+    named = {tuple(part.names): file for file, part in parts.items() if part.names}
+    if len(named) > 1:
+        one, other = list(named.values())[:2]
+        raise ValueError(f'{one} and {other} name other classes, or in another order: they are not one data set')
+    if named: return next(iter(named))
+    found = {label for file in known for label in parts[file].labels if label is not None}
+    texts, numbers = [label for label in found if isinstance(label, str)], [n for n in found if isinstance(n, int)]
+    if texts and numbers: raise ValueError(f'labels are numbers here and texts there: {few([str(f) for f in known])}')
+    return tuple(sorted(texts)) or numbered_classes([max(0, number) for number in numbers or [0]])
+
+# %% ../nbs/23_shards.ipynb #a8afb9b8
+def _as_numbers(file: Path, part: ParquetPart, classes: tuple[str, ...]) -> list[int]:
+    "The labels of a file as places among the classes."
+    index = {name: label for label, name in enumerate(classes)}
+    texts = {label for label in part.labels if isinstance(label, str)}
+    if strange := sorted(texts - set(index)):
+        raise ValueError(f'{file}: the classes {few(strange)} are not among those of training, {few(classes)}')
+    labels = [index[label] if isinstance(label, str) else label for label in part.labels]
+    check_labels(file, labels, len(classes))
+    return labels
+
 # %% ../nbs/23_shards.ipynb #7fbd3e7b
 class ParquetSource:
     "Rows of parquet files."
@@ -122,57 +243,92 @@ class ParquetSource:
         path: Path | str, # a folder with .parquet files, or one of them
         split: str | None = 'train', # 'train', 'test', or None for all
     ):
-        path = Path(path).expanduser()
-        self.parquet = needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
-        self.files, self.name = split_files(path, '.parquet', split), path.stem
-        opened = [self.parquet.ParquetFile(f) for f in self.files]
+        self.path = path = data_path(path)
+        needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
+        self.files, self.split, known = find_split(path, '.parquet', split)
+        self.name = path.stem
+        parts = {file: read_parquet_labels(file) for file in dict.fromkeys([*self.files, known[0]])}
+        if not any(part.names for part in parts.values()):
+            parts |= {file: read_parquet_labels(file) for file in known if file not in parts}
         self.groups = [ # number of the file, number of the group in it, rows
-            (file, group, content.metadata.row_group(group).num_rows)
-            for file, content in enumerate(opened) for group in range(content.metadata.num_row_groups)
+            (number, group, rows) for number, file in enumerate(self.files)
+            for group, rows in enumerate(parts[file].groups)
         ]
         self.ends = np.cumsum([rows for *_, rows in self.groups])
-        self.labels = [label for f in opened for label in f.read(columns=['label'])['label'].to_pylist()]
-        self.classes = tuple(hub_class_names(opened[0].schema_arrow.metadata)) or numbered_classes(self.labels)
-        self.fingerprint = fingerprint('parquet', [(f.name, f.stat().st_size) for f in self.files], len(self))
+        if not self.groups or not self.ends[-1]:
+            raise ValueError(f'no rows are in {few([str(file) for file in self.files] or [str(path)])}')
+        self.classes = _class_names(parts, [file for file in known if file in parts])
+        self.labels = [n for file in self.files for n in _as_numbers(file, parts[file], self.classes)]
 
     def __len__(self): return int(self.ends[-1])
+
+    @functools.cached_property
+    def _identity(self) -> tuple[str, str]: return files_identity(self)
+
+    @property
+    def fingerprint(self) -> str: return self._identity[0]
+
+    @property
+    def identity(self) -> str: return self._identity[1]
+
+    def stamp(self) -> str: return stamps(self.files)
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         while start < stop:
             at = int(np.searchsorted(self.ends, start, side='right'))
-            (file, group, rows), end = self.groups[at], int(self.ends[at])
+            (number, group, rows), end = self.groups[at], int(self.ends[at])
             first = start - (end - rows) # in this group
-            table = self.parquet.ParquetFile(self.files[file]).read_row_group(group, columns=['image', 'label'])
-            part = table.slice(first, min(stop, end) - start).to_pylist()
-            for i, row in enumerate(part, first):
-                data = row['image']['bytes'] if isinstance(row['image'], dict) else row['image']
-                yield Raw(data or b'', row['label'], f'{self.files[file].name}:{group}:{i}')
-            start += len(part)
+            last = first + min(stop, end) - start
+            for i, data in enumerate(read_group(self.files[number], group, first, last), first):
+                yield Raw(data, self.labels[end - rows + i], f'{self.files[number].name}:{group}:{i}')
+            start += last - first
+
+# %% ../nbs/23_shards.ipynb #88ffc1f8
+def read_group(
+    file: Path,
+    group: int, # number of a row group
+    first: int, last: int, # rows of the group
+) -> list[bytes | OSError]: # the images, or why they cannot be had
+    "Some images of a row group."
+    try:
+        with _parquet_file(file) as opened: rows = opened.read_row_group(group, columns=['image'])['image']
+    except DamagedFile as e: return [e] * (last - first)
+    images = (row['bytes'] if isinstance(row, dict) else row for row in rows.slice(first, last - first).to_pylist())
+    return [OSError('there are no bytes in its row') if image is None else image for image in images]
+
+def files_identity(
+    source: Any, # of files
+) -> tuple[str, str]: # as `content_identity` says
+    "The identity of a source's files, labels and classes."
+    root = source.path if source.path.is_dir() else source.path.parent
+    pieces = [Piece(str(file.relative_to(root)), str(file)) for file in source.files]
+    return content_identity(pieces, source.classes, np.asarray(source.labels, np.int64))
 
 # %% ../nbs/23_shards.ipynb #cc086fac
 def index_tar(
     file: Path, # a tar file of samples
 ) -> list[tuple[str, int, int, int]]: # name, offset, bytes, label of each image
     "Where the images are; an image without a class raises `ValueError`."
-    samples: dict[str, dict[str, Any]] = {}
-    with tarfile.open(file) as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition('/')
-            stem, _, suffix = name.partition('.')
-            sample = samples.setdefault(f'{folder}/{stem}', {})
-            if f'.{suffix.lower()}' in SUFFIXES: sample['image'] = (member.name, member.offset_data, member.size)
-            elif suffix == 'cls': sample['label'] = int(_member_bytes(tar, member))
-            elif suffix == 'json': sample.setdefault('label', json.loads(_member_bytes(tar, member)).get('label'))
-    images = {name: sample for name, sample in samples.items() if 'image' in sample}
-    if lost := [name for name, sample in images.items() if sample.get('label') is None]:
-        raise ValueError(f'{file}: {len(lost)} images have no class, such as {lost[0]}: '
-                         'a number is expected in .cls, or as "label" in .json')
-    return [(*sample['image'], int(sample['label'])) for sample in images.values()]
+    rows, lost = [], []
+    for sample in tar_samples(file):
+        if not sample.picture: continue
+        label = sample_label(file, sample)
+        if label is None: lost.append(sample.picture.name)
+        else: rows.append((*sample.picture, label))
+    if not lost: return rows
+    raise ValueError(f'{file}: {len(lost)} image(s) have no class, such as {printable(lost[0])}: '
+                     'a number is expected in .cls, or as "label" in .json')
 
 # %% ../nbs/23_shards.ipynb #b4c273be
-def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    content = tar.extractfile(member)
-    return content.read() if content else b'' # nothing is in a folder
+def kept_index(
+    file: Path, # a tar file of samples
+) -> list[list[Any]]: # as `index_tar`, from the cache if the file has not been written since
+    "The index of a tar file."
+    kept = cache_dir()/'sources'/f'{stamps([file])}.json'
+    if kept.exists():
+        with contextlib.suppress(DamagedFile): return read_json(kept)['rows'] # else it is made again
+    write_json(kept, dict(rows=index_tar(file)))
+    return read_json(kept)['rows']
 
 # %% ../nbs/23_shards.ipynb #f49e86c4
 class TarSource:
@@ -181,23 +337,42 @@ class TarSource:
         path: Path | str, # a folder with .tar files, or one of them
         split: str | None = 'train', # 'train', 'test', or None for all
     ):
-        path = Path(path).expanduser()
-        self.files, self.name = split_files(path, '.tar', split), path.stem
-        self.fingerprint = fingerprint('tar', [(f.name, f.stat().st_size) for f in self.files])
-        kept = cache_dir()/'sources'/f'{self.name}-{self.fingerprint}.json'
-        if not kept.exists():
-            write_json(kept, [(number, *row) for number, file in enumerate(self.files) for row in index_tar(file)])
-        self.index = read_json(kept) # number of the file, name, offset, bytes, label
+        self.path = path = data_path(path)
+        if path.is_dir():
+            for file in examples_below(path, COMPRESSED).values(): refuse_compressed(file)
+        self.files, self.split, known = find_split(path, '.tar', split)
+        self.name = path.stem
+        indices = {file: kept_index(file) for file in dict.fromkeys([*self.files, *known])}
+        self.index = [[number, *row] for number, file in enumerate(self.files) for row in indices[file]]
+        if not self.index:
+            raise ValueError(f"no image is in the tar file(s) {few(self.files)}: {', '.join(SUFFIXES)} are expected")
+        if nothing := [file.name for file in self.files if not indices[file]]:
+            say(f'{path}: no image is in {few(nothing)}')
         self.labels = [label for *_, label in self.index]
-        self.classes = numbered_classes(self.labels)
+        self.classes = numbered_classes([label for file in known for *_, label in indices[file]] or self.labels)
+        for file in self.files: check_labels(file, [label for *_, label in indices[file]], len(self.classes))
 
     def __len__(self): return len(self.index)
 
+    @functools.cached_property
+    def _identity(self) -> tuple[str, str]: return files_identity(self)
+
+    @property
+    def fingerprint(self) -> str: return self._identity[0]
+
+    @property
+    def identity(self) -> str: return self._identity[1]
+
+    def stamp(self) -> str: return stamps(self.files)
+
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         for number, name, offset, size, label in self.index[start:stop]:
-            with open(self.files[number], 'rb') as file:
-                file.seek(offset)
-                yield Raw(file.read(size), label, f'{self.files[number].name}:{name}')
+            try:
+                with open(self.files[number], 'rb') as file:
+                    file.seek(offset)
+                    data: bytes | OSError = file.read(size)
+            except OSError as e: data = e
+            yield Raw(data, label, f'{self.files[number].name}:{name}')
 
 # %% ../nbs/23_shards.ipynb #56986581
 SOURCE_KINDS: dict[str, tuple[str, Callable[..., Source]]] = { # suffix of the files, reader; the first that fits
@@ -210,9 +385,23 @@ SOURCE_KINDS: dict[str, tuple[str, Callable[..., Source]]] = { # suffix of the f
 def source_kind(
     path: Path, # a folder or a file
 ) -> Callable[..., Source]: # takes a path and a split
-    "The class of `SOURCE_KINDS` that reads what is there, without reading it."
-    def there(suffix): return path.suffix == suffix or path.is_dir() and any(path.rglob(f'*{suffix}'))
-    return next(kind for suffix, kind in SOURCE_KINDS.values() if not suffix or there(suffix))
+    "The class of `SOURCE_KINDS` that reads what is there, without reading it; `ValueError` if it is of two kinds."
+    suffixes = {suffix: kind for suffix, kind in SOURCE_KINDS.values() if suffix}
+    if not path.is_dir():
+        if kind := suffixes.get(path.suffix.lower()): return kind
+        refuse_compressed(path)
+        raise ValueError(f'{path} is no folder, and no file that ends in {" or ".join(suffixes)}')
+    found = examples_below(path, [*suffixes, *COMPRESSED, *SUFFIXES])
+    of_kinds = [suffix for suffix in suffixes if suffix in found]
+    pictures = [file for suffix, file in found.items() if suffix in SUFFIXES and file.parent != path]
+    several = [found[suffix] for suffix in of_kinds] + pictures[:1]
+    if of_kinds and len(several) > 1:
+        raise ValueError(f"{path} holds {' and '.join(str(file.relative_to(path)) for file in several)}: "
+                         'give the path of the files that are meant')
+    if of_kinds: return suffixes[of_kinds[0]]
+    if not any(suffix in found for suffix in SUFFIXES):
+        for file in found.values(): refuse_compressed(file)
+    return SOURCE_KINDS['folder'][1]
 
 # %% ../nbs/23_shards.ipynb #bbe65ee9
 def open_source(
@@ -220,7 +409,7 @@ def open_source(
     split: str | None = 'train', # 'train', 'test', or None for all
 ) -> Source:
     "Parquet files, tar files, or one folder a class."
-    path = Path(path).expanduser()
+    path = data_path(path)
     if not path.exists():
         what = 'a folder in the ImageNet layout, or one of parquet or tar files'
         raise FileNotFoundError(f'there is nothing at {path}: give {what}')
@@ -228,16 +417,10 @@ def open_source(
 
 # %% ../nbs/23_shards.ipynb #365010de
 def open_rgb(
-    data: bytes, # JPEG, PNG or WebP
-) -> Image.Image: # on white
+    data: bytes | OSError, # JPEG, PNG or WebP, or why they could not be had
+) -> Image.Image: # upright, on white
     "An image in its own size; one that cannot be read raises `OSError` with the reason."
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore') # of Pillow, about metadata
-            with Image.open(io.BytesIO(data)) as image: width, height = image.size
-            file: Any = io.BytesIO(data) # as good as a path to Pillow
-            return Image.fromarray(read_image(file, (height, width)).transpose(1, 2, 0)) # 3 h w -> h w 3
-    except Exception as e: raise OSError(str(e).partition('>: ')[2] or 'it is not an image file') from None
+    return open_picture(data)
 
 # %% ../nbs/23_shards.ipynb #1309fc40
 def resized(
@@ -246,6 +429,7 @@ def resized(
 ) -> Image.Image: # of the same aspect
     "An image whose short side has `short` pixels, bicubic."
     factor = short / min(image.size)
+    image = trimmed(image, factor)
     width, height = (max(short, round(side * factor)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -324,33 +508,30 @@ def copy_count(
     return own or copies or 2
 
 # %% ../nbs/23_shards.ipynb #2aa89a56
-class SourceSet:
+class SourceSet(StoredSet):
     "A source with the methods of `data.FolderSet`: images are decoded when asked for."
     def __init__(self,
         source: Source,
-        size: int, # pixels of a side
+        size: int | Sequence[int], # pixels of a side, or (height, width)
         rows: np.ndarray | None = None, # of the source; None is all
     ):
-        self.source, self.size, self.rows = source, size, np.arange(len(source)) if rows is None else rows
-        self.name, self.classes = source.name, source.classes
-        self.labels = np.asarray(source.labels, np.int64)[self.rows]
-        self.fingerprint = fingerprint(source.fingerprint, size, None if rows is None else rows)
+        self.source, self.size, self.at = source, pair(size), np.arange(len(source)) if rows is None else rows
+        self.name, self.classes, self.split = source.name, source.classes, source.split
+        self.labels = np.asarray(source.labels, np.int64)[self.at]
+        self.captions = [self.classes[label].replace('_', ' ') for label in self.labels]
+        self.flippable = np.ones(len(self.at), bool)
 
-    def __len__(self): return len(self.rows)
+    def choose(self, rows: np.ndarray) -> None: self.at = self.at[rows]
 
-    def subset(self, indices: Sequence[int] | np.ndarray | slice) -> SourceSet:
-        "Some of the images."
-        return SourceSet(self.source, self.size, self.rows[indices])
+    def made_of(self) -> tuple[str, str]: return fingerprint(self.source.fingerprint, self.at), self.source.identity
 
-    def batch(self, indices: Sequence[int] | np.ndarray | slice) -> torch.Tensor: # (b 3 size size) uint8
-        "Read some images; consecutive ones in one go."
-        chosen = self.rows[indices]
-        runs = np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1)
-        stored = (self.source.read(int(run[0]), int(run[-1]) + 1) for run in runs if len(run))
-        def decode(raw: Raw) -> np.ndarray: return np.asarray(centre(open_rgb(raw.data), self.size))
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-            images = list(pool.map(decode, itertools.chain.from_iterable(stored)))
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous() # b h w 3 -> b 3 h w
+    def stamp(self) -> str: return fingerprint(self.source.stamp(), self.at)
+
+    def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
+        chosen = self.at[rows]
+        for run in np.split(chosen, np.flatnonzero(np.diff(chosen) != 1) + 1): # consecutive ones in one go
+            if not len(run): continue
+            for image in self.source.read(int(run[0]), int(run[-1]) + 1): yield image.name, image.data
 
 # %% ../nbs/23_shards.ipynb #b7fe288f
 def open_images(
@@ -358,13 +539,15 @@ def open_images(
     split: str = 'train', # 'train' or 'test'
     size: int = 256, # pixels of a side
     limit: int | None = None, # at most this many, evenly spaced
+    check: bool | None = None, # as `data.tried` takes it
 ) -> Any: # an image set
     "The images of a study."
-    path = Path(data).expanduser()
+    path = data_path(data)
     if str(data) == 'openmoji' or not path.exists() or source_kind(path) is FolderSource:
-        return load_images(data, split, size, limit)
+        return load_images(data, split, size, limit, check)
     images = SourceSet(open_source(path, split), size)
-    return images.subset(np.arange(limit) * len(images) // limit) if limit and limit < len(images) else images
+    if limit and limit < len(images): images = images.subset(np.arange(limit) * len(images) // limit)
+    return tried(images, split, check)
 
 # %% ../nbs/23_shards.ipynb #79202886
 @dataclass(frozen=True)
@@ -430,7 +613,7 @@ def encode_range(
     "Encode some images of a source."
     dtype, tokens, labels, skipped = pick_dtype(encoding.dtype, device), [], [], []
     for batch in decoded(source, encoding, start, stop, batch_size, workers):
-        skipped += [dict(name=raw.name, reason=str(e)) for raw, e in batch if isinstance(e, OSError)]
+        skipped += [dict(name=raw.name, reason=reason_of(e)) for raw, e in batch if isinstance(e, OSError)]
         good = [(raw.label, images) for raw, images in batch if not isinstance(images, OSError)]
         if not good: continue
         labels += [label for label, _ in good]
@@ -455,9 +638,24 @@ def write_shard(
     notes: dict[str, Any], # labels, skipped images, seconds
 ) -> None:
     "Tokens first: a process that is killed between the two files leaves no shard."
-    with write_atomic(shard_file(folder, number, '.npy')) as temporary, open(temporary, 'wb') as file:
-        np.save(file, tokens)
+    save_array(shard_file(folder, number, '.npy'), tokens)
     write_json(shard_file(folder, number, '.json'), notes)
+
+# %% ../nbs/23_shards.ipynb #6f96fcdc
+def shard_is_whole(
+    folder: Path, number: int, # as in `shard_file`
+) -> bool:
+    "Whether a shard is there, as it was written, with a label for each image."
+    notes = shard_file(folder, number, '.json')
+    if not notes.exists(): return False
+    try:
+        tokens, labels = open_array(shard_file(folder, number, '.npy')), read_json(notes)['labels']
+        if len(tokens) != len(labels): raise DamagedFile(f'{notes} has {len(labels)} labels for {len(tokens)} images')
+    except (DamagedFile, FileNotFoundError) as e:
+        if (folder/'tokens.npy').exists(): return True # another rank has joined and removed the shards meanwhile
+        warnings.warn(f'{e}. The shard is made again', stacklevel=2)
+        return False
+    return True
 
 # %% ../nbs/23_shards.ipynb #b4ccfd82
 def shard_ranges(
@@ -466,6 +664,20 @@ def shard_ranges(
 ) -> list[tuple[int, int]]: # start and stop of each shard
     "Which images each shard holds."
     return [(part.start, part.stop) for part in slices(count, shard_size)]
+
+# %% ../nbs/23_shards.ipynb #d9b03b8d
+def look_at_some(
+    source: Source,
+    count: int = 16, # images, evenly spaced
+) -> None:
+    "Raise `OSError` if none of some images can be read."
+    skipped = []
+    for row in sorted({len(source) * i // count for i in range(count)}):
+        raw, = source.read(row, row + 1)
+        try: open_rgb(raw.data)
+        except OSError as e: skipped.append(dict(name=raw.name, reason=reason_of(e)))
+        else: return
+    report_skipped(f'{source.name} that were tried', len(skipped), skipped)
 
 # %% ../nbs/23_shards.ipynb #164dd180
 def encode_shards(
@@ -482,13 +694,15 @@ def encode_shards(
     folder, here = Path(folder), local_device(device)
     own_rank, rank_total = (rank or 0, ranks) if ranks else place()
     made_from = encoding.made_from(source) | dict(shard_size=shard_size)
-    _same_cache(folder, made_from)
-    if (folder/'tokens.npy').exists(): return TokenSet.load(folder)
-    if not (folder/'manifest.json').exists(): write_json(folder/'manifest.json', made_from)
+    with locked(folder/'lock'):
+        _same_cache(folder, made_from)
+        about = dict(identity=source.identity, split=source.split)
+        if not (folder/'manifest.json').exists(): write_json(folder/'manifest.json', made_from | about)
     if isinstance(encoding.tokenizer, torch.nn.Module): encoding.tokenizer.to(here)
     ranges = shard_ranges(len(source), shard_size)
     own = range(own_rank, len(ranges), rank_total)
-    missing = [number for number in own if not shard_file(folder, number, '.json').exists()]
+    missing = [number for number in own if not (folder/'tokens.npy').exists() and not shard_is_whole(folder, number)]
+    if missing: look_at_some(source)
     for number in progress(missing, desc=f'shards of rank {own_rank}', unit='shard', disable=own_rank > 0):
         started, (start, stop) = time.perf_counter(), ranges[number]
         tokens, labels, skipped = encode_range(source, encoding, start, stop, batch_size, workers, here)
@@ -514,27 +728,31 @@ def join_shards(
     folder: Path, # of the token set
     count: int, # shards
 ) -> TokenSet | None: # None if some are missing
-    "Shards to one token set; their files are removed. If no image could be read, `OSError` says why."
-    notes_files = [shard_file(folder, number, '.json') for number in range(count)]
-    if not all(file.exists() for file in notes_files):
-        return TokenSet.load(folder) if (folder/'tokens.npy').exists() else None
-    notes = [read_json(file) for file in notes_files]
+    "Shards to one token set; their files are removed. If less than half of the images could be read, `OSError`."
+    with locked(folder/'lock'): # two ranks may have finished at once
+        if not (folder/'tokens.npy').exists():
+            if not all(shard_is_whole(folder, number) for number in range(count)): return None
+            _join(folder, [read_json(shard_file(folder, number, '.json')) for number in range(count)])
+        shutil.rmtree(folder/'shards', ignore_errors=True)
+        (folder/'lock').unlink(missing_ok=True)
+    return TokenSet.load(folder)
+
+def _join(folder: Path, notes: list[dict[str, Any]]) -> None: # notes: of each shard
     skipped = [image for note in notes for image in note['skipped']]
     labels = np.concatenate([np.array(note['labels'], np.int64) for note in notes])
-    if not len(labels):
-        first = skipped[0]
-        raise OSError(f"none of the {len(skipped)} images could be read: {first['name']}: {first['reason']}")
+    manifest = {k: v for k, v in read_json(folder/'manifest.json').items() if k not in ('count', 'skipped')}
+    report_skipped(manifest.get('data', str(folder)), len(labels) + len(skipped), skipped)
     whole = [shard_file(folder, number, '.npy') for number, note in enumerate(notes) if note['labels']]
-    arrays = [np.load(file, mmap_mode='r') for file in whole]
+    arrays = [open_array(file) for file in whole]
     copies, *grid = arrays[0].shape[1:]
-    seconds = round(sum(note['seconds'] for note in notes), 3)
-    np.save(folder/'labels.npy', labels)
-    made_from = {k: v for k, v in read_json(folder/'manifest.json').items() if k not in ('count', 'skipped')}
-    write_json(folder/'manifest.json', made_from | dict(count=len(labels), grid=grid, skipped=skipped, seconds=seconds))
+    save_array(folder/'labels.npy', labels)
+    manifest |= dict(count=len(labels), grid=grid, skipped=skipped,
+                     seconds=round(sum(note['seconds'] for note in notes), 3))
+    write_json(folder/'manifest.json', manifest)
     fill_array(folder/'tokens.npy', (len(labels), copies, *grid), arrays[0].dtype,
                lambda start, stop: rows_across(arrays, start, stop), 4096, 'joining shards')
-    shutil.rmtree(folder/'shards', ignore_errors=True)
-    return TokenSet.load(folder)
+    read_from = dict(source=manifest.get('data'), split=manifest.get('split'), images=len(labels), skipped=len(skipped))
+    write_json(folder/'manifest.json', manifest | dict(read_from=read_from, seals=seals(folder)))
 
 # %% ../nbs/23_shards.ipynb #96ef5eff
 def skipped_images(tokens: TokenSet) -> list[dict[str, str]]: # name and reason
@@ -565,13 +783,23 @@ class OnlineTokens:
 
     def image(self, index: int, copy: int) -> tuple[np.ndarray, int]: # (3 size size) uint8, label
         "One crop of an image, or of the next that can be read."
-        for candidate in range(index, index + len(self)):
+        for candidate in range(index, index + min(len(self), 1000)):
             row = candidate % len(self)
             raw, = self.source.read(row, row + 1)
             try: crop = random_crop(open_rgb(raw.data), self.size, derived_seed(copy, candidate))
-            except OSError as e: self.skipped[raw.name] = str(e)
+            except OSError as e: self.skip(raw.name, reason_of(e))
             else: return np.asarray(crop).transpose(2, 0, 1), raw.label
-        raise OSError('none of the images could be read')
+        name, reason = next(iter(self.skipped.items()))
+        raise OSError(f'no image of {self.source.name} could be read in place of {name}: {reason}')
+
+    def skip(self, name: str, reason: str) -> None:
+        "Note an image that cannot be read; more than half of them are refused."
+        if not self.skipped:
+            say(f'{self.source.name}: another stands in place of each image that cannot be read, '
+                f'such as {name}: {reason}')
+        self.skipped[name] = reason
+        if 2 * len(self.skipped) > max(16, len(self)):
+            report_skipped(self.source.name, len(self), [dict(name=n, reason=r) for n, r in self.skipped.items()])
 
     def batch(self,
         indices: Sequence[int], # (b,)
@@ -592,7 +820,7 @@ def encode(
     tokenizer: str, # a name of TOKENIZERS
     out: str, # the folder of the tokens
     checkpoint: str = '', # the tokenizer's file; empty for fresh weights, which only a test wants
-    split: str = 'train', # train or test; all takes everything
+    split: str = 'train', # train, test, or all
     size: int = 256, # pixels of a side
     variants: str = 'centre', # centre, flip, random or ten-crop
     copies: int = 0, # of random variants
@@ -605,6 +833,10 @@ def encode(
     dtype: str = 'float32',
 ) -> None:
     "Images to tokens; resumes where it was interrupted."
+    check_choice('split', split, [*SPLITS, 'all'])
+    for what, number in dict(size=size, shard_size=shard_size, batch_size=batch_size, workers=workers,
+                             processes=processes).items():
+        if number < 1: raise ValueError(f'{what} is {number}: at least 1 is expected')
     if processes > 1: return run_here('maskgil.shards', [*sys.argv[1:], '--processes', '1'], processes)
     network = load_tokenizer(tokenizer, checkpoint=checkpoint or None)
     encoding = Encoding(network, size, variants, copies, seed, dtype)
@@ -617,6 +849,6 @@ def encode(
 # %% ../nbs/23_shards.ipynb #92e22c0e
 if __name__ == '__main__' and '__file__' in globals():
     keep_freed_memory()
-    load_extensions()
-    try: encode(**vars(options(encode).parse_args()))
-    except (ValueError, OSError, RuntimeError) as e: sys.exit(f'{type(e).__name__}: {e}')
+    with one_line_errors():
+        load_extensions()
+        encode(**vars(options(encode).parse_args()))

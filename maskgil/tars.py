@@ -13,8 +13,8 @@ from .checks import printable
 from .pictures import is_hidden, SUFFIXES
 
 # %% auto #0
-__all__ = ['COMPRESSED', 'MAGIC', 'MAX_PART', 'refuse_compressed', 'Member', 'members', 'Sample', 'tar_samples', 'part_bytes',
-           'as_label', 'sample_label']
+__all__ = ['COMPRESSED', 'MAGIC', 'MAX_PART', 'refuse_compressed', 'Member', 'members', 'Sample', 'TwoPictures', 'tar_samples',
+           'part_bytes', 'as_label', 'sample_label']
 
 # %% ../nbs/02_tars.ipynb #4d325412
 COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz', '.tar.xz', '.txz', '.tar.zst', '.tar.lz4')
@@ -86,31 +86,47 @@ class Sample(NamedTuple):
     picture: Member | None
     parts: dict[str, Member] # the others, by what is behind the first dot, in lower case
 
-# %% ../nbs/02_tars.ipynb #f7fd2369
-def _add(file: Path, samples: dict[str, Sample], member: Member) -> None:
-    folder, _, name = member.name.rpartition('/')
-    stem, _, suffix = name.partition('.')
-    sample = samples.setdefault(f'{folder}/{stem}', Sample(f'{folder}/{stem}', None, {}))
-    is_picture = f'.{suffix.lower()}'.endswith(SUFFIXES)
-    before = sample.picture if is_picture else sample.parts.get(suffix.lower())
+# %% ../nbs/02_tars.ipynb #b9ae9090
+class TwoPictures(ValueError):
+    "A sample has two pictures, or two parts of one kind."
+
+def _cut(name: str, last: bool) -> tuple[str, str]: # name of the sample, rest; at the last dot or the first
+    folder, _, file = name.rpartition('/')
+    stem, _, suffix = file.rpartition('.') if last and '.' in file else file.partition('.')
+    return f'{folder}/{stem}', suffix.lower()
+
+# %% ../nbs/02_tars.ipynb #730e3938
+def _add(file: Path, samples: dict[str, Sample], member: Member, last: bool) -> None:
+    name, suffix = _cut(member.name, last)
+    sample = samples.setdefault(name, Sample(name, None, {}))
+    is_picture = f'.{suffix}'.endswith(SUFFIXES)
+    before = sample.picture if is_picture else sample.parts.get(suffix)
     if before and before.name == member.name:
         raise ValueError(f"{file}: the member '{printable(member.name)}' comes twice")
     if before:
-        raise ValueError(f"{file}: '{printable(before.name)}' and '{printable(member.name)}' are in one sample: "
-                         'only one is expected')
-    if is_picture: samples[sample.name] = sample._replace(picture=member)
-    else: sample.parts[suffix.lower()] = member
+        raise TwoPictures(f"{file}: '{printable(before.name)}' and '{printable(member.name)}' are in one sample: "
+                          'only one is expected')
+    if is_picture: samples[name] = sample._replace(picture=member)
+    else: sample.parts[suffix] = member
 
-# %% ../nbs/02_tars.ipynb #1ba911c0
+def _grouped(file: Path, found: list[Member], last: bool) -> list[Sample]:
+    samples: dict[str, Sample] = {}
+    for member in found: _add(file, samples, member, last)
+    return list(samples.values())
+
+# %% ../nbs/02_tars.ipynb #0f0ee626
 def tar_samples(
     file: Path,
 ) -> list[Sample]: # in order
     "The samples of a tar file, also those without a picture."
-    samples: dict[str, Sample] = {}
-    for member in members(file): _add(file, samples, member)
-    return list(samples.values())
+    found = list(members(file))
+    try: return _grouped(file, found, last=False)
+    except TwoPictures:
+        samples = _grouped(file, found, last=True)
+        if all(sample.parts for sample in samples if sample.picture): return samples
+        raise
 
-# %% ../nbs/02_tars.ipynb #5d0b61ab
+# %% ../nbs/02_tars.ipynb #5a4cbef0
 MAX_PART = 2**24 # bytes of a .cls, .json or .txt
 
 def part_bytes(
@@ -124,7 +140,7 @@ def part_bytes(
         opened.seek(member.start)
         return opened.read(member.size)
 
-# %% ../nbs/02_tars.ipynb #f34509ae
+# %% ../nbs/02_tars.ipynb #3a2a2807
 def as_label(
     value: Any, # as JSON or a text has it
 ) -> int | None: # None if it is no whole number
@@ -132,14 +148,14 @@ def as_label(
     if isinstance(value, str) and re.fullmatch(r'\s*-?[0-9]{1,18}\s*', value): return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
-# %% ../nbs/02_tars.ipynb #e8ca6fde
+# %% ../nbs/02_tars.ipynb #45e1d518
 def _json_label(file: Path, member: Member) -> Any: # whatever stands there; None if nothing does
     try: content = json.loads(part_bytes(file, member))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{file}: the member '{printable(member.name)}' is no JSON: {e}") from None
     return content.get('label') if isinstance(content, dict) else None
 
-# %% ../nbs/02_tars.ipynb #8a27005c
+# %% ../nbs/02_tars.ipynb #e59b6c09
 def sample_label(
     file: Path,
     sample: Sample,

@@ -5,13 +5,12 @@
 # %% ../nbs/16_text.ipynb #02e35002
 from __future__ import annotations
 
-import contextlib, functools, importlib.util, io, json, tarfile, warnings
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+import contextlib, functools, importlib.util, io, json, warnings
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Collection, Iterable, Iterator, NamedTuple, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -19,11 +18,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .checks import check_choice
+from .checks import check_choice, printable
 from .core import cache_dir, derived_seed, DTYPES, fingerprint, pick_device, read_json, write_json
+from .kept import fill_array, open_array
+from maskgil.pictures import (
+    content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, picture_size, Piece,
+    say, split_folders, split_named, stamps, SUFFIXES,
+)
+from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
 from .processes import Shares
 from maskgil.data import (
-    fill_array, OPENMOJI_CLASSES, openmoji_table, pair, read_image, render_svg, SPLIT_FOLDERS, SUFFIXES, TokenSet,
+    OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
 )
 from .weights import CheckpointError, find_folder, read_header
 
@@ -36,8 +41,8 @@ __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 
            'sentence_embedding', 'bucket_table', 'shape_name', 'overlap', 'nearest_bucket', 'with_article',
            'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of',
            'places', 'room_for_two', 'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set',
-           'Captioned', 'image_source', 'list_captioned', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part',
-           'caption_folders', 'epoch_batches', 'ShapedTokens', 'TextTokens']
+           'Captioned', 'image_source', 'as_caption', 'list_captioned', 'CaptionedFolder', 'image_sizes',
+           'part_of_file', 'list_part', 'caption_folders', 'epoch_batches', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -377,7 +382,7 @@ def open_features(
 ) -> TextFeatures | LiveText:
     "The features of captions, as they were in the process that wrote `origin`."
     if 'encoder' in origin: return LiveText(load_text_encoder(origin['encoder'], device), captions)
-    values = np.load(origin['values'], mmap_mode='r')
+    values = open_array(origin['values'])
     return TextFeatures(values, np.array(origin['starts']), np.array(origin['lengths']), captions)
 
 # %% ../nbs/16_text.ipynb #a1b9afa4
@@ -633,12 +638,13 @@ def draw_scene(
 
 # %% ../nbs/16_text.ipynb #76d2b978
 @dataclass(frozen=True, eq=False)
-class SceneSet:
+class SceneSet(WholeSet):
     "Composed pictures of one shape."
     scenes: list[Scene]
     vocabulary: Vocabulary
     shape: tuple[int, int] # (height, width) in pixels
     name: str              # what a record calls it
+    split: str = ''        # one of `PART_NAMES`
 
     classes = OPENMOJI_CLASSES
 
@@ -678,7 +684,7 @@ def scene_set(
 ) -> SceneSet:
     "Draw scenes and make a data set of them."
     scenes = draw_scenes(vocabulary, count, shape, part, seed, template)
-    return SceneSet(scenes, vocabulary, pair(shape), f'scenes-{part}-{shape_name(shape)}')
+    return SceneSet(scenes, vocabulary, pair(shape), f'scenes-{part}-{shape_name(shape)}', part)
 
 # %% ../nbs/16_text.ipynb #87ff3682
 class Captioned(NamedTuple):
@@ -696,111 +702,170 @@ def image_source(root: Path, image: Captioned) -> Any: # a path, or the bytes of
         tar.seek(image.start)
         return io.BytesIO(tar.read(image.size))
 
+# %% ../nbs/16_text.ipynb #6c71092a
+def as_caption(content: bytes) -> str | None: # None: it is not UTF-8
+    "The text of a caption file."
+    try: return content.decode('utf-8-sig').strip()
+    except UnicodeDecodeError: return None
+
+def _report_left_out(root: Path, other: Counter[str]) -> None: # reasons
+    counts = ', '.join(f'{count:,} image(s) {why}' for why, count in other.items())
+    if counts: say(f'{root}: left out are {counts}')
+
 # %% ../nbs/16_text.ipynb #57910cc7
 LISTS = ('captions.jsonl', 'metadata.jsonl')
 FILE_KEYS, TEXT_KEYS = ('file_name', 'image', 'path'), ('text', 'caption', 'prompt') # what such files call them
 
+def _lines(path: Path) -> Iterator[tuple[str, str]]: # where it is, for messages, and the line
+    "The lines of a list that are not blank. Only a line feed ends one: a caption may hold other separators."
+    content = path.read_bytes()
+    try: text = content.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        number = content[:e.start].count(b'\n') + 1
+        raise ValueError(f'{path}, line {number}: it is not UTF-8') from None
+    for number, line in enumerate(text.split('\n'), 1):
+        if line.strip(): yield f'{path}, line {number}', line
+
+# %% ../nbs/16_text.ipynb #7b2d4d44
+def _row(where: str, line: str) -> tuple[str, str | None]: # file, text
+    "What a line names."
+    try:
+        row = json.loads(line)
+        file, text = ([row[key] for key in keys if key in row][0] for keys in (FILE_KEYS, TEXT_KEYS))
+    except (ValueError, TypeError, IndexError, RecursionError): # no JSON, no dictionary, or no such key
+        expected = f"JSON with one of {', '.join(FILE_KEYS)} and one of {', '.join(TEXT_KEYS)}"
+        raise ValueError(f'{where}: expected {expected}') from None
+    if not isinstance(file, str):
+        raise ValueError(f'{where}: the name of a file is expected, there is {printable(file)[:80]}')
+    if not isinstance(text, str | None):
+        raise ValueError(f'{where}: a text is expected as the caption, there is {printable(text)[:80]}')
+    path = PurePosixPath(file)
+    if path.is_absolute() or '..' in path.parts or '\0' in file:
+        raise ValueError(f"{where}: the file '{printable(file)}' leads out of the folder")
+    return file, text
+
+# %% ../nbs/16_text.ipynb #97d7c53f
 def _listed(root: Path, path: Path) -> Iterator[Captioned]: # path: of the list
     "The images that a list names."
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-        if not line.strip(): continue
-        try:
-            row = json.loads(line)
-            file, text = ([row[key] for key in keys if key in row][0] for keys in (FILE_KEYS, TEXT_KEYS))
-        except (ValueError, TypeError, IndexError): # no JSON, no dictionary, or no such key
-            expected = f"JSON with one of {', '.join(FILE_KEYS)} and one of {', '.join(TEXT_KEYS)}"
-            raise ValueError(f'{path}, line {number}: expected {expected}') from None
-        if not (root/file).is_file():
-            raise FileNotFoundError(f'{path}, line {number}: there is no image {root/file}')
-        yield Captioned(file, text.strip(), (root/file).stat().st_size)
+    seen: dict[str, set[str]] = defaultdict(set)
+    other: Counter[str] = Counter()
+    for where, line in _lines(path):
+        file, text = _row(where, line)
+        if not (root/file).is_file(): raise FileNotFoundError(f'{where}: there is no image {root/file}')
+        caption = (text or '').strip()
+        if caption and caption not in seen[file]: yield Captioned(file, caption, (root/file).stat().st_size)
+        else: other['named again with the same text' if caption else 'without a text'] += 1
+        seen[file].add(caption)
+    _report_left_out(path, other)
+    if several := [file for file, texts in seen.items() if len(texts - {''}) > 1]:
+        say(f'{path}: {len(several):,} images have several captions, such as {several[0]}; each is a pair of its own')
 
 # %% ../nbs/16_text.ipynb #87e51fc6
 def _beside(root: Path) -> Iterator[Captioned]:
     "Images with a text file of the same name beside them."
-    for path in sorted(p for p in root.rglob('*') if p.suffix.lower() in SUFFIXES):
+    other: Counter[str] = Counter()
+    for path in files_below(root, SUFFIXES):
         text = path.with_suffix('.txt')
-        if not text.is_file(): continue
-        caption = text.read_text(encoding='utf-8').strip()
-        yield Captioned(str(path.relative_to(root)), caption, path.stat().st_size)
+        caption = as_caption(text.read_bytes()) if text.is_file() and text.stat().st_size <= MAX_PART else ''
+        size = path.stat().st_size if path.exists() else 0 # of a link that leads nowhere
+        if caption: yield Captioned(str(path.relative_to(root)), caption, size)
+        else: other['without a text' if caption == '' else 'with a text that is not UTF-8'] += 1
+    _report_left_out(root, other)
 
 # %% ../nbs/16_text.ipynb #0959dfe6
-def _neighbours(tar: tarfile.TarFile) -> Collection[dict[str, tarfile.TarInfo]]: # by suffix
-    "The files of a tar file that share a name."
-    groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
-    for member in tar:
-        name, _, suffix = member.name.rpartition('.')
-        groups[name]['.' + suffix.lower()] = member
-    return groups.values()
+def _caption_in(file: Path, sample: Sample) -> str | None: # None: it is not UTF-8
+    "The text of a sample; '' if it has none."
+    if not sample.picture: return ''
+    middle = sample.picture.name.rpartition('/')[2].partition('.')[2].rpartition('.')[0].lower() # of a.middle.jpg
+    parts = (sample.parts.get(key) for key in ('txt', f'{middle}.txt'))
+    return next((as_caption(part_bytes(file, part)) for part in parts if part), '')
 
 # %% ../nbs/16_text.ipynb #7bdb739e
-def _in_shards(root: Path) -> Iterator[Captioned]:
+def _in_shards(root: Path, files: Sequence[Path]) -> Iterator[Captioned]:
     "Images in tar files, with a text of the same name."
-    for path in sorted(root.glob('*.tar')):
-        with tarfile.open(path) as tar:
-            for parts in _neighbours(tar):
-                image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
-                text = tar.extractfile(parts['.txt']) if '.txt' in parts else None
-                if image is None or text is None: continue
-                yield Captioned(path.name, text.read().decode().strip(), image.size, image.offset_data)
+    other: Counter[str] = Counter()
+    for path in files:
+        for sample in tar_samples(path):
+            caption = _caption_in(path, sample)
+            if not sample.picture: continue
+            _, start, size = sample.picture
+            if caption: yield Captioned(str(path.relative_to(root)), caption, size, start)
+            else: other['without a text' if caption == '' else 'with a text that is not UTF-8'] += 1
+    _report_left_out(root, other)
+
+# %% ../nbs/16_text.ipynb #f9b0437c
+def _found(root: Path) -> list[Captioned]:
+    "What a folder holds in one of the three forms; `ValueError` if it is in two."
+    lists = [root/name for name in LISTS if (root/name).is_file()]
+    if len(lists) > 1: say(f'{root}: {lists[0].name} is read, {lists[1].name} is not')
+    if lists: return list(_listed(root, lists[0]))
+    beside, tars = list(_beside(root)), files_below(root, ['.tar'])
+    if beside and tars:
+        raise ValueError(f'{root} holds {beside[0].file} with a text beside it and {tars[0].relative_to(root)}: '
+                         'give the path of those that are meant')
+    if not beside and not tars:
+        for file in examples_below(root, COMPRESSED).values(): refuse_compressed(file)
+    return beside or list(_in_shards(root, tars))
 
 # %% ../nbs/16_text.ipynb #b1cca14d
 def list_captioned(
     root: Path | str,
 ) -> list[Captioned]: # those with a caption
     "Images and captions of a folder; a `FileNotFoundError` says what is expected."
-    root = Path(root).expanduser()
+    root = data_path(root)
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
-    lists = [root/name for name in LISTS if (root/name).is_file()]
-    found = _listed(root, lists[0]) if lists else [*_beside(root), *_in_shards(root)]
-    captioned = [image for image in found if image.caption]
-    if captioned: return captioned
+    if captioned := _found(root): return captioned
     raise FileNotFoundError(f"{root} has no images with captions: expected image files ({', '.join(SUFFIXES)}) "
                             f"with a .txt beside each, a {' or '.join(LISTS)}, or .tar files with both")
 
 # %% ../nbs/16_text.ipynb #d790beca
-class CaptionedFolder(torch.utils.data.Dataset):
+class CaptionedFolder(StoredSet):
     "Images of one shape with captions, read from files when asked for."
     def __init__(
         self,
         root: Path,
         files: list[Captioned], # relative to `root`
-        shape: tuple[int, int], # (height, width) in pixels
+        shape: int | Sequence[int], # (height, width) in pixels
         name: str, # what a record calls it
+        split: str = '', # which part of the folder
     ):
-        self.root, self.files, self.shape, self.name = root, files, pair(shape), name
+        self.root, self.files, self.name, self.split = root, files, name, split
+        self.shape = self.size = pair(shape)
         self.captions = [file.caption for file in files]
         self.labels, self.classes = np.zeros(len(files), dtype=np.int64), ('image',)
         self.flippable = np.zeros(len(files), dtype=bool) # a caption may speak of left and right
-        self.fingerprint = fingerprint('captioned', self.shape, files)
 
-    def __len__(self): return len(self.files)
+    def __repr__(self): return f'CaptionedFolder({self.name}: {len(self):,} images {shape_name(self.shape)})'
 
-    def __repr__(self):
-        return f'CaptionedFolder({self.name}: {len(self):,} images {shape_name(self.shape)}, {self.fingerprint})'
+    def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
+        for file in (self.files[row] for row in rows):
+            name = file.file if file.start < 0 else f'{file.file} at byte {file.start}'
+            try: yield name, image_source(self.root, file)
+            except OSError as e: yield name, e
 
-    def read(self, file: Captioned, shape: tuple[int, int]) -> np.ndarray: # (3 h w) uint8
-        "One image, scaled and cropped to a shape."
-        return read_image(image_source(self.root, file), shape)
+    def choose(self, rows: np.ndarray) -> None: self.files = [self.files[row] for row in rows]
 
-    def batch(self, indices: Sequence[int] | slice) -> Tensor: # (b 3 h w) uint8
-        "Read some images, several at a time."
-        chosen = np.arange(len(self))[indices if isinstance(indices, slice) else np.asarray(indices)]
-        with ThreadPoolExecutor(16) as pool:
-            images = list(pool.map(lambda i: self.read(self.files[i], self.shape), chosen))
-        return torch.from_numpy(np.stack(images))
+    def pieces(self) -> list[Piece]:
+        root = str(self.root)
+        return [Piece(f'{name}:{start}', f'{root}/{name}', max(0, start), -1 if start < 0 else size)
+                for name, _, size, start in self.files]
+
+    def made_of(self) -> tuple[str, str]: return content_identity(self.pieces(), self.captions)
+
+    def stamp(self) -> str: return fingerprint(stamps(piece.path for piece in self.pieces()), self.pieces())
+
+    def stand_in(self, row: int) -> np.ndarray:
+        name, reason = next(iter((self.failed or {}).items()))
+        raise OSError(f'{self.name}: {name} could be read before and now cannot ({reason}): '
+                      'the same command once more leaves it out')
 
 # %% ../nbs/16_text.ipynb #57955b6f
 def image_sizes(
     root: Path,
     files: Sequence[Captioned], # relative to `root`
-) -> np.ndarray: # (n 2) int32: height, width
-    "The size of every image, from its first bytes; kept, since there may be millions."
-    def size(file: Captioned) -> tuple[int, int]:
-        with Image.open(image_source(root, file)) as image: return image.height, image.width
-    def block(start: int, stop: int) -> np.ndarray: # (stop-start 2)
-        with ThreadPoolExecutor(16) as pool: return np.array(list(pool.map(size, files[start:stop])))
-    path = cache_dir()/'sizes'/f'{fingerprint(files)}.npy'
-    return fill_array(path, (len(files), 2), np.int32, block, 4096, 'reading image sizes')
+) -> np.ndarray: # (n 2) int32: height, width; zeros where an image cannot be read
+    "The size of every image; kept, since there may be millions."
+    return sizes_of(CaptionedFolder(root, list(files), 1, root.name))
 
 # %% ../nbs/16_text.ipynb #ad46358d
 def part_of_file(file: Captioned) -> str: # one of `PART_NAMES`
@@ -811,12 +876,29 @@ def part_of_file(file: Captioned) -> str: # one of `PART_NAMES`
 def list_part(
     root: Path,
     part: str, # one of `PART_NAMES`
-) -> tuple[Path, list[Captioned]]: # the folder of the part, and its images
-    "The images of a part: those of its own folder if there is one, otherwise by `part_of_file`."
-    names = SPLIT_FOLDERS['train' if part == 'train' else 'test']
-    inside = [root/name for name in names if (root/name).is_dir()]
-    if inside: return inside[0], list_captioned(inside[0])
-    return root, [file for file in list_captioned(root) if part_of_file(file) == part]
+) -> tuple[Path, list[Captioned], str]: # the folder of the part, its images, and what names call the part
+    "The images of a part: those of its own folder or tar files if names tell them, otherwise by `part_of_file`."
+    split = 'train' if part == 'train' else 'test'
+    if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
+    if folders := split_folders(root, classes=False):
+        folder, called = folder_of_split(root, split, folders)
+        return folder, list_captioned(folder), called
+    tars = [] if any((root/name).is_file() for name in LISTS) else files_below(root, ['.tar'])
+    if any(split_named(str(file.relative_to(root))) for file in tars):
+        chosen, called = files_of_split(root, tars, split, '.tar file')
+        return root, list(_in_shards(root, chosen)), called
+    files = [file for file in list_captioned(root) if part_of_file(file) == part]
+    return root, files, f'{part}, by the names of the files'
+
+# %% ../nbs/16_text.ipynb #a88d9d99
+def _by_shape(images: CaptionedFolder, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    "The rows of the images that are nearest to each shape."
+    of_shape = defaultdict(list)
+    sizes = sizes_of(images) if images.parent is None else sizes_of(images.parent)[images.rows]
+    for row, (height, width) in enumerate(sizes.tolist()):
+        if not height: height, width = picture_size(image_source(images.root, images.files[row])) # it can, by now
+        of_shape[nearest_bucket(height, width, shapes)].append(row)
+    return of_shape
 
 # %% ../nbs/16_text.ipynb #93529c42
 def caption_folders(
@@ -825,14 +907,18 @@ def caption_folders(
     part: str = 'train', # one of `PART_NAMES`
     limit: int | None = None, # so many images in all
 ) -> list[CaptionedFolder]: # one for each shape that has images
-    "A folder as data sets of one shape each: every image goes to its nearest."
-    root, part = Path(root), check_choice('part', part, PART_NAMES)
-    folder, files = list_part(root.expanduser(), part)
-    files, of_shape = files[:limit], defaultdict(list)
-    for file, (height, width) in zip(files, image_sizes(folder, files)):
-        of_shape[nearest_bucket(height, width, shapes)].append(file)
-    return [CaptionedFolder(folder, of_shape[shape], shape, f'{root.name}-{part}-{shape_name(shape)}')
-            for shape in shapes if shape in of_shape]
+    "A folder as data sets of one shape each: every image that can be read goes to its nearest."
+    root, part = data_path(root), check_choice('part', part, PART_NAMES)
+    folder, files, called = list_part(root, part)
+    if not files: raise FileNotFoundError(f'{root} has no image with a caption in the part {part}')
+    images = CaptionedFolder(folder, files[:limit], 1, f'{root.name}-{part}', called).readable()
+    of_shape = _by_shape(images, shapes)
+    sets = []
+    for shape in (shape for shape in shapes if shape in of_shape):
+        chosen = [images.files[row] for row in of_shape[shape]]
+        sets.append(CaptionedFolder(folder, chosen, shape, f'{images.name}-{shape_name(shape)}', called))
+        sets[-1].left_out, sets[-1].checked = images.left_out, True
+    return sets
 
 # %% ../nbs/16_text.ipynb #add814b4
 @functools.lru_cache(maxsize=2)
