@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights import CheckpointError, find_folder, layout_of, mismatch, read_weights, recognise
-from .models import ModelConfig
-from .text import TextEncoder, load_text_encoder, quiet_transformers, stored_dtype, weight_files
+from .weights import check_finite, CheckpointError, find_folder, layout_of, mismatch, read_shards, recognise
+from .models import check_tokens, ModelConfig
+from .sampling import check_grid
+from maskgil.text import (
+    check_captions, load_text_encoder, naming, quiet_transformers, stored_dtype, TextEncoder, weight_files,
+)
 
 # %% auto #0
 __all__ = ['CODE_DIGITS', 'CODE_LETTERS', 'code_name', 'name_code', 'code_words', 'word_codes', 'small_vocabulary',
@@ -133,8 +136,8 @@ def chameleon_weights(
     folder: Path, # in the layout of `save_pretrained`
 ) -> dict[str, Tensor]:
     "The weights of a Lumina-mGPT without its image tokenizer; another system is named in a `CheckpointError`."
-    state = {key: value for path in weight_files(folder) for key, value in read_weights(path).items()
-             if not key.startswith('model.vqmodel.')}
+    files = read_shards(weight_files(folder))
+    state = {key: value for key, value in files.items() if not key.startswith('model.vqmodel.')}
     if layout_of(state) == 'lumina-mgpt': return state
     found = recognise(state) or 'folder of weights we do not know'
     raise CheckpointError(f'{folder} is a {found}, you asked for lumina-mgpt')
@@ -158,11 +161,12 @@ def load_chameleon(
     "transformers' ChameleonForConditionalGeneration with the weights of a folder, without its image tokenizer."
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration as Chameleon
     state = chameleon_weights(folder)
-    config: Any = ChameleonConfig.from_pretrained(folder, vq_config=small_image_tokenizer())
+    with naming(folder): config: Any = ChameleonConfig.from_pretrained(folder, vq_config=small_image_tokenizer())
     state = repeat_norms(state, config.num_attention_heads, config.num_key_value_heads)
     with torch.device('meta'): empty: Any = Chameleon(config)
     del empty.model.vqmodel
     if problems := mismatch(state, empty): raise CheckpointError(f'{folder} does not fit its config.json:\n{problems}')
+    check_finite(state, folder)
     options = dict(config=config, state_dict=state, torch_dtype=stored_dtype(dtype))
     with quiet_transformers(): network: Any = Chameleon.from_pretrained(None, **options)
     del network.model.vqmodel
@@ -264,6 +268,9 @@ class PromptedModel(ChameleonWords):
         labels: Tensor | None = None, # (n ...) what stands for them elsewhere, such as text features; None: numbers
     ) -> Tensor: # the labels
         "Set the prompts, and what stands for each of them when it is sampled."
+        check_captions(prompts)
+        if labels is not None and len(labels) != len(prompts):
+            raise ValueError(f'{len(prompts)} prompts and {len(labels)} labels: one for each')
         self.prompts = list(prompts)
         self.labels = torch.arange(len(prompts)) if labels is None else labels.cpu()
         return self.labels.to(self.words.device)
@@ -339,6 +346,7 @@ class LuminaMGPT(PromptedModel):
 
     def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor: # (b t) -> (b t+1 v)
         "Row i predicts token i, on the model's own grid, all at once."
+        check_tokens(tokens, len(self.words) - 1)
         grid, cache = self.config.grid, self.new_cache(labels, 0, torch.float32)
         start, image = self.begin(labels, drop, cache, grid), self.spell(tokens, grid[1])
         cache.extend(image)
@@ -357,9 +365,10 @@ def load_lumina_mgpt(
 ) -> LuminaMGPT: # in evaluation mode
     "Lumina-mGPT as an AR model. Its codes are those of `chameleon-vq`."
     from tokenizers import Tokenizer
-    folder = find_folder(path)
+    folder, grid = find_folder(path), check_grid(grid)
     network = load_chameleon(folder, dtype)
-    return LuminaMGPT(network, Tokenizer.from_file(str(folder/'tokenizer.json')), grid).to(device).eval()
+    with naming(folder): words = Tokenizer.from_file(str(folder/'tokenizer.json'))
+    return LuminaMGPT(network, words, grid).to(device).eval()
 
 # %% ../nbs/17_external.ipynb #a0775fd1
 def write_small_gemma(folder: Path, seed: int = 0) -> Path: # the folder

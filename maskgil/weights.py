@@ -670,13 +670,15 @@ def find_folder(
     if folder.is_dir() and str(path): return folder
     if folder.is_file(): raise FileNotFoundError(f'{folder.absolute()} is a file: give the folder that it lies in')
     what = f"'{path}' is neither a folder (there is no {folder.absolute()}) nor a repository"
-    if not _on_the_hub(path): raise FileNotFoundError(f'{what} of the hub, whose names have the form owner/name')
+    remedy = 'run `hf download {} --local-dir DIR` where there is one, and give the folder DIR'
+    if not _on_the_hub(path):
+        said = f'{what} of the hub, whose names have the form owner/name'
+        raise FileNotFoundError(f"{said}. Without a network, {remedy.format('owner/name')}")
     from huggingface_hub import snapshot_download
     try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.md']))
     except Exception as error:
-        remedy = f'run `hf download {path} --local-dir DIR` where there is one, and give the folder DIR'
-        said = f'{what} that the hub would give ({_reason(error)}). Without a network, {remedy}'
-        raise FileNotFoundError(said) from None
+        said = f'{what} that the hub would give ({_reason(error)})'
+        raise FileNotFoundError(f'{said}. Without a network, {remedy.format(path)}') from None
 
 # %% ../nbs/10_weights.ipynb #f45cd44f
 def take_average(
