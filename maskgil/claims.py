@@ -642,7 +642,7 @@ def doublings(
     for seed, run in rows.groupby('seed'):
         early = run[run.step.between(.1*end, .2*end)]
         late = run[run.step > run.step.max() - .1*end]
-        if early.empty or late.empty: raise NoData(f'nothing logged in a tenth of training with norms {norms!r}')
+        if early.empty: raise NoData(f'nothing logged in the second tenth of training with norms {norms!r}')
         if min(early.value.mean(), late.value.mean()) <= 0: raise NoData(f'an output norm of 0 with norms {norms!r}')
         found.append(dict(seed=seed, value=math.log2(late.value.mean()/early.value.mean())))
     points = pd.DataFrame(found).assign(low=math.nan, high=math.nan, family='growth', label='doublings')
