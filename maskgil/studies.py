@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
-from .bench import adm_file, Bench, check_images, data_provenance, published_file
+from .bench import adm_file, Bench, check_real_images, data_provenance, published_file
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
     speed_cell, stability_cell, steps_cell,
@@ -366,7 +366,7 @@ def _prepared(study: Study) -> Callable[[Any, Cell, Path], dict[str, Any]]: # `s
     @functools.wraps(study.run)
     def run(bench: Any, cell: Cell, folder: Path) -> dict[str, Any]:
         reads = isinstance(bench, Bench) and 'data' in study.stages
-        if reads and not isinstance(bench, TextBench): check_images(bench, 'metrics' in study.stages)
+        if reads and not isinstance(bench, TextBench): check_real_images(bench, 'metrics' in study.stages)
         found = study.run(bench, cell, folder)
         return dict(found) | dict(provenance=data_provenance(bench)) if reads else found
     return run
