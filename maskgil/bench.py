@@ -40,7 +40,7 @@ from .weights import save_weights
 # %% auto #0
 __all__ = ['PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file',
            'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference',
-           'check_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels', 'wanted_labels',
+           'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels', 'wanted_labels',
            'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'as_metric', 'as_line',
            'measure', 'measure_drawn', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
            'share_pipeline']
@@ -194,7 +194,7 @@ def real_reference(bench: Bench) -> Reference:
     return Reference.from_images(images, settings.extractor, device=bench.device)
 
 # %% ../nbs/43_bench.ipynb #efb6b451
-def check_images(
+def check_real_images(
     bench: Bench,
     measured: bool = True, # against a reference made of them
 ) -> None:

@@ -24,8 +24,8 @@ from .tables import of_profile, ORDER
 
 # %% auto #0
 __all__ = ['RESULTS', 'VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'CLAIMS',
-           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'Estimate',
-           'combined', 'exactly', 'NoData', 'estimate', 'Verdict', 'decide', 'stated', 'where', 'of_paper', 'at',
+           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'NoData',
+           'Estimate', 'combined', 'exactly', 'estimate', 'Verdict', 'decide', 'stated', 'where', 'of_paper', 'at',
            'at_end', 'rows_at_best_guidance', 'final', 'usual', 'Claim', 'claim', 'reconstruction', 'rfid_falls',
            'rfid_saturates', 'full_usage', 'generation', 'fid_falls_then_rises', 'llamagen_vq_best',
            'magvit_poor_on_transformer', 'paradigms', 'mar_not_inferior', 'mar_outperforms_somewhere',
@@ -41,6 +41,10 @@ __all__ = ['RESULTS', 'VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTU
            'loss_on_hidden_tokens', 'class_comes_first', 'xxl_has_both_norms', 'claim_rows', 'judge', 'verdicts',
            'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals', 'text_on_sizes',
            'text_on_tokenizers', 'paper_inconsistencies']
+
+# %% ../nbs/50_claims.ipynb #f935cea8
+class NoData(Exception):
+    "What a claim needs is not in the table."
 
 # %% ../nbs/50_claims.ipynb #89f699b3
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Estimate:
         return combined(self.value - other.value, (self, 1), (other, 1), f'{self.text} − {taken}')
 
     def __truediv__(self, other: Estimate) -> Estimate:
+        if not other.value: raise NoData(f'{self.text} / {other.text} divides by zero')
         ratio = self.value/other.value
         slopes = 1/other.value, ratio/other.value # of the ratio, in either number
         found = combined(ratio, (self, slopes[0]), (other, slopes[1]), f'{self.text} / {other.text}')
@@ -106,10 +111,6 @@ def exactly(
 RESULTS = ( # columns that do not say where a point is
     'seed', 'metric', 'family', 'label', 'value', 'low', 'high', 'n', 'note', 'key')
 
-# %% ../nbs/50_claims.ipynb #f935cea8
-class NoData(Exception):
-    "What a claim needs is not in the table."
-
 # %% ../nbs/50_claims.ipynb #b59a14c1
 def estimate(
     rows: pd.DataFrame, # one point: a row for each seed, as `tables.long_table` has them
@@ -117,6 +118,7 @@ def estimate(
 ) -> Estimate:
     "The mean over seeds, its variance from the spread of the seeds and from their own intervals."
     _check_one_point(rows, name)
+    _check_finite(rows, name)
     value = float(rows.value.mean())
     within = float((((rows.high - rows.low)/(2*1.96))**2).mean()) # NaN without intervals
     between = float(rows.value.var()) # NaN with one seed
@@ -129,10 +131,19 @@ def estimate(
     return Estimate(value, variance, freedom, int(rows.seed.notna().sum()), unit, text)
 
 # %% ../nbs/50_claims.ipynb #de941c20
-def _check_one_point(rows, name): # ValueError for rows that lie at several
+def _check_one_point(rows, name): # an error for none, and for rows at several
+    if rows.empty: raise NoData(f'nothing measured at {name}')
     if not rows.seed.duplicated().any(): return
     differ = [column for column in rows if column not in RESULTS and rows[column].nunique(dropna=False) > 1]
-    raise ValueError(f"{name}: several rows of one seed, which differ in {', '.join(differ)}")
+    keys = ', '.join(map(str, rows.key.unique())) if 'key' in rows else 'one table'
+    told = f"which differ in {', '.join(differ)}" if differ else f'and all else alike: records {keys}'
+    raise ValueError(f'{name}: several rows of one seed, {told}')
+
+def _check_finite(rows, name): # `NoData` where a seed's number is missing: a mean of the others would hide it
+    values = rows.value.astype(float)
+    if np.isfinite(values).all(): return
+    lost = rows.seed[~np.isfinite(values)]
+    raise NoData(f"{name} is not finite with seed {', '.join(map(str, lost))}")
 
 # %% ../nbs/50_claims.ipynb #7d2c5603
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'no data')
@@ -157,6 +168,8 @@ def decide(
     "Supported if the intervals needed lie above zero, contradicted if they cannot, inconclusive between."
     effects = list(effects)
     if not effects: raise NoData('there is nothing to compare')
+    if lost := [effect.text for effect in effects if not math.isfinite(effect.value)]:
+        raise NoData(f'{lost[0]} is not finite')
     alone = [effect.interval() for effect in effects]
     among = [effect.interval(1 - .05/len(effects)) for effect in effects]
     for_it, against_it = (alone, among) if need is all else (among, alone)
@@ -613,6 +626,7 @@ def fid_of_3_71(table: pd.DataFrame) -> Verdict:
 def xxl_ends_at_300(table: pd.DataFrame) -> Verdict:
     last = where(table, part='curve').groupby('size').epoch.max().to_dict()
     ends = [f'{last[size]:g} for {size.upper()}' for size in PAPER_SIZES if size in last]
+    if not ends: raise NoData('no curve over training in Table 7')
     return stated(bool(last.get('xxl') == 300), f"Table 7 ends at epoch {', '.join(ends)}.")
 
 # %% ../nbs/50_claims.ipynb #f8f5bee7
@@ -629,6 +643,7 @@ def doublings(
         early = run[run.step.between(.1*end, .2*end)]
         late = run[run.step > run.step.max() - .1*end]
         if early.empty: raise NoData(f'nothing logged in the second tenth of training with norms {norms!r}')
+        if min(early.value.mean(), late.value.mean()) <= 0: raise NoData(f'an output norm of 0 with norms {norms!r}')
         found.append(dict(seed=seed, value=math.log2(late.value.mean()/early.value.mean())))
     points = pd.DataFrame(found).assign(low=math.nan, high=math.nan, family='growth', label='doublings')
     return estimate(points, f'norms {norms}')

@@ -5,7 +5,7 @@
 # %% ../nbs/31_evaluation.ipynb #d0351270
 from __future__ import annotations
 
-import contextlib, dataclasses, inspect, itertools, json, math, numbers, queue, threading, warnings, zipfile
+import contextlib, dataclasses, itertools, json, queue, threading, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, IO, Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
-    DamagedFile, DTYPES, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress, read_json,
+    DamagedFile, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress, read_json,
     weights_fingerprint, write_atomic, write_json,
 )
 from .kept import open_array, save_array
@@ -26,17 +26,16 @@ from maskgil.features import (
     efficientnet_lite0, extract, EXTRACTORS, Features, in_batches, inception_weights, load_extractor,
 )
 from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
-from .sampling import GUIDANCE, ORDERS, sample_ar, sample_mar, SCHEDULES
+from .sampling import check_call, sample_ar, sample_mar
 from .shards import shard_ranges
 from .metrics import evaluate, fewest_images, load_statistics, Reference, said_images
 from .versions import versions_of
 
 # %% auto #0
-__all__ = ['SAMPLER_NAMES', 'SAMPLER_NUMBERS', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels',
-           'draw_range', 'check_sampler', 'check_labels', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks',
-           'read_features', 'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card',
-           'evaluate_set', 'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target',
-           'evaluate_checkpoint']
+__all__ = ['GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range', 'check_sampler',
+           'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features', 'write_npz',
+           'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set',
+           'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target', 'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -62,33 +61,18 @@ def draw_range(
     return draw_tokens(model, labels[start:stop], batch_size, seed, first=start, **options)
 
 # %% ../nbs/31_evaluation.ipynb #632f3477
-SAMPLER_NAMES: dict[str, Iterable[str]] = dict( # option: its values
-    guidance=GUIDANCE, schedule=SCHEDULES, order=ORDERS, dtype=['auto', *DTYPES])
-SAMPLER_NUMBERS: dict[str, tuple[type, float, float]] = { # option: its type, the smallest value, the largest
-    'steps': (int, 1, 10**5), 'cfg': (float, 0, 1000), 'choice_temperature': (float, 0, 1000),
-    'temperature': (float, 0, 1000), 'top_k': (int, 0, 10**9), 'top_p': (float, 1e-9, 1),
-}
-GIVEN = ('model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step', 'show_progress', 'length')
+GIVEN = ( # arguments of a sampler that are not options of a set
+    'model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step', 'show_progress', 'length')
 
 def check_sampler(
     causal: bool, # whether the model is AR
     given: dict[str, Any], # options of the sampler
 ) -> None:
-    "Refuse a name or a value that the sampler would refuse, or would take and make nonsense of: a `ValueError`."
-    taken = [n for n in inspect.signature(sample_ar if causal else sample_mar).parameters if n not in GIVEN]
-    for name, value in given.items():
-        check_choice('option of the sampler', name, taken)
-        if name in SAMPLER_NAMES and not isinstance(value, torch.dtype): check_choice(name, value, SAMPLER_NAMES[name])
-        if name not in SAMPLER_NUMBERS: continue
-        kind, low, high = SAMPLER_NUMBERS[name]
-        right = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
-        if right and low <= value <= high: continue # NaN is not
-        what = 'a whole number' if kind is int else 'a number'
-        raise ValueError(f'{name} is {value!r}: it has to be {what} from {low:,g} to {high:,g}')
-    if not causal and given.get('temperature', 1) <= 0: raise ValueError('temperature is 0: masked decoding needs more')
+    "Refuse a name or a value that the sampler does not take: a `ValueError`."
+    check_call(sample_ar if causal else sample_mar, given, GIVEN)
 
 # %% ../nbs/31_evaluation.ipynb #32d5ce3b
-def check_labels(
+def check_drawn(
     labels: Tensor, # (n,) int64
     classes: int, # of the model
 ) -> None:
@@ -123,7 +107,7 @@ class SampleSet:
 
     def __post_init__(self):
         if min(self.block, self.batch_size) < 1: raise ValueError('a block and a batch hold at least one image')
-        check_labels(self.labels, self.model.config.classes)
+        check_drawn(self.labels, self.model.config.classes)
         check_sampler(self.model.config.causal, self.options)
         if self.extractor: check_choice('extractor', self.extractor, EXTRACTORS)
         if self.block % self.batch_size:

@@ -5,6 +5,7 @@
 # %% ../nbs/52_findings.ipynb #3044d7c3
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
@@ -15,20 +16,21 @@ from maskgil.figures import (
     LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units,
     largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
 )
-from .records import Record, SOURCES, latest, published, records
+from .records import Record, SOURCES, latest, lost_numbers, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
 
 # %% auto #0
-__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'Evidence', 'evident', 'gather_evidence', 'by_source', 'title_of',
-           'told', 'printed_number', 'signed', 'change_of', 'moved', 'named', 'as_multiple', 'lowest', 'optimum',
-           'duel', 'at_the_last_epoch', 'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding',
-           'reconstruction_finding', 'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding',
-           'norm_ends', 'norm_finding', 'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding',
-           'speed_finding', 'faster_at_the_ends', 'text_finding', 'departure_rows', 'departure_finding', 'rule_rows',
-           'rule_finding', 'three_columns', 'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval',
-           'first_of', 'frame_table', 'quality_table', 'norms_table', 'rules_table', 'departures_table', 'cost_table',
-           'sizes_table', 'damaged_cells']
+__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'Evidence', 'lost_sentence', 'mixed_sentence', 'with_caveats',
+           'evident', 'gather_evidence', 'by_source', 'title_of', 'told', 'printed_number', 'signed', 'change_of',
+           'moved', 'named', 'as_multiple', 'lowest', 'optimum', 'duel', 'at_the_last_epoch', 'size_finding',
+           'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding', 'tokenizer_finding',
+           'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding', 'over_steps',
+           'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
+           'text_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding', 'three_columns',
+           'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
+           'quality_table', 'norms_table', 'rules_table', 'departures_table', 'cost_table', 'sizes_table',
+           'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -41,6 +43,35 @@ class Evidence:
 
     @property
     def history(self) -> pd.DataFrame: return history_table(self.records)
+
+# %% ../nbs/52_findings.ipynb #bafa565c
+def lost_sentence(evidence: Evidence) -> str: # '' where nothing is lost
+    "Which numbers are missing since they were not finite."
+    found = {r.key: lost for r in evidence.records if r.basis == 'measured' and (lost := lost_numbers(r))}
+    said = [f"{', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''} of record {key}"
+            for key, lost in found.items()]
+    return f"Not finite, and left out: {'; '.join(said)}." if said else ''
+
+def mixed_sentence(evidence: Evidence) -> str: # '' where all is alike
+    "Which settings differ between the records of one source that stand in one table."
+    said = []
+    for source in SOURCES[1:]:
+        values: dict[str, dict[str, str]] = {} # setting: value: a record's key
+        for r in evidence.of(source):
+            for name, value in r.settings.items(): values.setdefault(name, {}).setdefault(str(value), r.key)
+        differ = [f"{name} {' and '.join(f'{value} ({key})' for value, key in found.items())}"
+                  for name, found in values.items() if len(found) > 1]
+        if differ: said.append(f"{NAMES[source]}: runs of different settings stand side by side, {'; '.join(differ)}.")
+    return ' '.join(said)
+
+def with_caveats(finding: Callable[[Evidence], str]) -> Callable[[Evidence], str]:
+    "A finding, and after it what its records hide."
+    @functools.wraps(finding)
+    def say(evidence: Evidence) -> str:
+        if evidence.table.empty: said = 'No record has a finite number yet.' if evidence.records else ''
+        else: said = finding(evidence)
+        return ' '.join(filter(None, (said, lost_sentence(evidence), mixed_sentence(evidence))))
+    return say
 
 # %% ../nbs/52_findings.ipynb #3ccd6e85
 def evident(
@@ -59,6 +90,7 @@ def gather_evidence(
     found = evident(study, sources) if study else []
     table = of_profile(long_table(found), profile)
     kept = set(zip(table.source, table.key))
+    table = table[table.value.notna()] # a number that was not finite is no number; `lost_sentence` names it
     return Evidence([r for r in found if (r.source, r.key) in kept], over_seeds(table) if len(table) else table)
 
 # %% ../nbs/52_findings.ipynb #acc08e1d

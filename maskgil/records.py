@@ -22,10 +22,10 @@ from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, se
 from .versions import STAGES, VERSIONS, versions_of
 
 # %% auto #0
-__all__ = ['BASES', 'FOUND', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record', 'run_key',
-           'record_name', 'record_path', 'record_files', 'save_record', 'not_finite', 'lost_numbers', 'settings_today',
-           'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published', 'published_records', 'moment',
-           'record_folders', 'records', 'latest', 'index_table', 'write_index', 'run_cell', 'measure_cell',
+__all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record',
+           'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'numbers_lost', 'lost_numbers',
+           'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published', 'published_records',
+           'moment', 'record_folders', 'records', 'latest', 'index_table', 'write_index', 'run_cell', 'measure_cell',
            'file_digest', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
@@ -63,7 +63,7 @@ class Record:
     path: str = ''
     unknown: list[str] = field(default_factory=list)       # fields that this code does not have
 
-FOUND = ('source', 'path', 'unknown') # fields that say how a record was found, and are not stored
+NOT_STORED = ('source', 'path', 'unknown') # fields that say how a record was found, and are not stored
 
 # %% ../nbs/41_records.ipynb #48f2b32a
 def run_key(
@@ -110,7 +110,7 @@ def save_record(
 ) -> Path: # of the JSON file
     "Write a record atomically; a number that is not finite becomes null."
     check_choice('basis', record.basis, BASES)
-    stored = {k: v for k, v in dataclasses.asdict(record).items() if k not in FOUND}
+    stored = {k: v for k, v in dataclasses.asdict(record).items() if k not in NOT_STORED}
     folder = folder or results_dir()/'runs'/record.study
     return write_json(folder/f'{record_name(record)}.json', _finite(stored))
 
@@ -131,7 +131,7 @@ def _leaves(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
     else:
         for name, part in items: yield from _leaves(part, (*at, str(name)))
 
-def not_finite(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.fid.value', ...
+def numbers_lost(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.fid.value', ...
     "Where numbers are that are not finite, apart from the history of a training."
     return ['.'.join(at) for at, value in _leaves(metrics) if at[:1] != ('history',) and _is_lost(value)]
 
@@ -169,7 +169,7 @@ def _check_record(record: Record) -> None: # ValueError with what is wrong
 # %% ../nbs/41_records.ipynb #bdc8b7ad
 def read_record(path: Path | str, source: str = 'yours') -> Record:
     "Read one record, of any age; a file that is none, or is damaged, is named in the error."
-    stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)} - set(FOUND)
+    stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)} - set(NOT_STORED)
     try:
         held = {k: v for k, v in stored.items() if k in known}
         record = Record(**held, source=source, path=str(path), unknown=sorted(stored.keys() - known))
@@ -383,7 +383,7 @@ def measure_cell(
     for name in COSTS:
         if name in metrics: setattr(record, name, metrics.pop(name))
     record.provenance = provenance(device) | metrics.pop('provenance', {})
-    if lost := not_finite(metrics): print(f"not finite, and stored as null: {', '.join(lost)}")
+    if lost := numbers_lost(metrics): print(f"not finite, and stored as null: {', '.join(lost)}")
     record.metrics, record.files = keep_files(metrics, results_dir()/'runs'/record.study/record_name(record))
     record.ended = utc_now()
 

@@ -5,7 +5,7 @@
 # %% ../nbs/53_studies.ipynb #3b422806
 from __future__ import annotations
 
-import dataclasses
+import contextlib, dataclasses, functools, hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
-from .bench import Bench
+from .bench import adm_file, Bench, check_real_images, data_provenance, published_file
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
     speed_cell, stability_cell, steps_cell,
@@ -31,7 +31,7 @@ from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
     frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
     norm_finding, norms_table, quality_table, reconstruction_finding, rule_finding, rules_table, sizes_table,
-    speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values,
+    speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values, with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
@@ -40,18 +40,21 @@ from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
 from .sampling import ORDERS
+from .refusals import check_study
 from .tables import best_guidance
+from .text import encoder_folder, weight_files
 from .text_study import TextBench, dry_run, plan_line, text_cell
 from .tokenizers import TOKENIZERS, TOKENIZER_ROWS, tokenizer_names
 from .versions import STAGES
 
 # %% auto #0
-__all__ = ['COST', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'each',
-           'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid',
-           'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling', 'run_tokenizers',
-           'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol', 'fixed_text',
-           'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets', 'model_tables',
-           'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults', 'default_cells']
+__all__ = ['COST', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
+           'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
+           'steps_grid', 'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling',
+           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol',
+           'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets',
+           'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults',
+           'default_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -133,18 +136,59 @@ class Study:
         return override(profile, {'training.epochs': list(profile.training.study_epochs)})
 
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
-        "The profile that a notebook's parameters ask for; prints which and why."
-        chosen = self.trained_with(resolve_profile(p.profile, p.data))
-        return override(chosen, {setting: getattr(p, name) for name, setting in self.settings.items()})
+        "The profile that a notebook's parameters ask for, checked; prints which and why."
+        resolved = resolve_profile(p.profile, p.data)
+        called = {setting: name for name, setting in self.settings.items()} | {'data.source': 'data'}
+        given = {setting: getattr(p, name) for name, setting in self.settings.items()}
+        chosen = override(self.trained_with(resolved), given, called)
+        self.check(chosen, p, called)
+        return chosen
+
+    def check(self, profile: Profile, p: Any, called: dict[str, str]) -> None: # called: as `check_study` has it
+        "Refuse now what could be refused later; a plan says what this machine lacks, and a look at records asks less."
+        runs = getattr(p, 'run', True)
+        here = 'plan' if getattr(p, 'dry_run', False) else 'yes' if runs else 'no'
+        saved = getattr(p, 'checkpoint', '') if 'checkpoint' not in self.bench_takes else '' # else it is read
+        check_study(profile, lambda: list(self.grid(profile, p)), getattr(p, 'seed', 0), called, self.stages,
+                    self.groups, here, saved)
 
 # %% ../nbs/53_studies.ipynb #75e1e2cc
 def rows_of(profile: Profile, cell: Cell) -> dict[str, Any]:
-    "The rows behind a cell, as `records.run_key` takes them."
+    "The rows behind a cell, and the content of the files it reads, as `records.run_key` takes them."
     row = TOKENIZERS[profile.row(cell.tokenizer)]
     rows: dict[str, Any] = dict(tokenizer=dataclasses.asdict(row))
     if profile.tokenizer.steps: rows['tokenizer_losses'] = dataclasses.asdict(LOSSES[row.quantizer])
     if cell.size: rows['size'] = dataclasses.asdict(SIZES[profile.row(cell.size)])
-    return rows
+    return rows | files_of(profile, cell)
+
+# %% ../nbs/53_studies.ipynb #6b69b5ef
+@functools.cache
+def _content(path: Path, size: int, changed: int, whole: bool) -> str: # size and changed: tell contents apart
+    if whole: return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with open(path, 'rb') as file:
+        start = file.read(2**20)
+        file.seek(max(0, size - 2**20))
+        return fingerprint(size, start, file.read())
+
+def content_of(path: Path, whole: bool = True) -> str: # 16 hexadecimal digits
+    "What is in a file, or its size and both ends."
+    found = path.stat()
+    return _content(path.resolve(), found.st_size, found.st_mtime_ns, whole)
+
+def files_of(profile: Profile, cell: Cell) -> dict[str, Any]: # none in profiles that train their own tokenizer
+    "The content of the files that a cell reads, as far as they are there."
+    found: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError): # refused before anything runs
+        if not profile.tokenizer.steps and cell.steps != 0:
+            found['tokenizer_file'] = content_of(published_file(profile.row(cell.tokenizer)))
+    if profile.evaluation.adm_reference:
+        file = adm_file(Bench(profile))
+        found['reference_file'] = content_of(file, whole=False) if file else 'made from training images'
+    if cell.flops and profile.text.encoder != 'minilm': # that one is a package of one version
+        with contextlib.suppress(OSError, ValueError, ImportError):
+            files = weight_files(encoder_folder(profile.text.encoder)[0])
+            found['encoder_files'] = [content_of(file, whole=False) for file in files]
+    return found
 
 # %% ../nbs/53_studies.ipynb #f5377bb8
 def each(value: str, names: Iterable[str]) -> list[str]:
@@ -225,7 +269,9 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 def protocol_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One: a saved model, measured by every rule."
     folder = saved_pipeline(p.checkpoint)
-    weights = fingerprint(*(f.read_bytes() for f in sorted(folder.glob('*.safetensors'))))
+    files = sorted(folder.glob('*.safetensors'))
+    if not files: raise FileNotFoundError(f'checkpoint is {p.checkpoint!r}: there is no saved pipeline in {folder}')
+    weights = fingerprint(*(f.read_bytes() for f in files))
     drawn = 1 + sum(rule.draws for rule in RULES.values())
     yield Cell(dict(checkpoint=folder.name, weights=weights), {}, 'xxl', steps=0,
                images=drawn * profile.evaluation.images)
@@ -311,7 +357,19 @@ STUDIES: dict[str, Study] = {}
 
 def register_study(study: Study) -> None:
     "Put a study into the table; the plan, `reproduce`, the report and the front page then have it."
+    if not hasattr(study.run, '__wrapped__'): # or it is put in again
+        study = dataclasses.replace(study, run=_prepared(study), finding=with_caveats(study.finding))
     STUDIES[study.name] = study
+
+def _prepared(study: Study) -> Callable[[Any, Cell, Path], dict[str, Any]]: # `study.run`, with what goes before
+    "Count the images before a cell learns from them, and tell the record which they were."
+    @functools.wraps(study.run)
+    def run(bench: Any, cell: Cell, folder: Path) -> dict[str, Any]:
+        reads = isinstance(bench, Bench) and 'data' in study.stages
+        if reads and not isinstance(bench, TextBench): check_real_images(bench, 'metrics' in study.stages)
+        found = study.run(bench, cell, folder)
+        return dict(found) | dict(provenance=data_provenance(bench)) if reads else found
+    return run
 
 TRAINED = {'epochs': 'training.epochs', 'cfg': 'evaluation.cfg', 'eval_images': 'evaluation.images'}
 
