@@ -141,7 +141,8 @@ def in_place(
 ) -> Job:
     "The same with absolute paths, `~` written out."
     paths: dict[str, Any] = {name: getattr(job, name) for name in PATHS if getattr(job, name)}
-    return dataclasses.replace(job, **{name: str(here/Path(path).expanduser()) for name, path in paths.items()})
+    for name, path in paths.items(): paths[name] = str(here/Path(path).expanduser())
+    return dataclasses.replace(job, **paths)
 
 # %% ../nbs/25_jobs.ipynb #11bd969a
 def write_job(
@@ -389,7 +390,7 @@ def check_model(job: Job) -> ModelConfig:
     if config.width % config.heads: raise ValueError(f'{config.heads} heads do not divide a width of {config.width}')
     return config
 
-# %% ../nbs/25_jobs.ipynb #94ecf10b
+# %% ../nbs/25_jobs.ipynb #f49a5c78
 def check_files(job: Job) -> None:
     "A `FileNotFoundError` for a file that a job names and that is not there."
     named = {name: getattr(job, name) for name in ('tokenizer_checkpoint', 'start', 'images')}
@@ -406,7 +407,7 @@ def check_tokenizer(job: Job, config: ModelConfig) -> None:
     if not job.tokenizer_checkpoint and not name.startswith('smoke-'):
         raise ValueError(f"tokenizer_checkpoint is missing: without its file '{name}' would have random weights")
     if job.samples_every and config.text_width: raise ValueError('samples_every needs a model of classes: set it to 0')
-    if job.samples_every and config.codebook_size != (codes := TOKENIZERS[name].codebook_size):
+    if job.samples_every and config.codebook_size > (codes := TOKENIZERS[name].codebook_size):
         raise ValueError(f"samples_every: the model has {config.codebook_size} codes, and '{name}', which would decode "
                          f'them, {codes}')
 
@@ -473,7 +474,7 @@ def failure(
 def _ending(code: int, messages: list[str], log: str) -> str:
     if code >= 0: return messages[0] if messages else how_it_ended(code, log.splitlines())
     last_words = re.search(r'(?m)(terminate called|Fatal Python error).*', log) # of a process that aborts
-    return how_it_ended(code) + (f' ({last_words[0]})' if last_words else '') + perhaps_memory(code)
+    return how_it_ended(code) + (f' ({last_words[0]})' if last_words else '')
 
 # %% ../nbs/25_jobs.ipynb #bf0f5dcb
 def where_it_stands(
@@ -517,7 +518,8 @@ def launch(
     with open(log, encoding='utf-8', errors='replace') as file:
         file.seek(begins)
         what = failure(file.read())
-    raise RuntimeError(f'{what}; {where_it_stands(folder)}. All output: {log}')
+    hint = perhaps_memory(-signal.SIGKILL) if signal.SIGKILL.name in what else ''
+    raise RuntimeError(f'{what}; {where_it_stands(folder)}. All output: {log}{hint}')
 
 # %% ../nbs/25_jobs.ipynb #591889d7
 def main(
