@@ -21,7 +21,7 @@ from maskgil.core import (
     weights_fingerprint, write_json,
 )
 from maskgil.processes import (
-    device_count, end_with_parent, how_it_ended, local_device, perhaps_memory, place, settings_alone, this_rank,
+    device_count, end_with_parent, words_of_ending, local_device, perhaps_memory, place, settings_alone, this_rank,
 )
 from .data import image_grid, TokenSet
 from .tokenizers import load_tokenizer, TOKENIZERS
@@ -39,12 +39,12 @@ from .shards import needs, OnlineTokens, open_source
 from .machines import choose_layout, hidden_share, parameter_counts, this_machine
 
 # %% auto #0
-__all__ = ['KINDS', 'OF_LOAD_MODEL', 'PATHS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of', 'check_job',
-           'read_job', 'in_place', 'write_job', 'JsonLines', 'check_tracker', 'open_tracker', 'everything_hidden',
-           'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer', 'tokenizer_name', 'job_data',
-           'job_objective', 'job_config', 'process_group', 'job_record', 'job_options', 'check_model', 'check_files',
-           'check_tokenizer', 'check_beforehand', 'run_job', 'first_model', 'failure', 'where_it_stands', 'launch',
-           'main', 'run_program', 'fitted_job', 'check_handed_over', 'fit_on_all']
+__all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATHS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
+           'check_job', 'read_job', 'in_place', 'write_job', 'JsonLines', 'check_tracker', 'open_tracker',
+           'everything_hidden', 'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer',
+           'tokenizer_name', 'job_data', 'job_objective', 'job_config', 'process_group', 'job_record', 'job_options',
+           'check_model', 'check_files', 'check_tokenizer', 'check_beforehand', 'run_job', 'first_model', 'failure',
+           'where_it_stands', 'launch', 'main', 'run_program', 'fitted_job', 'check_handed_over', 'fit_on_all']
 
 # %% ../nbs/25_jobs.ipynb #c04081ba
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Job:
     norms_every: int = 100             # steps between norms of weights and activations; 0 never
     samples_every: int = 0             # steps between sheets of samples; 0 never
 
-# %% ../nbs/25_jobs.ipynb #17e6bd87
-KINDS: dict[str, Callable[[Any], bool]] = { # as fields are annotated
+# %% ../nbs/25_jobs.ipynb #80645a1e
+FIELD_KINDS: dict[str, Callable[[Any], bool]] = { # as fields are annotated
     'str': lambda x: isinstance(x, str),
     'bool': lambda x: isinstance(x, bool),
     'int': lambda x: isinstance(x, int) and not isinstance(x, bool),
@@ -85,7 +85,7 @@ def of_kind(value: Any, kind: str) -> bool: # such as 'list[int]', 'tuple[int, i
     "Whether a value from a JSON file is what a field is annotated with."
     if kind.endswith(' | None'): return value is None or of_kind(value, kind.removesuffix(' | None'))
     outer, _, inner = kind.rstrip(']').partition('[')
-    if outer not in ('list', 'tuple'): return KINDS[outer](value)
+    if outer not in ('list', 'tuple'): return FIELD_KINDS[outer](value)
     items = inner.split(', ')
     if not isinstance(value, (list, tuple)): return False
     if outer == 'tuple' and '...' not in items and len(value) != len(items): return False
@@ -374,7 +374,7 @@ def job_record(
         provenance=provenance(job.device),
     )
 
-# %% ../nbs/25_jobs.ipynb #8e679f26
+# %% ../nbs/25_jobs.ipynb #02f7559a
 def job_options(job: Job) -> dict[str, Any]: # of `load_model`
     "A model's options as they were before they became JSON."
     return {name: tuple(value) if isinstance(value, list) else value for name, value in job.model.items()}
@@ -383,7 +383,8 @@ def check_model(job: Job) -> ModelConfig:
     "The model's configuration; a `ValueError` for one that cannot be built."
     if 'kind' not in job.model: raise ValueError('model needs a kind: maskgil, llamagen or maskgit-transformer')
     config = model_config(**{k: v for k, v in job_options(job).items() if k != 'checkpoint'})
-    for name in ('layers', 'heads', 'width', 'codebook_size', 'classes'):
+    sizes = ['layers', 'heads', 'width', 'codebook_size'] + ['classes'] * (not config.text_width)
+    for name in sizes:
         check_number(f'{name} of the model', getattr(config, name), 1, whole=True)
     for side in config.grid: check_number('a side of the grid', side, 1, whole=True)
     for name in ('dropout', 'token_dropout'): check_number(f'{name} of the model', getattr(config, name), 0, below=1)
@@ -472,9 +473,9 @@ def failure(
 
 # %% ../nbs/25_jobs.ipynb #305fc703
 def _ending(code: int, messages: list[str], log: str) -> str:
-    if code >= 0: return messages[0] if messages else how_it_ended(code, log.splitlines())
+    if code >= 0: return messages[0] if messages else words_of_ending(code, log.splitlines())
     last_words = re.search(r'(?m)(terminate called|Fatal Python error).*', log) # of a process that aborts
-    return how_it_ended(code) + (f' ({last_words[0]})' if last_words else '')
+    return words_of_ending(code) + (f' ({last_words[0]})' if last_words else '')
 
 # %% ../nbs/25_jobs.ipynb #bf0f5dcb
 def where_it_stands(

@@ -25,7 +25,7 @@ from .kept import load_tensors, save_tensors
 from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
 from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, Objective
 from maskgil.preflight import (
-    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite,
+    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite_in,
     settings_fingerprint, TrainConfig, training_identity,
 )
 
@@ -36,7 +36,7 @@ __all__ = ['CHECKPOINT_FILES', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'lear
            'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_step',
            'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer', 'add_gradients',
            'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
-           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'read_weights',
+           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'kept_weights',
            'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
            'first_state', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from', 'CausalObjective',
            'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
@@ -194,7 +194,7 @@ class TrainState:
 
     def spoilt(self) -> list[str]: # names
         "Weights, averages and moments that are not finite."
-        return not_finite({name: x for name, x in self.tensors().items() if not name.startswith(('rng.', 'extra.'))})
+        return not_finite_in({name: x for name, x in self.tensors().items() if not name.startswith(('rng.', 'extra.'))})
 
     def header(self, identity: dict[str, Any]) -> dict[str, str]: # what safetensors can hold: text
         "The rest; `identity` is that of the training it can be resumed by."
@@ -566,7 +566,7 @@ def save_milestone(
     "Keep the weights of this step as `weights-<step>.safetensors`; `NotFinite` if they are not."
     held = state.average or state.model.state_dict()
     weights = {name: full_tensor(weight.detach()).cpu().contiguous() for name, weight in held.items()}
-    if wrong := not_finite(weights):
+    if wrong := not_finite_in(weights):
         raise NotFinite(f'after step {state.step} {wrong[0]} is not finite; it was not kept')
     if not first: return
     header = dict(step=str(state.step)) | (identity_header(identity) if identity else {})
@@ -601,14 +601,14 @@ def check_same_model(
     if found := differences(computes(kept), computes(here)):
         raise ValueError(f'{path} holds the weights of another model ({in_words(found)})')
 
-# %% ../nbs/22_training.ipynb #a6460492
-def read_weights(
+# %% ../nbs/22_training.ipynb #d80d1803
+def kept_weights(
     path: Path | str, # of a milestone or a checkpoint, a safetensors file
 ) -> tuple[dict[str, Tensor], dict[str, str]]: # weights of the model and header
     "Weights that a training has kept; a `ValueError` if they are not finite, a `DamagedFile` if they are damaged."
     tensors, header = load_tensors(path)
     weights = _part('model', tensors) or tensors
-    if wrong := not_finite(weights):
+    if wrong := not_finite_in(weights):
         raise ValueError(f'{path} holds weights that are not finite ({wrong[0]}): the training had diverged')
     return weights, header
 
@@ -623,7 +623,7 @@ def load_milestone(
     if not path.exists():
         there = ', '.join(map(str, milestone_steps(folder))) or 'none'
         raise FileNotFoundError(f'there is no {path}: kept are the weights of steps {there}')
-    weights, header = read_weights(path)
+    weights, header = kept_weights(path)
     if header.get('step', str(step)) != str(step):
         raise ValueError(f"{path} holds the weights of step {header['step']}: it was renamed")
     check_same_model(header, model, path)
@@ -808,7 +808,7 @@ def start_from(
     path: Path | str, # a milestone, or a checkpoint that is one file
 ) -> nn.Module:
     "Begin with the weights of another training, dropout and grid apart of the same model; a ValueError otherwise."
-    (held, header), weights = read_weights(Path(path).expanduser()), model.state_dict()
+    (held, header), weights = kept_weights(Path(path).expanduser()), model.state_dict()
     if wrong := misfits(weights, held):
         raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to "
                          'one grid')
