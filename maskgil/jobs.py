@@ -8,33 +8,43 @@ from __future__ import annotations
 import contextlib, dataclasses, importlib.util, json, os, re, signal, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from .checks import check_choice
+from .checks import check_choice, error_line
 from maskgil.core import (
-    as_ctrl_c, load_extensions, peak_memory, pick_device, pick_dtype, provenance, read_json, utc_now, write_json,
+    as_ctrl_c, fingerprint, load_extensions, peak_memory, pick_device, pick_dtype, provenance, read_json, utc_now,
+    weights_fingerprint, write_json,
 )
-from .processes import device_count, local_device, this_rank
+from maskgil.processes import (
+    device_count, end_with_parent, words_of_ending, local_device, perhaps_memory, place, settings_alone, this_rank,
+)
 from .data import image_grid, TokenSet
-from .tokenizers import load_tokenizer
-from .models import load_model, ModelConfig, parameter_count, training_flops
+from .tokenizers import load_tokenizer, TOKENIZERS
+from .models import load_model, model_config, ModelConfig, parameter_count, training_flops
 from .text import TEXTS, TextTokens
 from .pipeline import decode_tokens, draw_tokens
-from .losses import CausalObjective, MaskedObjective
-from .training import accumulation, fit, full_tensor, load_milestone, start_from, TrainConfig, TrainState
+from .losses import CausalObjective, check_number, MaskedObjective
+from maskgil.preflight import (
+    check_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
+)
+from maskgil.training import (
+    accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
+)
 from .shards import needs, OnlineTokens, open_source
-from .machines import choose_layout, hidden_share, this_machine
+from .machines import choose_layout, hidden_share, parameter_counts, this_machine
 
 # %% auto #0
-__all__ = ['PATHS', 'TRACKERS', 'Job', 'check_job', 'read_job', 'write_job', 'JsonLines', 'open_tracker', 'everything_hidden',
-           'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer', 'job_data', 'job_objective',
-           'job_config', 'process_group', 'job_record', 'run_job', 'failure', 'where_it_stands', 'launch', 'main',
-           'run_program', 'fitted_job', 'fit_on_all']
+__all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATHS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
+           'check_job', 'read_job', 'in_place', 'write_job', 'JsonLines', 'check_tracker', 'open_tracker',
+           'everything_hidden', 'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer',
+           'tokenizer_name', 'job_data', 'job_objective', 'job_config', 'process_group', 'job_record', 'job_options',
+           'check_model', 'check_files', 'check_tokenizer', 'check_beforehand', 'run_job', 'first_model', 'failure',
+           'where_it_stands', 'launch', 'main', 'run_program', 'fitted_job', 'check_handed_over', 'fit_on_all']
 
 # %% ../nbs/25_jobs.ipynb #c04081ba
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Job:
     model: dict[str, Any]              # of `load_model`: kind, size, recipe, tokenizer, classes, grid, ...
     train: dict[str, Any]              # of `TrainConfig`: steps, batch_size, learning_rate, ...
     tokens: str = ''                   # a token set, from `maskgil.shards`, or what `TextTokens.stored` wrote
+    content: str = ''                  # fingerprint that these have to have; empty: any
     images: str = ''                   # or a source of images, encoded in every step as the released code does
     resolution: int = 256              # of these images
     tokenizer_checkpoint: str = ''     # the tokenizer's file: for `images`, and for samples
@@ -61,17 +72,53 @@ class Job:
     norms_every: int = 100             # steps between norms of weights and activations; 0 never
     samples_every: int = 0             # steps between sheets of samples; 0 never
 
+# %% ../nbs/25_jobs.ipynb #80645a1e
+FIELD_KINDS: dict[str, Callable[[Any], bool]] = { # as fields are annotated
+    'str': lambda x: isinstance(x, str),
+    'bool': lambda x: isinstance(x, bool),
+    'int': lambda x: isinstance(x, int) and not isinstance(x, bool),
+    'float': lambda x: isinstance(x, (int, float)) and not isinstance(x, bool),
+    'dict': lambda x: isinstance(x, dict),
+}
+
+def of_kind(value: Any, kind: str) -> bool: # such as 'list[int]', 'tuple[int, int]', 'tuple[int, ...]', 'str | None'
+    "Whether a value from a JSON file is what a field is annotated with."
+    if kind.endswith(' | None'): return value is None or of_kind(value, kind.removesuffix(' | None'))
+    outer, _, inner = kind.rstrip(']').partition('[')
+    if outer not in ('list', 'tuple'): return FIELD_KINDS[outer](value)
+    items = inner.split(', ')
+    if not isinstance(value, (list, tuple)): return False
+    if outer == 'tuple' and '...' not in items and len(value) != len(items): return False
+    return all(of_kind(item, items[0]) for item in value)
+
+# %% ../nbs/25_jobs.ipynb #a15893ec
+def check_fields(
+    given: Any, # names and values
+    fields: dict[str, str], # name -> annotation
+    what: str, # of which these are, for the message
+) -> None:
+    "A `ValueError` for a name that is unknown, or a value of another kind."
+    if not isinstance(given, dict): raise ValueError(f'{what} takes names with values, not {given!r}')
+    for name, value in given.items():
+        kind = fields[check_choice(f'setting of {what}', name, fields)]
+        if not of_kind(value, kind): raise ValueError(f'{name} of {what} takes {kind}, not {value!r}')
+
+def fields_of(*types: type) -> dict[str, str]: # name -> annotation
+    "The fields of some dataclasses."
+    return {f.name: str(f.type) for of in types for f in dataclasses.fields(of)}
+
 # %% ../nbs/25_jobs.ipynb #4d74f426
+OF_LOAD_MODEL = dict(size='str', recipe='str', tokenizer='str', checkpoint='str | None') # beside a `ModelConfig`
+
 def check_job(
     given: dict[str, Any], # fields of `Job`
 ) -> Job:
-    "A job from a dictionary; what is misspelt or missing is named in a `ValueError`."
-    fields = {f.name: f for f in dataclasses.fields(Job)}
-    for name in given: check_choice('setting of a job', name, fields)
-    missing = [name for name in ('folder', 'model', 'train') if name not in given]
-    if missing: raise ValueError(f"a job needs {', '.join(missing)}")
-    settings = [f.name for f in dataclasses.fields(TrainConfig)]
-    for name in given['train']: check_choice('field of train', name, settings)
+    "A job from a dictionary; what is misspelt, missing or of another kind is named in a `ValueError`."
+    check_fields(given, fields_of(Job), 'a job')
+    if missing := [name for name in ('folder', 'model', 'train') if name not in given]:
+        raise ValueError(f"a job needs {', '.join(missing)}")
+    check_fields(given['train'], fields_of(TrainConfig), 'train')
+    check_fields(given['model'], fields_of(ModelConfig) | OF_LOAD_MODEL, 'model')
     job = Job(**given)
     if bool(job.tokens) == bool(job.images): raise ValueError('a job needs either tokens or images')
     return job
@@ -83,17 +130,27 @@ PATHS = ('folder', 'tokens', 'images', 'tokenizer_checkpoint', 'start') # fields
 def read_job(
     path: Path | str, # of config.json
 ) -> Job:
-    "Read a configuration; relative paths in it start at its folder."
-    given, here = read_json(path), Path(path).resolve().parent
-    absolute = {name: str(here/Path(given[name]).expanduser()) for name in PATHS if given.get(name)}
-    return check_job(given | absolute)
+    "Read a configuration; relative paths in it start at its folder. A `ValueError` or an `OSError` names the file."
+    try: return in_place(check_job(read_json(path)), Path(path).resolve().parent)
+    except ValueError as e:
+        raise (e if str(path) in str(e) else ValueError(f'{path}: {e}')) from None
+
+def in_place(
+    job: Job,
+    here: Path, # where relative paths start
+) -> Job:
+    "The same with absolute paths, `~` written out."
+    paths: dict[str, Any] = {name: getattr(job, name) for name in PATHS if getattr(job, name)}
+    for name, path in paths.items(): paths[name] = str(here/Path(path).expanduser())
+    return dataclasses.replace(job, **paths)
 
 # %% ../nbs/25_jobs.ipynb #11bd969a
 def write_job(
     job: Job,
     path: Path | str | None = None, # `config.json` in the job's folder if None
 ) -> Path: # the file
-    "Write a configuration."
+    "Write a configuration, with absolute paths: it lies elsewhere than this process."
+    job = in_place(job, Path.cwd())
     return write_json(path or Path(job.folder)/'config.json', dataclasses.asdict(job))
 
 # %% ../nbs/25_jobs.ipynb #135988e6
@@ -108,7 +165,7 @@ class JsonLines:
     def store_init_configuration(self, values: dict) -> None: pass
 
     def log(self, values: dict, step: int) -> None:
-        with open(self.path, 'a') as file: file.write(json.dumps(dict(step=step, **values)) + '\n')
+        with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(dict(step=step, **values)) + '\n')
 
     def log_images(self, values: dict, step: int) -> None: # name -> (1 H W 3) uint8
         for name, images in values.items():
@@ -123,6 +180,16 @@ TRACKERS: dict[str, dict] = { # and what each needs to know about images
     'wandb': {}, 'comet_ml': {}, 'mlflow': {}, 'aim': {}, 'clearml': {}, 'dvclive': {}, 'swanlab': {}, 'trackio': {},
 }
 
+# %% ../nbs/25_jobs.ipynb #38fd11cb
+def check_tracker(
+    name: str, # one of `TRACKERS`
+) -> str: # the one that is meant
+    "A `ValueError` for an unknown tracker, a `ModuleNotFoundError` for one whose package is missing."
+    if check_choice('tracker', name, TRACKERS) == 'default':
+        name = 'tensorboard' if importlib.util.find_spec('tensorboard') else 'jsonl'
+    if name != 'jsonl': needs(name, name, f"the tracker '{name}'")
+    return name
+
 # %% ../nbs/25_jobs.ipynb #189ffc58
 def open_tracker(
     name: str, # one of `TRACKERS`
@@ -130,8 +197,7 @@ def open_tracker(
     settings: dict[str, Any], # of the run; flat
 ) -> Any: # accelerate's interface: log, log_images, finish
     "Start a tracker; one whose package is missing says what to install."
-    if check_choice('tracker', name, TRACKERS) == 'default':
-        name = 'tensorboard' if importlib.util.find_spec('tensorboard') else 'jsonl'
+    name = check_tracker(name)
     tracker = JsonLines('', str(folder)) if name == 'jsonl' else _from_accelerate(name, folder)
     tracker.start()
     plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in settings.items()}
@@ -141,7 +207,6 @@ def open_tracker(
 # %% ../nbs/25_jobs.ipynb #cb9092a6
 def _from_accelerate(name: str, folder: Path | str) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    needs(name, name, f"the tracker '{name}'")
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     return kind('maskgil', logging_dir=str(folder)) if kind.requires_logging_directory else kind('maskgil')
 
@@ -232,7 +297,9 @@ def job_tokenizer(job: Job) -> nn.Module | None:
     "The tokenizer, if images are encoded or samples are drawn."
     if not (job.images or job.samples_every): return None
     file, device = job.tokenizer_checkpoint or None, pick_device(job.device)
-    return load_tokenizer(job.model['tokenizer'], checkpoint=file, device=device)
+    return load_tokenizer(tokenizer_name(job), checkpoint=file, device=device)
+
+def tokenizer_name(job: Job) -> str: return job.model.get('tokenizer', 'llamagen-vq') # as `load_model` has it
 
 # %% ../nbs/25_jobs.ipynb #520d490e
 def job_data(
@@ -241,15 +308,22 @@ def job_data(
 ) -> TokenSet | TextTokens | OnlineTokens:
     "What is trained on."
     if not job.tokens: return OnlineTokens(open_source(job.images), tokenizer, job.resolution, job.device)
-    if (Path(job.tokens)/TEXTS).is_file(): return TextTokens.load(job.tokens, local_device(job.device))
-    return TokenSet.load(job.tokens)
+    texts = (Path(job.tokens)/TEXTS).is_file()
+    data = TextTokens.load(job.tokens, local_device(job.device)) if texts else TokenSet.load(job.tokens)
+    if job.content and fingerprint(data_identity(data)) != job.content:
+        raise ValueError(f'the tokens in {job.tokens} are others than those the training was asked for: part of them, '
+                         'or changed since')
+    return data
 
 # %% ../nbs/25_jobs.ipynb #0a5fd87d
 def job_objective(
     job: Job,
     config: ModelConfig,
 ) -> CausalObjective | MaskedObjective:
-    "What is learned: the next token, or the hidden ones."
+    "What is learned: the next token, or the hidden ones. A `ValueError` for a field that it does not have."
+    fields = fields_of(CausalObjective if config.causal else MaskedObjective)
+    fields.pop('mask_id', None) # the model's
+    check_fields(job.objective, fields, 'objective')
     return CausalObjective(**job.objective) if config.causal else MaskedObjective(config.mask_id, **job.objective)
 
 # %% ../nbs/25_jobs.ipynb #1380f319
@@ -258,9 +332,11 @@ def job_config(
     ranks: int = 1,
 ) -> TrainConfig:
     "How long and how fast to train; a share that a rank cannot hold at once is cut into pieces."
+    if 'steps' not in job.train: raise ValueError('train needs steps')
     betas = tuple(job.train.get('betas', TrainConfig.betas))
     config = TrainConfig(**job.train | dict(betas=betas))
-    if not job.images_at_once: return config
+    check_settings(config, job.milestones)
+    if not check_number('images_at_once', job.images_at_once, 0, whole=True): return config
     return dataclasses.replace(config, accumulate=accumulation(config.batch_size, ranks, job.images_at_once))
 
 # %% ../nbs/25_jobs.ipynb #e93b9a50
@@ -270,7 +346,7 @@ def process_group(
 ) -> Iterator[int]: # the number of ranks
     "Ranks that know each other, from before the data to after the training."
     from accelerate import PartialState
-    state = PartialState(cpu=pick_device(device).type == 'cpu')
+    with settings_alone(): state = PartialState(cpu=pick_device(device).type == 'cpu')
     yield state.num_processes
     state.wait_for_everyone() # none leaves while another still writes
     if state.num_processes > 1: state.destroy_process_group()
@@ -298,18 +374,76 @@ def job_record(
         provenance=provenance(job.device),
     )
 
+# %% ../nbs/25_jobs.ipynb #02f7559a
+def job_options(job: Job) -> dict[str, Any]: # of `load_model`
+    "A model's options as they were before they became JSON."
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in job.model.items()}
+
+def check_model(job: Job) -> ModelConfig:
+    "The model's configuration; a `ValueError` for one that cannot be built."
+    if 'kind' not in job.model: raise ValueError('model needs a kind: maskgil, llamagen or maskgit-transformer')
+    config = model_config(**{k: v for k, v in job_options(job).items() if k != 'checkpoint'})
+    sizes = ['layers', 'heads', 'width', 'codebook_size'] + ['classes'] * (not config.text_width)
+    for name in sizes:
+        check_number(f'{name} of the model', getattr(config, name), 1, whole=True)
+    for side in config.grid: check_number('a side of the grid', side, 1, whole=True)
+    for name in ('dropout', 'token_dropout'): check_number(f'{name} of the model', getattr(config, name), 0, below=1)
+    if config.width % config.heads: raise ValueError(f'{config.heads} heads do not divide a width of {config.width}')
+    return config
+
+# %% ../nbs/25_jobs.ipynb #f49a5c78
+def check_files(job: Job) -> None:
+    "A `FileNotFoundError` for a file that a job names and that is not there."
+    named = {name: getattr(job, name) for name in ('tokenizer_checkpoint', 'start', 'images')}
+    for name, file in (named | dict(checkpoint=job.model.get('checkpoint'))).items():
+        if file and not Path(file).expanduser().exists(): raise FileNotFoundError(f'{name}: there is no {file}')
+    if job.tokens and not any((Path(job.tokens)/name).is_file() for name in ('tokens.npy', TEXTS)):
+        raise FileNotFoundError(f'tokens: {job.tokens} holds no finished tokens, neither tokens.npy nor {TEXTS}: '
+                                'python -m maskgil.shards makes them')
+
+def check_tokenizer(job: Job, config: ModelConfig) -> None:
+    "A `ValueError`, if images cannot be encoded or samples not be drawn."
+    if not (job.images or job.samples_every): return
+    name = tokenizer_name(job)
+    if not job.tokenizer_checkpoint and not name.startswith('smoke-'):
+        raise ValueError(f"tokenizer_checkpoint is missing: without its file '{name}' would have random weights")
+    if job.samples_every and config.text_width: raise ValueError('samples_every needs a model of classes: set it to 0')
+    if job.samples_every and config.codebook_size > (codes := TOKENIZERS[name].codebook_size):
+        raise ValueError(f"samples_every: the model has {config.codebook_size} codes, and '{name}', which would decode "
+                         f'them, {codes}')
+
+# %% ../nbs/25_jobs.ipynb #b9fd5069
+def check_beforehand(job: Job) -> tuple[ModelConfig, CausalObjective | MaskedObjective]:
+    "All that can be refused before weights and data are read: a `ValueError`, an `OSError` or a missing package."
+    ranks, config = ranks_to_be(), check_model(job)
+    training, objective = job_config(job, ranks), job_objective(job, config)
+    try: device = pick_device(job.device)
+    except RuntimeError as e: raise ValueError(f"unknown device '{job.device}': {str(e).splitlines()[0]}") from None
+    if local_device(job.device) and pick_dtype(job.dtype, device): check_fit_options(**_options_of_fit(job))
+    for name in ('norms_every', 'samples_every'): check_number(name, getattr(job, name), 0, whole=True)
+    for name in job.trackers: check_tracker(name)
+    check_files(job)
+    check_tokenizer(job, config)
+    if place().rank == 0:
+        weights = 4 * parameter_counts(config)[0]
+        check_folder(Path(job.folder), weights * (4 if training.ema else 3))
+    return config, objective
+
+def _options_of_fit(job: Job) -> dict[str, Any]: # that `fit` looks at itself
+    return dict(folder=job.folder, strategy=job.strategy, save_seconds=job.save_seconds, log_every=job.log_every)
+
 # %% ../nbs/25_jobs.ipynb #8d405a02
 def run_job(job: Job) -> list[dict[str, float]]: # the history
     "Train on this rank; the first writes `record.json`."
-    started = time.monotonic()
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in job.model.items()}
-    model: Any = load_model(**options, seed=job_config(job).seed)
-    if job.start: start_from(model, job.start)
-    objective, tokenizer = job_objective(job, model.config), job_tokenizer(job)
+    started, job = time.monotonic(), in_place(job, Path.cwd())
+    config, objective = check_beforehand(job)
+    model, tokenizer = first_model(job), job_tokenizer(job)
     monitor = Monitor(job, tokenizer)
     with process_group(job.device) as ranks:
+        data = job_data(job, tokenizer)
+        monitor.open = monitor.start() if this_rank() == 0 else [] # a tracker that cannot start says so now
         history = fit(
-            model, objective, job_data(job, tokenizer), job_config(job, ranks), job.folder, job.milestones,
+            model, objective, data, job_config(job, ranks), job.folder, job.milestones,
             job.device, job.dtype, job.save_seconds, job.log_every,
             strategy=job.strategy, compile=job.compile, on_log=monitor,
         )
@@ -318,6 +452,12 @@ def run_job(job: Job) -> list[dict[str, float]]: # the history
             record = job_record(job, model, history, ranks, time.monotonic() - started)
             write_json(Path(job.folder)/'record.json', record)
     return history
+
+def first_model(job: Job) -> Any: # an image model
+    "The model as the training begins with it; what it begins with, other than fresh weights, it knows."
+    model: Any = load_model(**job_options(job), seed=job_config(job).seed)
+    if job.model.get('checkpoint'): model.started_from = weights_fingerprint(model)
+    return start_from(model, job.start) if job.start else model
 
 # %% ../nbs/25_jobs.ipynb #76c883a0
 def failure(
@@ -333,21 +473,34 @@ def failure(
 
 # %% ../nbs/25_jobs.ipynb #305fc703
 def _ending(code: int, messages: list[str], log: str) -> str:
-    if code >= 0: return messages[0] if messages else f'ended with code {code}'
+    if code >= 0: return messages[0] if messages else words_of_ending(code, log.splitlines())
     last_words = re.search(r'(?m)(terminate called|Fatal Python error).*', log) # of a process that aborts
-    return f'was killed by {signal.Signals(-code).name}' + (f' ({last_words[0]})' if last_words else '')
+    return words_of_ending(code) + (f' ({last_words[0]})' if last_words else '')
 
 # %% ../nbs/25_jobs.ipynb #bf0f5dcb
 def where_it_stands(
     folder: Path, # of a job
 ) -> str:
     "The step of the last checkpoint, in words."
-    from safetensors import safe_open
-    step = None
-    if (folder/'checkpoint.json').exists(): step = read_json(folder/'checkpoint.json')['step']
-    elif (folder/'checkpoint.safetensors').exists():
-        with safe_open(folder/'checkpoint.safetensors', 'pt') as file: step = file.metadata()['step']
-    return f'the same call goes on from step {step}' if step else 'there is no checkpoint yet'
+    step = last_step(folder)
+    return 'there is no checkpoint yet' if step is None else f'the same call goes on from step {step}'
+
+# %% ../nbs/25_jobs.ipynb #dee23e46
+TORCHRUN = ('from maskgil.processes import end_with_parent; end_with_parent(); '
+            'from torch.distributed.run import main; main()')
+
+def _run_ranks(job: Job, ranks: int, log: Path) -> int: # exit code
+    "Start torchrun and wait for it."
+    launcher = [sys.executable, '-c', TORCHRUN, '--standalone', '--nproc-per-node', str(ranks)]
+    command = [*launcher, '-m', 'maskgil.jobs', str(write_job(job))]
+    environment = dict(OMP_NUM_THREADS='1') | os.environ
+    with open(log, 'a') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+    try: return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
 
 # %% ../nbs/25_jobs.ipynb #db093d3e
 def launch(
@@ -355,20 +508,19 @@ def launch(
     processes: int = 0, # on this machine; 0 is one for each GPU
 ) -> dict[str, Any]: # the record
     "Run a job on all GPUs of this machine in processes of their own; `RuntimeError` if one of them fails."
-    folder, ranks = Path(job.folder), str(processes or device_count())
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', ranks]
-    command = [*torchrun, '-m', 'maskgil.jobs', str(write_job(job))]
-    environment = dict(OMP_NUM_THREADS='1') | os.environ
-    with open(folder/'log.txt', 'w') as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    try: code = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
-    if not code: return read_json(folder/'record.json')
-    what = failure((folder/'log.txt').read_text())
-    raise RuntimeError(f"{what}; {where_it_stands(folder)}. All output: {folder/'log.txt'}")
+    job = in_place(job, Path.cwd())
+    folder, record = Path(job.folder), Path(job.folder)/'record.json'
+    folder.mkdir(parents=True, exist_ok=True)
+    log, record_before = folder/'log.txt', record.with_name('record-before.json')
+    begins = log.stat().st_size if log.exists() else 0
+    if record.exists(): os.replace(record, record_before)
+    code = _run_ranks(job, processes or device_count(), log)
+    if not code: return read_json(record)
+    with open(log, encoding='utf-8', errors='replace') as file:
+        file.seek(begins)
+        what = failure(file.read())
+    hint = perhaps_memory(-signal.SIGKILL) if signal.SIGKILL.name in what else ''
+    raise RuntimeError(f'{what}; {where_it_stands(folder)}. All output: {log}{hint}')
 
 # %% ../nbs/25_jobs.ipynb #591889d7
 def main(
@@ -376,17 +528,21 @@ def main(
 ) -> None:
     "Run a job's configuration on this rank; what goes wrong is one line, and the process ends."
     try:
-        with as_ctrl_c('SIGTERM', 'SIGUSR1'): run_job(read_job(path))
+        with as_ctrl_c('SIGTERM', 'SIGUSR1'):
+            load_extensions()
+            run_job(read_job(path))
     except KeyboardInterrupt as e: sys.exit(f'maskgil.jobs: stopped by {e or "SIGINT"}; start again to go on')
-    except (ValueError, OSError, FloatingPointError) as e:
-        print(f'maskgil.jobs: {type(e).__name__}: {e}', file=sys.stderr, flush=True)
+    except Exception as e:
+        if os.environ.get('MASKGIL_DEBUG'): raise
+        line = f'maskgil.jobs: {error_line(e)}'.encode('utf-8', 'backslashreplace').decode()
+        print(line, file=sys.stderr, flush=True)
         sys.exit(1)
 
 # %% ../nbs/25_jobs.ipynb #10ec65c2
 def run_program() -> None:
     "The command line: one configuration, then the end of the process."
     if len(sys.argv) != 2: sys.exit('usage: torchrun --nproc-per-node GPUS -m maskgil.jobs config.json')
-    load_extensions()
+    if 'TORCHELASTIC_RUN_ID' in os.environ: end_with_parent() # that is torchrun
     main(sys.argv[1])
     sys.stdout.flush(), sys.stderr.flush()
     # all is written; gloo's threads can abort an interpreter that takes itself apart (pytorch/pytorch#179291)
@@ -419,6 +575,27 @@ def fitted_job(
     )
     return fitted, layout.ranks
 
+# %% ../nbs/25_jobs.ipynb #50269157
+def check_handed_over(
+    model: Any, # an image model
+    options: dict[str, Any], # of `load_model`, that made it
+    objective: Any,
+    config: TrainConfig,
+    milestones: Sequence[int],
+    start: Path | str, # weights to begin with
+) -> None:
+    "A `ValueError`, if other processes would train something else."
+    if type(objective) not in (CausalObjective, MaskedObjective):
+        raise ValueError(f'{type(objective).__name__} cannot be handed to other processes: train in this one with '
+                         'maskgil.training.fit')
+    with torch.device('meta'): again = load_model(**options | dict(checkpoint=None, device='meta'))
+    if found := differences(model_identity(model), model_identity(again)):
+        raise ValueError(f'the options are not those of the model ({in_words(found)})')
+    if hasattr(model, 'started_from') and not (start or options.get('checkpoint')):
+        raise ValueError('the model begins with weights that other processes do not have: name their file by `start`')
+    if config.steps not in milestones:
+        raise ValueError(f'the last step, {config.steps}, has to be among the milestones')
+
 # %% ../nbs/25_jobs.ipynb #ae34aed9
 def fit_on_all(
     model: Any, # an image model; gets the weights of the last step
@@ -437,9 +614,12 @@ def fit_on_all(
     if processes == 1 and pick_device(device).type == 'cpu':
         if start: start_from(model, start)
         return fit(model, objective, data, config, folder, milestones, device, dtype, name=name)
+    folder = Path(folder).expanduser().absolute()
+    check_handed_over(model, options, objective, config, milestones, start)
+    check_training(model, objective, data, config, folder, milestones, dtype)
     fields = {k: v for k, v in dataclasses.asdict(objective).items() if k != 'mask_id'}
     job = Job(
-        str(folder), options, dataclasses.asdict(config), objective=fields,
+        str(folder), options, dataclasses.asdict(config), content=fingerprint(data_identity(data)), objective=fields,
         start=str(start), milestones=list(milestones), device=device, dtype=dtype,
     )
     fitted, ranks = fitted_job(job, model.config, processes, name)

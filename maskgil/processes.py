@@ -15,10 +15,10 @@ from torch import Tensor
 from .core import pick_device
 
 # %% auto #0
-__all__ = ['PLACES', 'NO_TASKS', 'OF_ACCELERATE', 'OF_MPI', 'HARMLESS', 'whole_number', 'Numbers', 'Place', 'place',
+__all__ = ['PLACES', 'NO_TASKS', 'OF_ACCELERATE', 'OF_MPI', 'HARMLESS', 'variable_number', 'Numbers', 'Place', 'place',
            'left_to_others', 'local_device', 'device_count', 'settings_alone', 'rank_count', 'this_rank',
-           'all_reduce_sum', 'all_gather', 'broadcast', 'Shares', 'how_it_ended', 'perhaps_memory', 'end_with_parent',
-           'Child', 'first_failure', 'run_here']
+           'all_reduce_sum', 'all_gather', 'broadcast', 'Shares', 'words_of_ending', 'perhaps_memory',
+           'end_with_parent', 'Child', 'first_failure', 'run_here']
 
 # %% ../nbs/02_processes.ipynb #82713c37
 PLACES = ( # rank, ranks, and the rank on its own machine
@@ -30,8 +30,8 @@ PLACES = ( # rank, ranks, and the rank on its own machine
     ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID'),                        # srun
 )
 
-# %% ../nbs/02_processes.ipynb #9d2dbaed
-def whole_number(
+# %% ../nbs/02_processes.ipynb #30f39657
+def variable_number(
     name: str, # of a variable of the environment
     least: int = 0,
     default: int | None = None, # where the variable is missing or empty
@@ -45,7 +45,7 @@ def whole_number(
                                         'set it right, or unset it')
     return number
 
-# %% ../nbs/02_processes.ipynb #da11868e
+# %% ../nbs/02_processes.ipynb #84966cff
 NO_TASKS = ('4294967290', '4294967291', '4294967292') # SLURM_STEP_ID of a shell, of a batch script, of an extern step
 
 def _at_a_terminal() -> bool: return bool(sys.stdin and not sys.stdin.closed and sys.stdin.isatty())
@@ -56,7 +56,7 @@ def _shares_work(launcher: tuple[str, str, str]) -> bool: # whether a row of `PL
     of_slurm = rank.startswith('SLURM')
     if of_slurm and (os.environ.get('SLURM_STEP_ID') in NO_TASKS or _at_a_terminal()): return False
     given = [name for name in (rank, ranks) if os.environ.get(name, '').strip()]
-    if len(given) == 1 and (whole_number(given[0], 0) or 0) > (given[0] == ranks):
+    if len(given) == 1 and (variable_number(given[0], 0) or 0) > (given[0] == ranks):
         missing = ranks if given[0] == rank else rank
         raise ValueError(f'{given[0]}={os.environ[given[0]]} is in the environment and {missing} is not: '
                          f'set both, or unset {given[0]}')
@@ -81,7 +81,7 @@ def place() -> Place: # rank, ranks
     "Where this process stands among those that share the work; a `ValueError` if the environment makes no sense."
     launcher = next(filter(_shares_work, PLACES), None)
     if launcher is None: return Place(0, 1)
-    found = Place(whole_number(launcher[0]) or 0, whole_number(launcher[1], 1) or 1)
+    found = Place(variable_number(launcher[0]) or 0, variable_number(launcher[1], 1) or 1)
     found.launcher = launcher
     if found.rank >= found.ranks: raise ValueError(f'there is no {found}: unset them, or start again')
     return found
@@ -106,12 +106,12 @@ def local_device(
     gpus = torch.cuda.device_count()
     if (found.index or 0) >= gpus: raise ValueError(f"there is no device '{found}': torch sees {gpus} GPUs here")
     if found.index is not None: return found
-    return torch.device('cuda', max(0, whole_number(local[0], -1, 0) or 0) % gpus) # -1 is no rank
+    return torch.device('cuda', max(0, variable_number(local[0], -1, 0) or 0) % gpus) # -1 is no rank
 
 # %% ../nbs/02_processes.ipynb #1565034a
 def device_count() -> int: # at least 1
     "Processes that share the work of a study: one for each GPU, or `MASKGIL_PROCESSES`."
-    return whole_number('MASKGIL_PROCESSES', 1) or max(1, torch.cuda.device_count())
+    return variable_number('MASKGIL_PROCESSES', 1) or max(1, torch.cuda.device_count())
 
 # %% ../nbs/02_processes.ipynb #a6a649b1
 OF_ACCELERATE = ('ACCELERATE_', 'FSDP_', 'DEEPSPEED_', 'MEGATRON_LM_', 'PARALLELISM_CONFIG_') # how names begin
@@ -198,8 +198,8 @@ class Shares:
         dist.all_gather_object(pieces, piece, group=self.group)
         return pieces
 
-# %% ../nbs/02_processes.ipynb #4b0940c8
-def how_it_ended(
+# %% ../nbs/02_processes.ipynb #3f0c5704
+def words_of_ending(
     code: int, # of a process: negative is a signal
     said: Sequence[str] = (), # its last lines
 ) -> str:
@@ -268,5 +268,6 @@ def run_here(
     for child in children: child.listener.join(2)
     if failed is None: return
     code = failed.process.returncode
-    raise RuntimeError(f'process {failed.rank} of {processes} {how_it_ended(code, failed.said)}; start again to make '
+    how = words_of_ending(code, failed.said)
+    raise RuntimeError(f'process {failed.rank} of {processes} {how}; start again to make '
                        f'what is missing{perhaps_memory(code)}')

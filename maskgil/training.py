@@ -25,7 +25,7 @@ from .kept import load_tensors, save_tensors
 from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
 from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, Objective
 from maskgil.preflight import (
-    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite,
+    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite_in,
     settings_fingerprint, TrainConfig, training_identity,
 )
 
@@ -36,10 +36,10 @@ __all__ = ['CHECKPOINT_FILES', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'lear
            'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_step',
            'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer', 'add_gradients',
            'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
-           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'read_weights',
+           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'kept_weights',
            'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
-           'first_state', 'Logbook', 'make_accelerator', 'fit', 'start_from', 'CausalObjective', 'MaskedObjective',
-           'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
+           'first_state', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from', 'CausalObjective',
+           'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
@@ -144,7 +144,7 @@ def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     start = f'{prefix}.'
     return {name[len(start):]: tensor for name, tensor in tensors.items() if name.startswith(start)}
 
-# %% ../nbs/22_training.ipynb #c8a93379
+# %% ../nbs/22_training.ipynb #6e081a27
 def identity_header(identity: dict[str, Any]) -> dict[str, str]: # what safetensors can hold: text
     "The identity of a training beside its weights."
     return dict(settings=fingerprint(identity), identity=json.dumps(identity))
@@ -158,7 +158,9 @@ def check_identity(
     again = 'give another folder, or delete it to start again'
     if 'identity' not in header:
         raise ValueError(f'{path} was written by an earlier version, which did not note what it belongs to: {again}')
-    found = differences(json.loads(header['identity']), json.loads(json.dumps(identity)))
+    try: kept = json.loads(header['identity'])
+    except ValueError: raise DamagedFile(f'{path} is damaged: {again}') from None
+    found = differences(kept, json.loads(json.dumps(identity)))
     if not found: return
     raise ValueError(f'{path} was made with other settings, data or another model ({in_words(found)}): {again}')
 
@@ -192,7 +194,7 @@ class TrainState:
 
     def spoilt(self) -> list[str]: # names
         "Weights, averages and moments that are not finite."
-        return not_finite({name: x for name, x in self.tensors().items() if not name.startswith(('rng.', 'extra.'))})
+        return not_finite_in({name: x for name, x in self.tensors().items() if not name.startswith(('rng.', 'extra.'))})
 
     def header(self, identity: dict[str, Any]) -> dict[str, str]: # what safetensors can hold: text
         "The rest; `identity` is that of the training it can be resumed by."
@@ -564,7 +566,7 @@ def save_milestone(
     "Keep the weights of this step as `weights-<step>.safetensors`; `NotFinite` if they are not."
     held = state.average or state.model.state_dict()
     weights = {name: full_tensor(weight.detach()).cpu().contiguous() for name, weight in held.items()}
-    if wrong := not_finite(weights):
+    if wrong := not_finite_in(weights):
         raise NotFinite(f'after step {state.step} {wrong[0]} is not finite; it was not kept')
     if not first: return
     header = dict(step=str(state.step)) | (identity_header(identity) if identity else {})
@@ -599,14 +601,14 @@ def check_same_model(
     if found := differences(computes(kept), computes(here)):
         raise ValueError(f'{path} holds the weights of another model ({in_words(found)})')
 
-# %% ../nbs/22_training.ipynb #a6460492
-def read_weights(
+# %% ../nbs/22_training.ipynb #d80d1803
+def kept_weights(
     path: Path | str, # of a milestone or a checkpoint, a safetensors file
 ) -> tuple[dict[str, Tensor], dict[str, str]]: # weights of the model and header
     "Weights that a training has kept; a `ValueError` if they are not finite, a `DamagedFile` if they are damaged."
     tensors, header = load_tensors(path)
     weights = _part('model', tensors) or tensors
-    if wrong := not_finite(weights):
+    if wrong := not_finite_in(weights):
         raise ValueError(f'{path} holds weights that are not finite ({wrong[0]}): the training had diverged')
     return weights, header
 
@@ -621,7 +623,7 @@ def load_milestone(
     if not path.exists():
         there = ', '.join(map(str, milestone_steps(folder))) or 'none'
         raise FileNotFoundError(f'there is no {path}: kept are the weights of steps {there}')
-    weights, header = read_weights(path)
+    weights, header = kept_weights(path)
     if header.get('step', str(step)) != str(step):
         raise ValueError(f"{path} holds the weights of step {header['step']}: it was renamed")
     check_same_model(header, model, path)
@@ -630,7 +632,7 @@ def load_milestone(
     model.load_state_dict(weights)
     return model.eval()
 
-# %% ../nbs/22_training.ipynb #a8d3ea98
+# %% ../nbs/22_training.ipynb #598f47e1
 def check_milestones(
     folder: Path,
     milestones: Sequence[int], # that are asked for
@@ -641,8 +643,10 @@ def check_milestones(
     there = milestone_steps(folder)
     for kept in there: check_identity(header_of(milestone_file(folder, kept)), identity, milestone_file(folder, kept))
     passed = [number for number in milestones if number < step and number not in there]
-    if passed: raise ValueError(f'{milestone_file(folder, passed[0])} is not there, and the checkpoint stands at step '
-                                f'{step}, beyond it: delete the checkpoint to start again, or ask for other milestones')
+    if not passed: return
+    checkpoints = ' and '.join(map(str, checkpoints_in(folder)))
+    raise ValueError(f'{milestone_file(folder, passed[0])} is not there, and the training stands beyond it, at step '
+                     f'{step}: ask for other milestones, or delete {checkpoints} to start again')
 
 # %% ../nbs/22_training.ipynb #849dee43
 def wrap_ddp(step_module: Step, accelerator: Any) -> nn.Module:
@@ -733,9 +737,11 @@ def make_accelerator(
     if wrong: raise ValueError(f'accelerate is set up otherwise in this process ({in_words(wrong)}): start another')
     return made
 
-# %% ../nbs/22_training.ipynb #7c63b360
-def _whole_settings(folder: Path | str | None, strategy: str, save_seconds: float, log_every: int) -> Path | None:
-    "The folder, wherever the process goes later; a `ValueError` for what `fit` cannot use."
+# %% ../nbs/22_training.ipynb #c0abdcac
+def check_fit_options(
+    folder: Path | str | None, strategy: str, save_seconds: float, log_every: int, # as for `fit`
+) -> Path | None: # the folder, wherever the process goes later
+    "A `ValueError` for what `fit` cannot use."
     check_choice('strategy', strategy, STRATEGIES)
     check_number('log_every', log_every, 1, whole=True)
     if save_seconds != math.inf: check_number('save_seconds', save_seconds, 0)
@@ -759,7 +765,7 @@ def fit(
     on_log: Callable[[TrainState, dict[str, float]], None] | None = None, # gets each row and the speed, on every rank
 ) -> list[dict[str, float]]: # one row for each logged step
     "Train; if `folder` has a checkpoint of the same training, go on from it. What cannot work is refused at once."
-    folder = _whole_settings(folder, strategy, save_seconds, log_every)
+    folder = check_fit_options(folder, strategy, save_seconds, log_every)
     check_training(model, objective, data, config, folder, milestones, dtype)
     set_seed(config.seed)
     accelerator = make_accelerator(device)
@@ -771,7 +777,7 @@ def fit(
     keeper = CheckpointKeeper(folder, identity, accelerator, strategy == 'fsdp', save_seconds)
 
     bar_options = dict(desc=name, unit='step', mininterval=1, disable=not first_rank)
-    with alone_in(folder) if folder and first_rank else contextlib.nullcontext():
+    with alone_in(folder, wait=ranks == 1) if folder and first_rank else contextlib.nullcontext():
         keeper.load(state)
         if folder: _complete_milestones(state, folder, milestones, identity, first_rank)
         with progress(total=config.steps, initial=state.step, **bar_options) as bar, keeper.saving(state):
@@ -802,7 +808,7 @@ def start_from(
     path: Path | str, # a milestone, or a checkpoint that is one file
 ) -> nn.Module:
     "Begin with the weights of another training, dropout and grid apart of the same model; a ValueError otherwise."
-    (held, header), weights = read_weights(Path(path).expanduser()), model.state_dict()
+    (held, header), weights = kept_weights(Path(path).expanduser()), model.state_dict()
     if wrong := misfits(weights, held):
         raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to "
                          'one grid')
