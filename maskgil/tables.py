@@ -10,6 +10,7 @@ from typing import Any, Iterable, Iterator
 
 import pandas as pd
 
+from .checks import printable
 from .models import SIZE_ROWS
 from .profiles import PROFILES
 from .records import Record, SOURCES, latest
@@ -36,7 +37,7 @@ def data_label(record: Record) -> str:
     "Data set and resolution, as a table's head says it, and what sets the run apart: equal labels share a column."
     source = str(record.settings.get('data.source', ''))
     known = dict(openmoji='OpenMoji', imagenet='ImageNet')
-    name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
+    name = known.get(source, 'ImageNet' if record.profile == 'paper' else printable(Path(source).name))
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
     return ', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart])
