@@ -134,7 +134,8 @@ def show_table(
     row = STUDIES[check_choice('study', study, STUDIES)]
     table = _named(row.tables, title, 'table', lambda t: t.title)
     if profile is not None: check_choice('profile', profile, PROFILES)
-    frame = table.make(gather_evidence(table.study or study, profile)).map(_as_shown)
+    made = table.make(gather_evidence(table.study or study, profile))
+    frame = made.map(_as_shown).rename(columns=_as_shown)
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_rows', None):
         print(frame.to_string(index=False))
 

@@ -37,10 +37,10 @@ def data_label(record: Record) -> str:
     "Data set and resolution, as a table's head says it, and what sets the run apart: equal labels share a column."
     source = str(record.settings.get('data.source', ''))
     known = dict(openmoji='OpenMoji', imagenet='ImageNet')
-    name = known.get(source, 'ImageNet' if record.profile == 'paper' else printable(Path(source).name))
+    name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
-    return ', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart])
+    return printable(', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart]))
 
 # %% ../nbs/42_tables.ipynb #9484a71c
 COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
