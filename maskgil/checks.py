@@ -237,7 +237,7 @@ def _declared_names(cell: str) -> set[str]: # none in another kind of cell
 def _parameters_at(history: list[str]) -> int | None: # where in the history; None: nowhere
     declaring = [(at, len(names)) for at, cell in enumerate(history) if (names := _declared_names(cell))]
     most = max((number for _, number in declaring), default=0)
-    return max((at for at, number in declaring if 2 * number >= most), default=None)
+    return max((at for at, number in declaring if 2 * number > most), default=None)
 
 # %% ../nbs/00_checks.ipynb #e364f241
 def _declared_in(namespace: dict[str, Any], history: list[str]) -> dict[str, Declared]:

@@ -476,19 +476,20 @@ COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it d
 # %% ../nbs/58_cli.ipynb #a10b1c5c
 def main(argv: list[str] | None = None) -> None:
     "Run one of `COMMANDS`."
-    as_program(lambda: run_command(argv))
+    as_program(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
-def run_command(argv: list[str] | None) -> None:
+def run_command(argv: list[str]) -> None:
     described = '; '.join(f'{name}: {what}' for name, (_, what) in COMMANDS.items())
     parser = OneLineParser(prog='python -m maskgil.cli', epilog=described)
     parser.add_argument('command', help=f"one of {', '.join(COMMANDS)}")
-    parser.add_argument('options', nargs='...', help="see 'COMMAND --help'")
-    given = parser.parse_args(argv)
-    try: check_choice('command', given.command, COMMANDS)
+    parser.add_argument('options', nargs='*', help="see 'COMMAND --help'")
+    command, *given = argv or ['']
+    if command in ('-h', '--help'): return parser.print_help()
+    try: check_choice('command', command, COMMANDS)
     except ValueError as e: parser.error(str(e))
-    module, _, name = COMMANDS[given.command][0].partition(':')
+    module, _, name = COMMANDS[command][0].partition(':')
     function = getattr(importlib.import_module(module), name)
-    arguments = vars(options(function, f'{parser.prog} {given.command}').parse_args(given.options))
+    arguments = vars(options(function, f'{parser.prog} {command}').parse_args(given))
     look_at_choices(function, arguments)
     made = function(**arguments)
     if isinstance(made, list): print(f'{len(made)} files written' if made else 'nothing to do')
