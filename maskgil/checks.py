@@ -5,18 +5,19 @@
 # %% ../nbs/00_checks.ipynb #bb32590f
 from __future__ import annotations
 
-import argparse, ast, contextlib, difflib, inspect, json, math, os, re, sys
+import argparse, ast, contextlib, difflib, inspect, json, math, os, re, shutil, sys, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
 
 # %% auto #0
-__all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TAKES', 'ORDINARY', 'VARIABLES', 'WANTED', 'check_choice', 'brief',
-           'nearest', 'Declared', 'declarations', 'list_items', 'convert_value', 'ParameterError', 'check_parameters',
-           'read_declarations', 'UndeclaredParameter', 'Parameters', 'check_current', 'notebook_parameters',
-           'project_of', 'parameters_cell', 'notebook_cells', 'study_declarations', 'OneLineParser', 'options',
-           'printable', 'error_line', 'one_line_errors', 'print_variables', 'check_variables', 'show_anything',
+__all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TAKES', 'ORDINARY', 'VARIABLES', 'WANTED', 'A_PLACE', 'NEEDED',
+           'check_choice', 'brief', 'nearest', 'Declared', 'declarations', 'list_items', 'convert_value',
+           'ParameterError', 'check_parameters', 'read_declarations', 'UndeclaredParameter', 'Parameters',
+           'check_current', 'notebook_parameters', 'project_of', 'parameters_cell', 'notebook_cells',
+           'study_declarations', 'OneLineParser', 'options', 'printable', 'error_line', 'one_line_errors',
+           'print_variables', 'check_variables', 'absolute', 'settle_variables', 'look_at_folder', 'show_anything',
            'as_program', 'run_function']
 
 # %% ../nbs/00_checks.ipynb #3439b731
@@ -236,7 +237,7 @@ def _declared_names(cell: str) -> set[str]: # none in another kind of cell
 def _parameters_at(history: list[str]) -> int | None: # where in the history; None: nowhere
     declaring = [(at, len(names)) for at, cell in enumerate(history) if (names := _declared_names(cell))]
     most = max((number for _, number in declaring), default=0)
-    return max((at for at, number in declaring if 2 * number >= most), default=None)
+    return max((at for at, number in declaring if 2 * number > most), default=None)
 
 # %% ../nbs/00_checks.ipynb #e364f241
 def _declared_in(namespace: dict[str, Any], history: list[str]) -> dict[str, Declared]:
@@ -491,7 +492,38 @@ def check_variables(
     return [f'the variable {name} means nothing to maskgil.' + (f' Did you mean {near}?' if near else '')
             for name, near in hints.items()]
 
-# %% ../nbs/00_checks.ipynb #13050b1b
+# %% ../nbs/00_checks.ipynb #b883f74e
+def absolute(path: str | Path) -> str:
+    "A path as another working directory understands it too."
+    return os.path.abspath(os.path.expanduser(path))
+
+A_PLACE = ('folder', 'existing folder', 'existing file', 'progress') # what variables take that is a path
+
+def settle_variables() -> None:
+    "Check the variables of this process, warn of unknown ones on stderr, and make the paths among them absolute."
+    for warning in check_variables(os.environ): print(f'warning: {printable(warning)}', file=sys.stderr)
+    for name, (takes, _) in VARIABLES.items():
+        if takes in A_PLACE and os.environ.get(name, 'off') not in ('', 'off'):
+            os.environ[name] = absolute(os.environ[name])
+    rows = os.environ.get('MASKGIL_EXTEND', '').split(',')
+    if any(rows): os.environ['MASKGIL_EXTEND'] = ','.join(absolute(r) if r.endswith('.py') else r for r in rows)
+
+# %% ../nbs/00_checks.ipynb #2487eb3c
+NEEDED = 64 * 2**20 # bytes that have to be free where a run writes
+
+def look_at_folder(
+    folder: Path, # it is made
+    way_out: str, # for the message
+) -> None:
+    "Refuse a folder that cannot be written to, or that is full; raises ParameterError."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(2**16)) # rights alone say too little
+        free = shutil.disk_usage(folder).free
+    except OSError as e: raise ParameterError(f'cannot write to {folder} ({e.strerror or e}): {way_out}') from None
+    if free < NEEDED: raise ParameterError(f'only {free / 2**20:.0f} MiB are free in {folder}: make room, or {way_out}')
+
+# %% ../nbs/00_checks.ipynb #1dcd5934
 def show_anything() -> None:
     "Let this process print each text, whatever the locale: what the encoding lacks becomes an escape."
     for stream in (sys.stdout, sys.stderr):
@@ -504,7 +536,7 @@ def as_program(
     "Run a program: checked variables, errors of one line."
     show_anything()
     with one_line_errors():
-        for warning in check_variables(os.environ): print(f'warning: {printable(warning)}', file=sys.stderr)
+        settle_variables()
         function()
         if sys.stdout: sys.stdout.flush() # here a reader that has gone is no surprise
 

@@ -5,23 +5,23 @@
 # %% ../nbs/58_cli.ipynb #7608fc9d
 from __future__ import annotations
 
-import atexit, base64, contextlib, hashlib, importlib, json, logging, os, re, shutil, signal, sys, tempfile
+import atexit, base64, contextlib, hashlib, importlib, inspect, json, logging, os, re, shutil, signal, sys, tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from maskgil.checks import (
-    Declared, OneLineParser, ParameterError, VARIABLES, as_program, check_choice, check_parameters, check_variables,
-    declarations, error_line, notebook_cells, notebook_parameters, options, parameters_cell, printable, project_of,
-    read_declarations, show_anything,
+    Declared, OneLineParser, ParameterError, absolute, as_program, check_choice, check_parameters,
+    declarations, error_line, look_at_folder, notebook_cells, notebook_parameters, options, parameters_cell, printable,
+    project_of, read_declarations, settle_variables, show_anything,
 )
 
 # %% auto #0
-__all__ = ['GUARD', 'PATHS', 'NAMES', 'NEEDED', 'A_PATH', 'NO_OUTPUT', 'COMMANDS', 'is_study', 'root_of', 'copy_name', 'absolute',
-           'results_folder', 'runs_folder', 'read_yaml', 'as_typed', 'for_folder', 'look_at_data', 'look_at_folder',
-           'look_at_output', 'look_at_start', 'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter',
-           'table_rows', 'parameters', 'run_study', 'refusal', 'checked', 'executed', 'watched_kernel', 'other_methods',
-           'said_once', 'explained', 'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters',
-           'refuse_unknown', 'look_nearby', 'install', 'running_papermill', 'NoFiles', 'main', 'run_command']
+__all__ = ['GUARD', 'PATHS', 'NAMES', 'NO_OUTPUT', 'COMMANDS', 'ROWS', 'is_study', 'root_of', 'copy_name', 'results_folder',
+           'runs_folder', 'read_yaml', 'as_typed', 'for_folder', 'look_at_data', 'look_at_output', 'look_at_start',
+           'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter', 'table_rows', 'parameters',
+           'run_study', 'refusal', 'checked', 'executed', 'watched_kernel', 'other_methods', 'said_once', 'explained',
+           'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters', 'refuse_unknown', 'look_nearby',
+           'install', 'running_papermill', 'NoFiles', 'main', 'run_command', 'look_at_choices']
 
 # %% ../nbs/58_cli.ipynb #b35a89fd
 GUARD = 'from maskgil.cli import parameters'
@@ -60,10 +60,6 @@ def copy_name(
     return f'{plain}.ipynb'
 
 # %% ../nbs/58_cli.ipynb #8ee9e4d9
-def absolute(path: str | Path) -> str:
-    "A path as another working directory understands it too."
-    return os.path.abspath(os.path.expanduser(path))
-
 def results_folder(root: Path) -> Path:
     "`core.results_dir()` of the project at `root`, without importing core."
     told = os.environ.get('MASKGIL_ROOT') or root
@@ -117,7 +113,7 @@ def _file_text(path: str) -> str:
     try: return papermill_io.read(path, ['.json', '.yaml', '.yml'])
     except Exception as e: raise ParameterError(f'the parameters in {path} cannot be read: {error_line(e)}') from None
 
-# %% ../nbs/58_cli.ipynb #4152ec47
+# %% ../nbs/58_cli.ipynb #8d62ed32
 PATHS = ('data', 'checkpoint', 'encoder') # parameters that may name a file or a folder
 NAMES = ('', 'openmoji', 'imagenet') # data that are no path
 
@@ -130,11 +126,12 @@ def for_folder(
     for name in PATHS:
         path = values.get(name)
         if not isinstance(path, str) or path in NAMES: continue
-        if os.fsencode(path).decode('utf-8', 'replace') != path:
+        try: moved[name] = os.fsencode(path).decode('utf-8')
+        except UnicodeDecodeError:
             raise ParameterError(f'parameter {name}: the name {path!r} is not UTF-8, and a notebook cannot hold it: '
-                                 'give the folder another name, or a link')
-        if name == 'checkpoint': moved[name] = os.path.expanduser(path)
-        if cwd and (name != 'encoder' or os.path.exists(absolute(path))): moved[name] = absolute(path)
+                                 'give the folder another name, or a link') from None
+        if name == 'checkpoint': moved[name] = os.path.expanduser(moved[name])
+        if cwd and (name != 'encoder' or os.path.exists(absolute(path))): moved[name] = absolute(moved[name])
     return moved
 
 # %% ../nbs/58_cli.ipynb #1ae8f495
@@ -152,21 +149,7 @@ def look_at_data(data: Any) -> None: # `shards.open_images` looks closer
         raise ParameterError(f'the folder {data} is empty: images are expected as {data}/<class>/*.png, *.jpg or '
                              '*.webp')
 
-# %% ../nbs/58_cli.ipynb #d432512a
-NEEDED = 64 * 2**20 # bytes that have to be free where a run writes
-
-def look_at_folder(
-    folder: Path, # it is made
-    way_out: str, # for the message
-) -> None:
-    "Refuse a folder that cannot be written to, or that is full; raises ParameterError."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as f: f.write(bytes(2**16)) # rights alone say too little
-        free = shutil.disk_usage(folder).free
-    except OSError as e: raise ParameterError(f'cannot write to {folder} ({e.strerror or e}): {way_out}') from None
-    if free < NEEDED: raise ParameterError(f'only {free / 2**20:.0f} MiB are free in {folder}: make room, or {way_out}')
-
+# %% ../nbs/58_cli.ipynb #588f4a16
 def look_at_output(path: str) -> None:
     "Refuse an output that cannot be written before anything is computed; raises ParameterError."
     if path == '-' or '://' in path: return
@@ -202,20 +185,13 @@ def look_at_places(
     cache = os.environ.get('MASKGIL_CACHE') or Path(os.environ.get('MASKGIL_ROOT') or root)/'.cache'
     look_at_folder(Path(absolute(cache)), 'the variable MASKGIL_CACHE names another folder')
 
-# %% ../nbs/58_cli.ipynb #9dfa88aa
-A_PATH = ('folder', 'existing folder', 'existing file', 'progress') # what a variable may take that names a place
-
+# %% ../nbs/58_cli.ipynb #90432f2c
 def settle_environment(root: Path, cwd: str | None) -> None:
-    "Give the kernel variables that mean the same in its folder, and folders of Jupyter's where HOME has none."
+    "Give the kernel variables that mean the same in its folder and in its encoding."
     os.environ.setdefault('MASKGIL_ROOT', str(root)) # the kernel may start in another folder
     os.environ.setdefault('MASKGIL_PROGRESS', terminal()) # and its progress bars belong here, not into the copy
-    places = [name for name, (takes, _) in VARIABLES.items() if takes in A_PATH]
-    if cwd: places.append('IMAGENET')
-    for name in places:
-        if os.environ.get(name, 'off') not in ('', 'off'): os.environ[name] = absolute(os.environ[name])
-    rows = os.environ.get('MASKGIL_EXTEND', '').split(',')
-    if any(rows): os.environ['MASKGIL_EXTEND'] = ','.join(absolute(r) if r.endswith('.py') else r for r in rows)
-    os.environ.update(folders_for_jupyter())
+    if cwd and os.environ.get('IMAGENET'): os.environ['IMAGENET'] = absolute(os.environ['IMAGENET'])
+    if sys.getfilesystemencoding() != 'utf-8': os.environ['PYTHONUTF8'] = '1' # what is injected is UTF-8
 
 def terminal() -> str:
     "A path by which another process can write to this one's terminal; 'off' where stderr is a file or a pipe."
@@ -293,7 +269,8 @@ def checked(
     options: dict[str, Any], # of papermill
 ) -> tuple[str, dict[str, Any]]: # where the copy goes, and the values to inject
     "Everything that can be refused before there is a kernel; raises ParameterError."
-    for warning in check_variables(os.environ): print(f'warning: {printable(warning)}', file=sys.stderr)
+    settle_variables()
+    os.environ.update(folders_for_jupyter())
     look_at_start(input_path, options)
     declared = read_declarations(parameters_cell(input_path) or '', f'the parameters cell of {input_path}')
     values = check_parameters(parameters, declared, table_rows)
@@ -309,18 +286,21 @@ def checked(
     paths = {name: output_path for name, value in parameters.items() if value == NO_OUTPUT} # papermill's own
     return output_path, parameters | for_folder(given, options.get('cwd')) | paths
 
-# %% ../nbs/58_cli.ipynb #766e10d0
+# %% ../nbs/58_cli.ipynb #848eeb20
 def executed(execute: Callable, **options: Any) -> Any: # options: of papermill's `execute_notebook`
     "The executed notebook; an error in a cell, or the end of the kernel, becomes one line."
     with watched_kernel() as ended:
-        try: return execute(**options | dict(output_path=_literal_path(options['output_path'])))
+        paths = {name: _literal_path(options[name]) for name in ('input_path', 'output_path')}
+        try: return execute(**options | paths)
+        except KeyboardInterrupt: raise refusal('interrupted: the same command goes on from here', 130) from None
         except Exception as e:
             if os.environ.get('MASKGIL_DEBUG'): raise
             message, code = explained(e, ended, options)
             raise refusal(message, code) from None
 
 def _literal_path(path: str) -> str: # papermill fills in parameters between braces
-    return path.replace('{', '{{').replace('}', '}}') if os.path.isdir(os.path.dirname(path)) else path
+    there = os.path.exists(path) or os.path.isdir(os.path.dirname(path))
+    return path.replace('{', '{{').replace('}', '}}') if there else path
 
 # %% ../nbs/58_cli.ipynb #235c2902
 @contextlib.contextmanager
@@ -496,19 +476,33 @@ COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it d
 # %% ../nbs/58_cli.ipynb #a10b1c5c
 def main(argv: list[str] | None = None) -> None:
     "Run one of `COMMANDS`."
-    as_program(lambda: run_command(argv))
+    as_program(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
-def run_command(argv: list[str] | None) -> None:
+def run_command(argv: list[str]) -> None:
     described = '; '.join(f'{name}: {what}' for name, (_, what) in COMMANDS.items())
     parser = OneLineParser(prog='python -m maskgil.cli', epilog=described)
     parser.add_argument('command', help=f"one of {', '.join(COMMANDS)}")
-    parser.add_argument('options', nargs='...', help="see 'COMMAND --help'")
-    given = parser.parse_args(argv)
-    try: check_choice('command', given.command, COMMANDS)
+    parser.add_argument('options', nargs='*', help="see 'COMMAND --help'")
+    command, *given = argv or ['']
+    if command in ('-h', '--help'): return parser.print_help()
+    try: check_choice('command', command, COMMANDS)
     except ValueError as e: parser.error(str(e))
-    module, _, name = COMMANDS[given.command][0].partition(':')
+    module, _, name = COMMANDS[command][0].partition(':')
     function = getattr(importlib.import_module(module), name)
-    function(**vars(options(function, f'{parser.prog} {given.command}').parse_args(given.options)))
+    arguments = vars(options(function, f'{parser.prog} {command}').parse_args(given))
+    look_at_choices(function, arguments)
+    made = function(**arguments)
+    if isinstance(made, list): print(f'{len(made)} files written' if made else 'nothing to do')
+
+ROWS = dict(study='maskgil.studies:STUDIES', profile='maskgil.profiles:PROFILES', size='maskgil.models:SIZE_ROWS')
+
+def look_at_choices(function: Callable, arguments: dict[str, Any]) -> None:
+    "Hold a command's arguments against the tables whose rows they name; the default of one may be no row."
+    for name in ROWS.keys() & arguments.keys():
+        module, _, table = ROWS[name].partition(':')
+        usual = inspect.signature(function).parameters[name].default
+        rows = getattr(importlib.import_module(module), table)
+        if arguments[name] != usual: check_choice(name, arguments[name], rows)
 
 # %% ../nbs/58_cli.ipynb #2eafb4da
 if __name__ == '__main__' and '__file__' in globals(): main() # not in a notebook

@@ -12,10 +12,10 @@ from typing import Any, Callable
 import pandas as pd
 import torch
 
-from .checks import check_choice
+from .checks import check_choice, check_current, printable
 from .findings import Evidence, gather_evidence
 from .planner import print_plan
-from .profiles import Profile
+from .profiles import PROFILES, Profile
 from .records import Record, latest, record_file, records, run_cell
 from .studies import Cell, STUDIES, Study, rows_of
 from .text_study import text_pipeline
@@ -54,6 +54,7 @@ class StudyRuns:
 
     def run(self) -> list[Record]:
         "One record for each cell; a run whose record exists is skipped. With `run=False`, the records there are."
+        check_current(self.p)
         return [self.run_one(cell) for cell in self.cells] if getattr(self.p, 'run', True) else self.found()
 
     def run_one(self, cell: Cell) -> Record:
@@ -116,6 +117,7 @@ def open_study(
 ) -> OpenStudy:
     "A study with a notebook's parameters; with `dry_run` it prints what they would take and skips the rest."
     study = STUDIES[check_choice('study', name, STUDIES)]
+    check_current(p)
     opened = OpenStudy(study, p, study.profile(p))
     if p.dry_run:
         print_plan(name, opened.profile, p)
@@ -131,6 +133,11 @@ def show_table(
     "Print a table of a study: the paper, the committed reference, your runs."
     row = STUDIES[check_choice('study', study, STUDIES)]
     table = _named(row.tables, title, 'table', lambda t: t.title)
-    frame = table.make(gather_evidence(table.study or study, profile))
+    if profile is not None: check_choice('profile', profile, PROFILES)
+    made = table.make(gather_evidence(table.study or study, profile))
+    frame = made.map(_as_shown).rename(columns=_as_shown)
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_rows', None):
         print(frame.to_string(index=False))
+
+def _as_shown(value: Any) -> Any: # names and notes of records come from elsewhere
+    return printable(value) if isinstance(value, str) else value

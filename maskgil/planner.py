@@ -142,7 +142,8 @@ def plan(
     machines: Iterable[str] = (*HARDWARE, 'here'), # rows of `HARDWARE`, or 'here'
 ) -> pd.DataFrame: # one row for each cell, and the total, of each machine
     "What some cells take on some machines."
-    rows, cells = [], list(cells)
+    rows, cells, machines = [], list(cells), list(machines)
+    if not machines: raise ValueError(f"no machine is named: choose among {', '.join([*HARDWARE, 'here'])}")
     for name in machines:
         hardware, made, seen = find_hardware(name), [], set()
         for profile, cell in cells:

@@ -11,6 +11,7 @@ from typing import Callable, Iterable, Iterator
 
 import pandas as pd
 
+from .checks import check_choice, printable, run_function
 from .claims import CLAIM_KINDS, check_claims, paper_inconsistencies
 from .core import results_dir, shown, write_atomic
 from .figures import NAMES, save_figure
@@ -24,7 +25,7 @@ from .tables import history_table, long_table, over_seeds
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'STYLE', 'scorecard',
            'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'compose',
            'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'html_table', 'embedded', 'smaller',
-           'html_renderers', 'to_html', 'markdown_table', 'to_markdown', 'write_report']
+           'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -255,8 +256,11 @@ def anchor(title: str) -> str:
     "The name of a heading in a link, as code forges make it."
     return re.sub(r'[^\w-]', '', title.lower().replace(' ', '-'))
 
+def _plain(text: str) -> str: # names of data, of classes and notes come from elsewhere
+    return html.escape(printable(text))
+
 def _inline(text: str) -> str: # `code` is the only markup
-    return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(text, quote=False))
+    return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(printable(text), quote=False))
 
 def _rows(frame: pd.DataFrame) -> Iterator[tuple[bool, list[str]]]:
     "Whether a row begins a group, and its cells: what the first two columns repeat is left out."
@@ -272,14 +276,14 @@ def _cell(text: str) -> str:
     verdict = re.match(f"({'|'.join(VERDICT_COLOURS)})(?:: |$)", text)
     if not verdict:
         short = ' class=short' if len(text) < 30 else ''
-        return f'<td{short}>{html.escape(text)}</td>'
+        return f'<td{short}>{_plain(text)}</td>'
     word, rest = verdict[1], text[verdict.end():]
-    said = f'<span>{html.escape(rest)}</span>' if rest else ''
+    said = f'<span>{_plain(rest)}</span>' if rest else ''
     return f'<td><span class="verdict {word.replace(" ", "-")}">{word}</span>{said}</td>'
 
 def html_table(frame: pd.DataFrame) -> str:
     "A table that scrolls by itself."
-    head = ''.join(f'<th>{html.escape(str(c))}</th>' for c in frame)
+    head = ''.join(f'<th>{_plain(c)}</th>' for c in frame)
     rows = [f"<tr{' class=new' if new else ''}>{''.join(map(_cell, cells))}</tr>" for new, cells in _rows(frame)]
     body = '\n'.join(rows)
     return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
@@ -298,21 +302,21 @@ def smaller(path: Path) -> Path: # path: without suffix
 def html_renderers(folder: Path) -> dict[str, Callable[..., str]]: # kind of block -> what renders it
     "One function for each kind of block; `folder` is where the blocks' files are."
     def figure(path: str, title: str, caption: str) -> str:
-        image = f'<img src="{embedded(smaller(folder/path))}" alt="{html.escape(f"{title}. {caption}")}">'
-        said = f'<figcaption><b>{html.escape(title)}.</b> {_inline(caption)}</figcaption>'
+        image = f'<img src="{embedded(smaller(folder/path))}" alt="{_plain(f"{title}. {caption}")}">'
+        said = f'<figcaption><b>{_plain(title)}.</b> {_inline(caption)}</figcaption>'
         return f'<figure><div class="wide">{image}</div>{said}</figure>'
     def table(title: str, frame: pd.DataFrame, caption: str, folded: bool) -> str:
         inside = (f'<p class="note">{_inline(caption)}</p>' if caption else '') + html_table(frame)
-        if folded: return f'<details><summary>{html.escape(title)}</summary>{inside}</details>'
-        return (f'<h3>{html.escape(title)}</h3>' if title else '') + inside
+        if folded: return f'<details><summary>{_plain(title)}</summary>{inside}</details>'
+        return (f'<h3>{_plain(title)}</h3>' if title else '') + inside
     def contents(titles: list[str]) -> str:
-        links = ''.join(f'<li><a href="#{anchor(t)}">{html.escape(t)}</a></li>' for t in titles)
+        links = ''.join(f'<li><a href="#{anchor(t)}">{_plain(t)}</a></li>' for t in titles)
         return f'<nav><ol>{links}</ol></nav>'
     def heading(text: str, covers: str) -> str:
-        head = f'<h2>{html.escape(text)}</h2><p class="covers">{html.escape(covers)}</p>'
+        head = f'<h2>{_plain(text)}</h2><p class="covers">{_plain(covers)}</p>'
         return f'</section>\n<section id="{anchor(text)}">{head}'
     return dict(
-        title=lambda text: f'<h1>{html.escape(text)}</h1>', contents=contents, heading=heading,
+        title=lambda text: f'<h1>{_plain(text)}</h1>', contents=contents, heading=heading,
         text=lambda text: f'<p>{_inline(text)}</p>', finding=lambda text: f'<p class="finding">{_inline(text)}</p>',
         missing=lambda text: f'<p class="missing">{_inline(text)}</p>', figure=figure, table=table)
 
@@ -325,13 +329,18 @@ def to_html(
     render = html_renderers(folder)
     body = '\n'.join(render[kind](*held) for kind, *held in blocks)
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<title>{html.escape(blocks[0][1])}</title><style>{STYLE}</style>')
+            f'<title>{_plain(blocks[0][1])}</title><style>{STYLE}</style>')
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><section>\n{body}\n</section></body></html>\n'
 
 # %% ../nbs/56_report.ipynb #8a3a6d11
+def plain_markdown(text: str) -> str: # one line
+    "A text that makes no tag, no link and no picture, whatever a record calls its data."
+    without_tags = re.sub(r'<(?=[a-zA-Z/!?])', '&lt;', printable(text))
+    return without_tags.replace('](', ']\\(').replace('][', ']\\[')
+
 def markdown_table(frame: pd.DataFrame) -> str:
     "A pipe table."
-    line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '\\|') for c in cells) + ' |'
+    line = lambda cells: '| ' + ' | '.join(plain_markdown(c).replace('|', '\\|') for c in cells) + ' |'
     return '\n'.join([line(frame.columns), line(['---']*frame.shape[1]), *(line(cells) for _, cells in _rows(frame))])
 
 # %% ../nbs/56_report.ipynb #487fd9f0
@@ -339,17 +348,21 @@ def to_markdown(
     blocks: list[PageBlock], # from `compose`
 ) -> str: # with links to files in the report's folder
     "Render blocks for a code forge."
+    plain = plain_markdown
     def table(title: str, frame: pd.DataFrame, caption: str, folded: bool) -> str:
-        rows = markdown_table(frame)
+        title, caption, rows = plain(title), plain(caption), markdown_table(frame)
         if folded: return f'<details><summary>{title}</summary>\n\n{caption}\n\n{rows}\n\n</details>'
         return '\n\n'.join(part for part in (f'### {title}' if title else '', caption, rows) if part)
     def contents(titles: list[str]) -> str:
-        return '\n'.join(f'{i}. [{t}](#{anchor(t)})' for i, t in enumerate(titles, 1))
+        return '\n'.join(f'{i}. [{plain(t)}](#{anchor(t)})' for i, t in enumerate(titles, 1))
     def figure(path: str, title: str, caption: str) -> str:
+        title, caption = plain(title), plain(caption)
         return f'![{title}. {caption}]({path}.png)\n\n**{title}.** {caption}'
     render: dict[str, Callable[..., str]] = dict(
-        title=lambda text: f'# {text}', contents=contents, heading=lambda text, covers: f'## {text}\n\n{covers}',
-        text=str, finding=lambda text: f'**{text}**', missing=lambda text: f'> {text}', figure=figure, table=table)
+        title=lambda text: f'# {plain(text)}', contents=contents,
+        heading=lambda text, covers: f'## {plain(text)}\n\n{plain(covers)}',
+        text=plain, finding=lambda text: f'**{plain(text)}**', missing=lambda text: f'> {plain(text)}', figure=figure,
+        table=table)
     return '\n\n'.join(render[kind](*held) for kind, *held in blocks) + '\n'
 
 # %% ../nbs/56_report.ipynb #08921214
@@ -359,6 +372,7 @@ def write_report(
     reference: bool = False, # write the committed page, `reports/`, from the paper and the reference alone
 ) -> Path: # of index.html
     "Render the report; what belongs to no figure of it any more is left alone."
+    if profile is not None: check_choice('profile', profile, PROFILES)
     reports = results_dir().parent/'reports'
     place = Path(folder) if folder else reports if reference else reports/'yours'
     blocks = compose(place, profile, SOURCES[:2] if reference else SOURCES)
@@ -367,3 +381,6 @@ def write_report(
     if not reference and (results_dir()/'runs').is_dir(): write_index('yours')
     print(f"report: {shown(place/'index.html')}")
     return place/'index.html'
+
+# %% ../nbs/56_report.ipynb #3189d257
+if __name__ == '__main__' and '__file__' in globals(): run_function(write_report)

@@ -5,19 +5,22 @@
 # %% ../nbs/57_reproduce.ipynb #27c52ddb
 from __future__ import annotations
 
-import contextlib, os, signal, subprocess, sys, time
+import contextlib, itertools, os, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
+from .checks import look_at_folder, printable, run_function
 from .core import as_ctrl_c, progress, results_dir
 from .machines import HARDWARE
 from .planner import plan_cell
 from .profiles import Profile, resolve_profile
+from .records import write_index
 from .studies import STUDIES, default_cells, study_notebook
 
 # %% auto #0
-__all__ = ['StudyJob', 'jobs', 'CellProcess', 'let_children_hear_ctrl_c', 'start', 'stop', 'run_all', 'reproduce']
+__all__ = ['StudyJob', 'QUIET', 'jobs', 'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'start', 'stop', 'run_all',
+           'reproduce']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -46,21 +49,55 @@ class CellProcess:
     bar: Path                            # its progress bar
     started: float
 
+    quiet: bool = False                  # it was said that it writes nothing
+
     def progress(self) -> str: # the last state of the bar
-        with contextlib.suppress(OSError):
-            drawn = self.bar.read_text(errors='replace').replace('\r', '\n').strip()
-            return drawn.rpartition('\n')[2][:90]
-        return ''
+        return _last_line(self.bar)[:90]
 
     def report(self) -> str: # once it has ended
-        if self.process.returncode: return f'{self.name}: FAILED, see {self.log}'
+        if how := self.process.returncode:
+            said = f'killed by {signal.Signals(-how).name}' if how < 0 else _last_line(self.log) or f'exit code {how}'
+            return f'{self.name}: FAILED ({said}), see {self.log}'
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
         return f'{self.name}: done in {minutes}:{seconds:02}'
+
+    def silence(self) -> float: # seconds
+        "How long it has written nothing."
+        last = [path.stat().st_mtime for path in (self.log, self.bar) if path.exists()]
+        return min(time.time() - max(last, default=0.), time.monotonic() - self.started)
+
+def _last_line(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        written = path.read_text(encoding='utf-8', errors='replace').replace('\r', '\n').strip()
+        return printable(written.rpartition('\n')[2])
+    return ''
 
 # %% ../nbs/57_reproduce.ipynb #a5f06a41
 def let_children_hear_ctrl_c() -> None:
     "Where this process ignores Ctrl-C it still does, and the processes that it starts from now on do not."
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, lambda number, frame: None)
+
+# %% ../nbs/57_reproduce.ipynb #dde5dfb6
+def own_log(
+    folder: Path,
+    name: str, # of the job
+) -> tuple[Path, Any]: # its path, and the open file
+    "An empty log that no other process writes to."
+    for number in itertools.count():
+        path = folder/f"{name}{f'.{number}' if number else ''}.log"
+        out = open(path, 'ab') # what is there may be another's
+        if _is_ours(out):
+            out.truncate(0)
+            return path, out
+        out.close()
+    raise AssertionError
+
+def _is_ours(file: Any) -> bool: # where there are no locks, all are
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: return False
+    return True
 
 # %% ../nbs/57_reproduce.ipynb #2665d446
 def start(
@@ -68,19 +105,19 @@ def start(
     parameters: dict[str, Any], # of the notebook
     threads: int = 0, # of each process; 0 leaves it to torch
 ) -> CellProcess:
-    "Run one job; raises ValueError for an unknown study."
+    "Run one job; raises ValueError for an unknown study, or a folder that cannot be written to."
     notebook = study_notebook(study)
     name = ' '.join([study, *(f'{k}={v}' for k, v in parameters.items())])
     folder = results_dir()/'runs'/'logs'
-    folder.mkdir(parents=True, exist_ok=True)
-    file = name.replace(' ', '-').replace('/', '_')
-    log, bar = (folder/f'{file}.{kind}' for kind in ('log', 'bar'))
+    look_at_folder(folder, 'the variable MASKGIL_RESULTS names another folder')
+    log, out = own_log(folder, name.replace(' ', '-').replace('/', '_'))
+    bar = log.with_suffix('.bar')
     bar.unlink(missing_ok=True)
-    environment = os.environ | dict(MASKGIL_PROGRESS=str(bar))
+    environment = os.environ | dict(MASKGIL_PROGRESS=str(bar.absolute()))
     if threads: environment |= dict(OMP_NUM_THREADS=str(threads))
     given = [part for k, v in parameters.items() for part in ('-p', k, str(v))]
     let_children_hear_ctrl_c() # no preexec_fn for that: it brings hooks of fork, in which an interrupt is lost
-    with open(log, 'wb') as out:
+    with out:
         process = subprocess.Popen([sys.executable, '-m', 'papermill', str(notebook), *given], stdout=out,
                                    stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=environment,
                                    start_new_session=True)
@@ -91,14 +128,22 @@ def stop(
     jobs: list[CellProcess],
     patience: float = 20, # seconds to leave, for each of two Ctrl-C
 ) -> None:
-    "Ctrl-C, so that checkpoints are kept; once more for what was too young to hear it; then `kill -9`."
+    """Ctrl-C, so that checkpoints are kept; once more for what was too young to hear it; then `kill -9`.
+
+    Who is in a hurry presses Ctrl-C again, and the next of the three comes at once."""
     alive = lambda: [job for job in jobs if job.process.poll() is None]
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
-        for job in alive(): os.killpg(job.process.pid, number)
-        last = time.monotonic() + patience
-        while alive() and time.monotonic() < last: time.sleep(.1)
+        with contextlib.suppress(KeyboardInterrupt):
+            for job in alive(): _signal(job, number)
+            last = time.monotonic() + patience
+            while alive() and time.monotonic() < last: time.sleep(.1)
+
+def _signal(job: CellProcess, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError): os.killpg(job.process.pid, number) # it may have ended just now
 
 # %% ../nbs/57_reproduce.ipynb #7ae847d7
+QUIET = 1800 # seconds without a word, after which a job is named; progress is written each minute
+
 def run_all(
     waiting: Iterable[StudyJob],
     lanes: int = 1, # how many at a time
@@ -117,6 +162,9 @@ def run_all(
             while waiting and len(running) < lanes:
                 study, arguments = waiting.pop(0)
                 running.append(start(study, arguments | parameters, threads))
+            for job in [j for j in running if not j.quiet and j.silence() > QUIET]:
+                job.quiet = True
+                shown.write(f'{job.name}: nothing new for {QUIET // 60} minutes, see {job.log}', file=sys.stdout)
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
                 if job.process.returncode: failed.append(job.name)
@@ -135,11 +183,18 @@ def reproduce(
 ) -> None:
     "Run every cell of every study; run it again to go on after an interruption."
     import torch
+    if lanes < 0: raise ValueError(f'lanes is {lanes}: give a number of cells at a time, or 0')
+    if seed < 0: raise ValueError(f'seed is {seed}: it has to be 0 or more')
+    look_at_folder(results_dir()/'runs', 'the variable MASKGIL_RESULTS names another folder')
     cores = os.cpu_count() or 1
     lanes = lanes or (1 if torch.cuda.is_available() else min(2, cores))
     given: dict[str, Any] = dict(profile=profile, seed=seed) | (dict(force=True) if force else {})
     side_by_side, alone = jobs(resolve_profile(profile))
     failed = run_all(side_by_side, lanes, 0 if lanes == 1 else max(1, cores // lanes), **given)
     failed += run_all(alone, **given)
+    write_index('yours')
     total = len(side_by_side) + len(alone)
     if failed: raise OSError(f"{len(failed)} of {total} jobs failed: {', '.join(failed)}")
+
+# %% ../nbs/57_reproduce.ipynb #f30d3346
+if __name__ == '__main__' and '__file__' in globals(): run_function(reproduce)

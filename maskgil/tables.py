@@ -10,6 +10,7 @@ from typing import Any, Iterable, Iterator
 
 import pandas as pd
 
+from .checks import printable
 from .models import SIZE_ROWS
 from .profiles import PROFILES
 from .records import Record, SOURCES, latest
@@ -39,7 +40,7 @@ def data_label(record: Record) -> str:
     name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
-    return ', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart])
+    return printable(', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart]))
 
 # %% ../nbs/42_tables.ipynb #9484a71c
 COLUMNS = 'source study profile data seed part epoch share cfg metric family label value low high n note key'.split()
