@@ -269,7 +269,9 @@ def at_end(
 def rows_at_best_guidance(
     table: pd.DataFrame, # from `tables.long_table`
 ) -> pd.DataFrame: # with the rows of every metric at that scale
-    "Each curve at the guidance scale with the lowest mean FID, the smaller one of equals."
+    "Each curve at the guidance scale with the lowest mean FID, the smaller one of equals; `NoData` where one is lost."
+    lost = table[(table.family == 'fid') & ~np.isfinite(table.value.astype(float))]
+    if len(lost): raise NoData(f'FID is not finite at {len(lost)} of {(table.family == "fid").sum()} points')
     point = [table[column] for column in table if column not in (*RESULTS, 'cfg')]
     of_point = lambda column, how: column.groupby(point, dropna=False).transform(how)
     fid = table.value.where(table.family == 'fid')
@@ -615,6 +617,7 @@ def is_rises_with_guidance(table: pd.DataFrame) -> Verdict:
 def fid_of_3_71(table: pd.DataFrame) -> Verdict:
     rows = where(table, size='xxl', part='curve', family='fid', label='FID', data='ImageNet 256 px')
     if rows.empty: raise NoData('no FID of XXL on ImageNet at 256 px')
+    _check_finite(rows, 'FID of XXL')
     epoch, cfg = rows.groupby(['epoch', 'cfg']).value.mean().idxmin()
     return decide([exactly(3.715) - at(rows, size='xxl', epoch=epoch, cfg=cfg)])
 
