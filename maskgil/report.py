@@ -17,15 +17,16 @@ from .core import results_dir, shown, write_atomic
 from .figures import NAMES, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
 from .profiles import PROFILES
-from .records import Record, SOURCES, outdated, write_index
+from .records import Record, records, SOURCES, outdated, write_index
 from .studies import Cell, METHOD, STUDIES, Study, default_cells
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
-__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'STYLE', 'scorecard',
-           'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'compose',
-           'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'html_table', 'embedded', 'smaller',
-           'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
+__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAULTY', 'ENDS_SAID',
+           'STYLE', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing', 'status_table',
+           'older_records', 'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor',
+           'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table',
+           'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -151,6 +152,26 @@ THE_METHOD = 'The method'
 
 PageBlock = tuple # kind, and what it holds
 
+# %% ../nbs/56_report.ipynb #fbe18766
+FAULTY = 'What breaks, and what comes of it'
+ENDS_SAID = { # of `faults.ENDS`
+    'right': 'came out right', 'refused': 'refused, file named', 'lost': 'work lost', 'wrong': 'wrong, silently',
+}
+
+def fault_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
+    "The newest campaign of faults; nothing where there was none."
+    found = records('faults', [source for source in sources if source != 'paper'])
+    if not found: return
+    newest = max(found, key=lambda record: record.ended)
+    table = pd.DataFrame(newest.metrics['rows']).rename(columns=ENDS_SAID)
+    tried, bad = int(table.tried.sum()), int(table[[ENDS_SAID['lost'], ENDS_SAID['wrong']]].sum().sum())
+    yield 'heading', FAULTY, '`make faults`'
+    yield 'text', ('Small pieces of real work are killed, run on a full disk, given a flipped bit or a file of noise, '
+                   'at random moments. A killed run must end with the same bits, and a changed file must be noticed.')
+    yield 'finding', f'{tried:,} faults were tried; {bad or "none"} ended in lost work or in a wrong number.'
+    made = f"{', '.join(newest.metrics['works'])}. Read: {', '.join(newest.metrics['readers'])}."
+    yield 'table', 'Faults by kind', table, f'{NAMES[newest.source]}, {newest.ended[:10]}. Work: {made}', False
+
 # %% ../nbs/56_report.ipynb #4e225df0
 def compose(
     folder: Path, # of the report; figures go into its `figures/`
@@ -159,12 +180,13 @@ def compose(
 ) -> list[PageBlock]:
     "Gather, draw and order everything."
     gathered = {name: gather_evidence(name, profile, sources) for name in STUDIES}
-    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values())]
+    broken = list(fault_blocks(sources))
+    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([FAULTY] if broken else [])]
     blocks: list[PageBlock] = [('title', TITLE), ('text', LEAD), ('contents', titles), *claim_blocks(profile, sources),
                            ('heading', RUNS, 'one row a study'), ('table', '', status_table(gathered), '', False),
                            *(('missing', line) for line in older_records(gathered)), *method_blocks(folder)]
     for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder)
-    return [*blocks, ('text', CREDIT)]
+    return [*blocks, *broken, ('text', CREDIT)]
 
 # %% ../nbs/56_report.ipynb #7055aec4
 def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
