@@ -1,5 +1,5 @@
 "A training run survives being killed, and ends with the bits it would have had."
-import os, signal, subprocess, sys, time
+import os, random, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,17 @@ def train(folder, out):
     subprocess.run([sys.executable, SCRIPT, folder, out], check=True, capture_output=True)
 
 
-def kill_after_a_checkpoint(folder, out):
-    "Start a slow training, and kill it a moment after its first checkpoint."
-    slowly = [sys.executable, SCRIPT, folder, out, '0.1']
+def kill_after_a_checkpoint(folder, out, seconds=.3):
+    "Start a slow training, and kill it some time after a checkpoint that is newer than the one it begins with."
+    path = folder/'checkpoint.safetensors'
+    def written(): return path.stat().st_mtime_ns if path.exists() else 0
+    slowly, at_first = [sys.executable, SCRIPT, folder, out, '0.1'], written()
     process = subprocess.Popen(slowly, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder/'checkpoint.safetensors').exists():
+    while written() == at_first:
         assert process.poll() is None and time.monotonic() < deadline, 'no checkpoint appeared'
         time.sleep(.02)
-    time.sleep(.3)
+    time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists(), 'it was killed too late for the test to mean anything'
@@ -36,10 +38,11 @@ def assert_same_weights(path, other):
 
 
 def test_kill_and_resume(tmp_path):
+    "Three kills at moments that no run of this test shares."
     whole, killed = tmp_path/'whole', tmp_path/'killed'
     whole_end, killed_end = tmp_path/'whole.safetensors', tmp_path/'killed.safetensors'
     train(whole, whole_end)
-    kill_after_a_checkpoint(killed, killed_end)
+    for _ in range(3): kill_after_a_checkpoint(killed, killed_end, random.uniform(0, .5))
     train(killed, killed_end)
     assert_same_weights(whole_end, killed_end)
     assert_same_weights(whole/WEIGHTS_AT_40, killed/WEIGHTS_AT_40)
