@@ -339,7 +339,8 @@ def in_jupyter(*cells):
     return f'{type(error).__name__}: {error}' if (error := done.error_in_exec) else vars(shell.user_ns['p'])
 
 AGAIN = 'from maskgil.checks import check_current\ncheck_current(p)'
-CELL, ASKED = "size: str = 'l'  # b | l\nsteps: int = 2", 'from maskgil.cli import parameters\np = parameters(globals())'
+CELL = "size: str = 'l'  # b | l\nsteps: int = 2"
+ASKED = 'from maskgil.cli import parameters\np = parameters(globals())'
 
 @pytest.mark.parametrize('cells, said', [
     ((CELL, ASKED), dict(size='l', steps=2)), ((CELL + "\nprint('hello')", ASKED), dict(size='l', steps=2)),
