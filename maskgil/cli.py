@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit, base64, contextlib, hashlib, importlib, inspect, json, logging, os, re, shutil, signal, sys, tempfile
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -110,7 +111,10 @@ def _decoded(text: str) -> bytes:
 
 def _file_text(path: str) -> str:
     from papermill.iorw import papermill_io
-    try: return papermill_io.read(path, ['.json', '.yaml', '.yml'])
+    try:
+        with warnings.catch_warnings(): # of a name that ends otherwise
+            warnings.simplefilter('ignore')
+            return papermill_io.read(path, ['.json', '.yaml', '.yml'])
     except Exception as e: raise ParameterError(f'the parameters in {path} cannot be read: {error_line(e)}') from None
 
 # %% ../nbs/58_cli.ipynb #8d62ed32

@@ -50,7 +50,7 @@ def counted(profile: Profile) -> tuple[int, int]: # images for training, classes
 
 @functools.cache
 def _count_here(source: str, resolution: int) -> tuple[int, int]:
-    try: images = open_images(source, 'train', resolution)
+    try: images = open_images(source, 'train', resolution, check=False)
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError): return len(list_part(Path(source).expanduser(), 'train')[1]), 1
         raise # of two complaints that of the usual layout
