@@ -50,7 +50,7 @@ def test_what_is_lost_or_wrong_is_seen(campaign, monkeypatch):
 
 def test_a_reader_that_dies_is_found(monkeypatch):
     import os, signal
-    def dies(file): os.kill(os.getpid(), signal.SIGSEGV)
+    def dies(file): os.kill(os.getpid(), signal.SIGKILL)
     monkeypatch.setitem(READERS, 'images', READERS['images']._replace(read=dies))
     assert [f.end for f in noise('images', 5, 0)] == ['lost']
 
