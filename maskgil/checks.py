@@ -389,7 +389,7 @@ def options(
 ) -> OneLineParser: # `parse_args` gives the function's keyword arguments
     "A parser with an option for each argument of `function`, read from its signature."
     running = getattr(getattr(sys.modules.get('__main__'), '__spec__', None), 'name', '')
-    of_its_own = running.startswith('maskgil.') and running != 'maskgil.cli'
+    of_its_own = running.startswith('maskgil.') and not running.endswith('.cli')
     usual = f'python -m {running}' if of_its_own else f'python -m maskgil.cli {function.__name__}'
     parser = OneLineParser(prog=prog or usual, description=function.__doc__,
                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -17,12 +17,12 @@ from maskgil.checks import (
 )
 
 # %% auto #0
-__all__ = ['GUARD', 'PATHS', 'NAMES', 'NO_OUTPUT', 'COMMANDS', 'ROWS', 'is_study', 'root_of', 'copy_name', 'results_folder',
-           'runs_folder', 'read_yaml', 'as_typed', 'for_folder', 'look_at_data', 'look_at_output', 'look_at_start',
-           'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter', 'table_rows', 'parameters',
-           'run_study', 'refusal', 'checked', 'executed', 'watched_kernel', 'other_methods', 'said_once', 'explained',
-           'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters', 'refuse_unknown', 'look_nearby',
-           'install', 'running_papermill', 'NoFiles', 'main', 'run_command', 'look_at_choices']
+__all__ = ['GUARD', 'PATH_PARAMETERS', 'DATA_NAMES', 'NO_OUTPUT', 'COMMANDS', 'ROWS', 'is_study', 'root_of', 'copy_name',
+           'results_folder', 'runs_folder', 'read_yaml', 'as_typed', 'for_folder', 'look_at_data', 'look_at_output',
+           'look_at_start', 'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter', 'table_rows',
+           'parameters', 'run_study', 'refusal', 'prepared', 'executed', 'watched_kernel', 'other_methods', 'said_once',
+           'explained', 'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters', 'refuse_unknown',
+           'look_nearby', 'install', 'running_papermill', 'NoFiles', 'main', 'run_command', 'look_at_choices']
 
 # %% ../nbs/58_cli.ipynb #b35a89fd
 GUARD = 'from maskgil.cli import parameters'
@@ -118,8 +118,8 @@ def _file_text(path: str) -> str:
     except Exception as e: raise ParameterError(f'the parameters in {path} cannot be read: {error_line(e)}') from None
 
 # %% ../nbs/58_cli.ipynb #8d62ed32
-PATHS = ('data', 'checkpoint', 'encoder') # parameters that may name a file or a folder
-NAMES = ('', 'openmoji', 'imagenet') # data that are no path
+PATH_PARAMETERS = ('data', 'checkpoint', 'encoder') # parameters that may name a file or a folder
+DATA_NAMES = ('', 'openmoji', 'imagenet') # data that are no path
 
 def for_folder(
     values: dict[str, Any], # checked
@@ -127,9 +127,9 @@ def for_folder(
 ) -> dict[str, Any]:
     "The values as a kernel in another folder needs them."
     moved = dict(values)
-    for name in PATHS:
+    for name in PATH_PARAMETERS:
         path = values.get(name)
-        if not isinstance(path, str) or path in NAMES: continue
+        if not isinstance(path, str) or path in DATA_NAMES: continue
         try: moved[name] = os.fsencode(path).decode('utf-8')
         except UnicodeDecodeError:
             raise ParameterError(f'parameter {name}: the name {path!r} is not UTF-8, and a notebook cannot hold it: '
@@ -141,7 +141,7 @@ def for_folder(
 # %% ../nbs/58_cli.ipynb #1ae8f495
 def look_at_data(data: Any) -> None: # `shards.open_images` looks closer
     "Refuse a path without images before a kernel starts and torch is imported; raises ParameterError."
-    if data in NAMES or not isinstance(data, str): return
+    if data in DATA_NAMES or not isinstance(data, str): return
     path = os.path.expanduser(data)
     if not os.path.exists(path):
         layout = 'an existing folder with one folder of images a class (the ImageNet layout)'
@@ -225,8 +225,8 @@ def _can_hold_files(folder: Path | None) -> bool:
 # %% ../nbs/58_cli.ipynb #79b1a61e
 def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
     "The names of a table's rows, those of `MASKGIL_EXTEND` included."
-    from maskgil.planner import table_rows
-    return table_rows(table)
+    from maskgil.planner import names_of_rows
+    return names_of_rows(table)
 
 def parameters(
     namespace: dict[str, Any], # the notebook's `globals()`
@@ -248,7 +248,7 @@ def run_study(
     "Check, execute and report one study."
     import click
     root = root_of(input_path)
-    try: output_path, parameters = checked(input_path, output_path, parameters, root, options)
+    try: output_path, parameters = prepared(input_path, output_path, parameters, root, options)
     except ParameterError as e: raise refusal(str(e)) from None
     except Exception as e: # of a file that MASKGIL_EXTEND names
         if os.environ.get('MASKGIL_DEBUG'): raise
@@ -265,7 +265,7 @@ def refusal(message: str, code: int = 2) -> Exception: # of click, which prints 
     return Refusal(printable(message))
 
 # %% ../nbs/58_cli.ipynb #3672ed45
-def checked(
+def prepared(
     input_path: str,
     output_path: str, # as given, or `NO_OUTPUT`
     parameters: dict[str, Any], # as typed

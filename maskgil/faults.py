@@ -43,9 +43,9 @@ __all__ = ['Work', 'WORKS', 'Disturbance', 'FILE_EVENTS', 'ENDS', 'FAULTS', 'REA
            'make_shards', 'draw_samples', 'measure_pictures', 'write_a_record', 'save_a_pipeline', 'run_a_study',
            'Outcome', 'Attempt', 'at_file_event', 'kill_self', 'full_disk', 'no_file_above', 'jumping_clock',
            'kept_files', 'kind_of', 'flip_bit', 'any_file', 'Peace', 'in_peace', 'Found', 'judged', 'Campaign', 'kills',
-           'named', 'full_disks', 'follow', 'flips', 'pairs', 'clocks', 'removals', 'png_bytes', 'tar_bytes',
-           'parquet_bytes', 'tensor_bytes', 'record_bytes', 'read_all', 'read_weights_bytes', 'read_number', 'Reader',
-           'changed', 'TooLong', 'noise_end', 'make_noise', 'noise', 'share', 'on_all_cores', 'tally', 'run_faults',
+           'full_disks', 'follow', 'flips', 'pairs', 'clocks', 'removals', 'png_bytes', 'tar_bytes', 'parquet_bytes',
+           'tensor_bytes', 'record_bytes', 'read_all', 'read_weights_bytes', 'read_number', 'Reader', 'changed',
+           'TooLong', 'noise_end', 'make_noise', 'noise', 'share', 'on_all_cores', 'tally', 'run_faults',
            'report_faults']
 
 # %% ../nbs/47_faults.ipynb #576df1bf
@@ -354,10 +354,6 @@ def kills(campaign: Campaign, name: str) -> Iterator[Found]:
     shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/47_faults.ipynb #0368effc
-def named(outcome: Outcome, folder: Path) -> bool:
-    "Whether an error names a file of the work."
-    return str(folder) in outcome.said
-
 def full_disks(campaign: Campaign, name: str) -> Iterator[Found]:
     "A disk that is full from some moment on; then there is room again."
     folder, peace, rng = campaign.folder(), campaign.peace[name], campaign.rng
@@ -366,7 +362,7 @@ def full_disks(campaign: Campaign, name: str) -> Iterator[Found]:
     outcome = campaign.attempt(name, folder, disturb).end()
     after = judged('full disk', name, campaign.attempt(name, folder).end(), peace, refusal='lost')
     found = judged('full disk', name, outcome, peace)
-    if found.end == 'refused' and not named(outcome, folder): found = found._replace(end='lost')
+    if found.end == 'refused' and str(folder) not in outcome.said: found = found._replace(end='lost') # names no file
     yield after if after.end != 'right' else found
     shutil.rmtree(folder, ignore_errors=True)
 

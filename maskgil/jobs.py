@@ -30,7 +30,7 @@ from .text import TEXTS, TextTokens
 from .pipeline import decode_tokens, draw_tokens
 from .losses import CausalObjective, check_number, MaskedObjective
 from maskgil.preflight import (
-    check_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
+    check_run_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
 )
 from maskgil.training import (
     accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
@@ -39,7 +39,7 @@ from .shards import needs, OnlineTokens, open_source
 from .machines import choose_layout, hidden_share, parameter_counts, this_machine
 
 # %% auto #0
-__all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATHS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
+__all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATH_FIELDS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
            'check_job', 'read_job', 'in_place', 'write_job', 'JsonLines', 'check_tracker', 'open_tracker',
            'everything_hidden', 'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer',
            'tokenizer_name', 'job_data', 'job_objective', 'job_config', 'process_group', 'job_record', 'job_options',
@@ -124,7 +124,7 @@ def check_job(
     return job
 
 # %% ../nbs/25_jobs.ipynb #ae58ecef
-PATHS = ('folder', 'tokens', 'images', 'tokenizer_checkpoint', 'start') # fields that are one
+PATH_FIELDS = ('folder', 'tokens', 'images', 'tokenizer_checkpoint', 'start') # fields that are one
 
 # %% ../nbs/25_jobs.ipynb #f1783e45
 def read_job(
@@ -140,7 +140,7 @@ def in_place(
     here: Path, # where relative paths start
 ) -> Job:
     "The same with absolute paths, `~` written out."
-    paths: dict[str, Any] = {name: getattr(job, name) for name in PATHS if getattr(job, name)}
+    paths: dict[str, Any] = {name: getattr(job, name) for name in PATH_FIELDS if getattr(job, name)}
     for name, path in paths.items(): paths[name] = str(here/Path(path).expanduser())
     return dataclasses.replace(job, **paths)
 
@@ -419,7 +419,7 @@ def check_beforehand(job: Job) -> tuple[ModelConfig, CausalObjective | MaskedObj
     check_tokenizer(job, config)
     if place().rank == 0:
         weights = 4 * parameter_counts(config)[0]
-        check_folder(Path(job.folder), weights * (4 if training.ema else 3))
+        check_run_folder(Path(job.folder), weights * (4 if training.ema else 3))
     return config, objective
 
 def _options_of_fit(job: Job) -> dict[str, Any]: # that `fit` looks at itself

@@ -27,22 +27,22 @@ from .text import list_part
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'counted', 'cell_config',
-           'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens', 'plan',
-           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'table_rows', 'grid_cells',
-           'commands', 'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'images_and_classes',
+           'cell_config', 'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens',
+           'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'names_of_rows',
+           'grid_cells', 'commands', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
 
 def image_count(profile: Profile) -> int:
     "Training images of a profile."
-    n, _ = counted(profile)
+    n, _ = images_and_classes(profile)
     return min(n, profile.data.limit or n)
 
-def class_count(profile: Profile) -> int: return counted(profile)[1]
+def class_count(profile: Profile) -> int: return images_and_classes(profile)[1]
 
-def counted(profile: Profile) -> tuple[int, int]: # images for training, classes
+def images_and_classes(profile: Profile) -> tuple[int, int]: # images for training, classes
     "What the data of a profile hold; ImageNet's numbers where they are not here."
     source = profile.data.source
     here = source == 'openmoji' or source != 'imagenet' and Path(source).expanduser().exists()
@@ -246,7 +246,7 @@ def plan_study(
     print_plan(study, chosen, defaults(study), machines)
 
 # %% ../nbs/54_planner.ipynb #583a8264
-def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+def names_of_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
     "The names of a table's rows, which a parameter may have for its value."
     return list(dict(SIZE_ROWS=[*SIZE_ROWS], TOKENIZER_ROWS=[*TOKENIZER_ROWS])[table])
 
@@ -260,7 +260,7 @@ def grid_cells(
     separator = lambda name: ';' if declared[name].kind.startswith('list') else ','
     values = {k: v.split(separator(k)) if k in declared else [v] for k, v in given.items()}
     cells = [dict(zip(values, combination)) for combination in itertools.product(*values.values())]
-    checked = [check_parameters(cell, declared, table_rows) for cell in cells]
+    checked = [check_parameters(cell, declared, names_of_rows) for cell in cells]
     return [{k: values[k] for k in cell} for cell, values in zip(cells, checked)]
 
 # %% ../nbs/54_planner.ipynb #46b754f6

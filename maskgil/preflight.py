@@ -24,10 +24,10 @@ from .losses import CausalObjective, check_number, MaskedObjective, Objective
 # %% auto #0
 __all__ = ['FOR_MEMORY', 'DECAYS', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig', 'check_settings', 'some_rows',
            'where_it_lies', 'check_label_range', 'check_code_range', 'check_token_set', 'check_online', 'text_width',
-           'check_data', 'check_objective', 'check_batch', 'not_finite_in', 'state_bytes', 'check_folder', 'alone_in',
-           'ranks_to_be', 'check_division', 'check_training', 'described', 'model_identity', 'array_identity',
-           'sample_identity', 'same_random_numbers', 'data_identity', 'training_identity', 'settings_fingerprint',
-           'differences', 'in_words']
+           'check_data', 'check_objective', 'check_batch', 'not_finite_in', 'state_bytes', 'check_run_folder',
+           'alone_in', 'ranks_to_be', 'check_division', 'check_training', 'described', 'model_identity',
+           'array_identity', 'sample_identity', 'same_random_numbers', 'data_identity', 'training_identity',
+           'settings_fingerprint', 'differences', 'in_words']
 
 # %% ../nbs/22_preflight.ipynb #77dd50d2
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def state_bytes(
     return weights * (4 if config.ema else 3), weights
 
 # %% ../nbs/22_preflight.ipynb #4175aa93
-def check_folder(
+def check_run_folder(
     folder: Path, # of a training; it is created
     state: int, # bytes of a checkpoint
     milestones: int = 0, # bytes of all that are still to be written
@@ -349,7 +349,7 @@ def check_training(
     if folder and place().rank == 0:
         state, weights = state_bytes(model, config)
         missing = [step for step in set(milestones) if not (folder/f'weights-{step}.safetensors').exists()]
-        check_folder(folder, state, weights * len(missing))
+        check_run_folder(folder, state, weights * len(missing))
     return ranks
 
 # %% ../nbs/22_preflight.ipynb #8748f7c4

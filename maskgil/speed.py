@@ -30,9 +30,9 @@ from .tokenizers import load_tokenizer
 from .training import TrainConfig, first_state, place_model, train_step
 
 # %% auto #0
-__all__ = ['Prepare', 'SPEEDS', 'QUIET', 'Peers', 'Machine', 'mar_operations', 'ar_operations', 'Task', 'mar_task', 'ar_task',
-           'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'measure_row', 'load_peers', 'run_speeds',
-           'speed_line']
+__all__ = ['Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'Machine', 'mar_operations', 'ar_operations', 'Task', 'mar_task',
+           'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'measure_row', 'load_peers',
+           'run_speeds', 'speed_line']
 
 # %% ../nbs/48_speed.ipynb #0f71464b
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ SPEEDS: dict[str, Prepare] = {
 }
 
 # %% ../nbs/48_speed.ipynb #3c27b4fe
-QUIET = 1.15 # the middle of the product's times over the smallest, at most
+QUIET_SPREAD = 1.15 # the middle of the product's times over the smallest, at most
 
 def in_turns(
     contenders: dict[str, Callable[[], Any]],
@@ -213,7 +213,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return time.perf_counter() - began
 
-def _is_busy(times: Sequence[float]) -> bool: return float(np.median(times)) > QUIET * min(times)
+def _is_busy(times: Sequence[float]) -> bool: return float(np.median(times)) > QUIET_SPREAD * min(times)
 
 # %% ../nbs/48_speed.ipynb #20c3c9ef
 Peers = dict[str, dict[str, Callable[[torch.dtype, torch.device], Callable[[], Any]]]] # row -> name -> prepare
