@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import pick_device, progress
 from .data import to_float, to_rgb
-from .weights import check_finite, CheckpointError, read_weights, whole_number
+from .weights import check_finite, check_whole, CheckpointError, read_weights
 from .tokenizers import SameConv
 
 # %% auto #0
@@ -298,7 +298,7 @@ def extract(
 ) -> Features: # on the CPU
     "Features and logits of images."
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
-    size = EXTRACTORS[extractor].batch_size if batch_size is None else whole_number('batch_size', batch_size, 1)
+    size = EXTRACTORS[extractor].batch_size if batch_size is None else check_whole('batch_size', batch_size, 1)
     total = len(images) if hasattr(images, '__len__') else None
     seen: list[tuple[Tensor, Tensor]] = []
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:

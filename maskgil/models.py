@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
-from .weights import load_model_weights, real_number, whole_number
+from .weights import check_real, check_whole, load_model_weights
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
@@ -108,13 +108,13 @@ class ModelConfig:
         if self.mask_logit: raise ValueError('code_groups need mask_logit=False: the mask is no digit of a code')
 
     def _check_numbers(self):
-        for name in ('layers', 'heads', 'width', 'codebook_size'): whole_number(name, getattr(self, name), 1)
-        for name in ('classes', 'text_width'): whole_number(name, getattr(self, name), 0)
-        for name in ('dropout', 'token_dropout'): real_number(name, getattr(self, name), 0, 1)
+        for name in ('layers', 'heads', 'width', 'codebook_size'): check_whole(name, getattr(self, name), 1)
+        for name in ('classes', 'text_width'): check_whole(name, getattr(self, name), 0)
+        for name in ('dropout', 'token_dropout'): check_real(name, getattr(self, name), 0, 1)
         for name in ('causal', 'class_first', 'mask_logit', 'qk_norm', 'post_norm'):
             if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} is True or False')
         for name in ('grid', 'code_groups'): # lists in JSON
-            numbers = tuple(whole_number(name, number, 1) for number in getattr(self, name))
+            numbers = tuple(check_whole(name, number, 1) for number in getattr(self, name))
             object.__setattr__(self, name, numbers)
         if len(self.grid) != 2: raise ValueError(f'grid is height and width in tokens, not {self.grid}')
         if self.width % self.heads: raise ValueError(f'width {self.width} is no multiple of heads {self.heads}')

@@ -19,8 +19,8 @@ from .checks import check_choice, printable
 from .core import pick_device, progress, read_json, shipped, write_atomic, write_json
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
-    CheckpointError, find_folder, load_model_weights, mismatch, plain_names, read_header, real_number, save_weights,
-    unwrapped, whole_number,
+    check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, plain_names, read_header,
+    save_weights, unwrapped,
 )
 from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count
@@ -34,7 +34,7 @@ __all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'READY', 'NETWORKS',
            'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel',
            'check_classes', 'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose',
            'evaluation_results', 'card_data', 'metrics_table', 'ascii_name', 'usage_example', 'model_card',
-           'encoder_digest', 'saved_encoder', 'pipeline_config', 'replacing', 'check_folder', 'save_pipeline',
+           'encoder_digest', 'saved_encoder', 'pipeline_config', 'replacing', 'check_free_for', 'save_pipeline',
            'check_loads', 'file_of', 'pipeline_settings', 'check_encoder', 'load_transformer', 'load_pipeline_parts',
            'open_parts', 'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading', 'Drawing',
            'check_writable', 'save_picture', 'MaskGILPipeline', 'saved_pipeline', 'sample']
@@ -56,7 +56,7 @@ def class_id(
     if isinstance(label, str):
         if label in classes: return list(classes).index(label)
         if not (label.isascii() and label.isdigit()): check_choice('class', label, classes)
-    number = int(label) if isinstance(label, str) else whole_number('a class', label)
+    number = int(label) if isinstance(label, str) else check_whole('a class', label)
     if 0 <= number < len(classes): return number
     raise ValueError(f'class {number} is out of range: 0 to {len(classes) - 1}')
 
@@ -67,7 +67,7 @@ def fit_shape(
     buckets: Sequence[tuple[int, int]], # the shapes the model was trained on, in tokens
 ) -> tuple[int, int]: # the same in tokens
     "The grid of a shape, or an error that says what fits."
-    height, width = whole_number('height', height), whole_number('width', width)
+    height, width = check_whole('height', height), check_whole('width', width)
     h, w = height / downsample, width / downsample
     areas = [rows * columns for rows, columns in buckets]
     ratio = max(max(shape) / min(shape) for shape in buckets)
@@ -100,7 +100,7 @@ def draw_tokens(
 ) -> Tensor: # (n h w) int64
     "The tokens of many images."
     sample: Callable = sampler or (sample_ar if model.config.causal else sample_mar)
-    device, grid, batch_size = device_of(model), grid or model.config.grid, whole_number('batch_size', batch_size, 1)
+    device, grid, batch_size = device_of(model), grid or model.config.grid, check_whole('batch_size', batch_size, 1)
     seeds: Any = seed if np.ndim(seed) else None # type: ignore[arg-type]
     if seeds is not None and len(seeds) != len(labels): raise ValueError(f'{len(seeds)} seeds for {len(labels)} images')
     starts = start.split(batch_size) if start is not None else ()
@@ -125,7 +125,7 @@ def decode_tokens(
     device = device_of(tokenizer)
     to_bytes = stretch_to_uint8 if stretch else to_uint8
     def decode(part): return to_bytes(tokenizer.decode(part.to(device), clamp=not stretch)).cpu()
-    return torch.cat([decode(part) for part in tokens.split(whole_number('batch_size', batch_size, 1))])
+    return torch.cat([decode(part) for part in tokens.split(check_whole('batch_size', batch_size, 1))])
 
 # %% ../nbs/18_pipeline.ipynb #ee4619d8
 GREY = 128 # of a token that is still hidden
@@ -254,7 +254,7 @@ def picture_sheet(
     if not len(pictures): raise ValueError('a sheet needs pictures')
     if len(captions) not in (0, len(pictures)):
         raise ValueError(f'{len(captions)} captions for {len(pictures)} pictures')
-    columns, scale = whole_number('columns', columns, 1), whole_number('scale', scale, 1)
+    columns, scale = check_whole('columns', columns, 1), check_whole('scale', scale, 1)
     width = max(picture.width for picture in pictures) * scale # of a column
     texts = [textwrap.wrap(printable(caption), max(8, width // LETTER)) for caption in captions]
     wrapped = texts or [[]] * len(pictures)
@@ -321,7 +321,7 @@ class PipelineParts:
         check_codes(tokenizer, model, ar)
         if model.config.text_width and not text_encoder:
             raise ValueError('this model reads texts: give the text encoder it was trained with')
-        self.model, self.tokenizer, self.ar = model.eval(), tokenizer.eval(), ar and ar.eval()
+        self.model, self.tokenizer, self.ar = model.eval(), tokenizer.eval(), None if ar is None else ar.eval()
         self.classes, self.text_encoder = check_classes(classes, model.config), text_encoder
         self.defaults, self.card = check_defaults(defaults or {}, model.config.causal), check_card(card or {})
         self.buckets = check_buckets(buckets) or (model.config.grid,)
@@ -369,7 +369,7 @@ def check_buckets(
     "Height and width of each shape in tokens, or a `ValueError`."
     shapes = [tuple(shape) if isinstance(shape, (list, tuple)) else () for shape in buckets]
     if not all(len(shape) == 2 for shape in shapes): raise ValueError('buckets are pairs of height and width in tokens')
-    return tuple((whole_number('height', h, 1), whole_number('width', w, 1)) for h, w in shapes)
+    return tuple((check_whole('height', h, 1), check_whole('width', w, 1)) for h, w in shapes)
 
 # %% ../nbs/18_pipeline.ipynb #906ff761
 def check_card(
@@ -382,8 +382,8 @@ def check_card(
         if not isinstance(card.get(name, ''), str): raise ValueError(f'{name} of a card is a text')
     for key, metric in metrics.items():
         if not isinstance(metric, dict): raise ValueError(f'the metric {key} of a card has no value')
-        for field in ('value', 'low', 'high'): real_number(f'{field} of the metric {key}', metric.get(field))
-        whole_number(f'n of the metric {key}', metric.get('n'), 0)
+        for field in ('value', 'low', 'high'): check_real(f'{field} of the metric {key}', metric.get(field))
+        check_whole(f'n of the metric {key}', metric.get('n'), 0)
         if not isinstance(metric.get('label'), str): raise ValueError(f'the metric {key} of a card has no label')
     return dict(card)
 
@@ -393,7 +393,8 @@ def check_codes(
     *models: Any, # from `load_model`; None is left out
 ) -> None:
     "Refuse a model that predicts the codes of another tokenizer."
-    for model in filter(None, models):
+    for model in models:
+        if model is None: continue # `bool` of a compiled network asks for its length
         codes = model.config.codebook_size
         if codes != tokenizer.codebook_size:
             raise ValueError(f'the model predicts {codes} codes and {tokenizer.name} has {tokenizer.codebook_size}')
@@ -405,11 +406,16 @@ def in_markdown(
     "A text as Markdown shows it to the letter."
     return re.sub(r'([\\`*_\[\]|#~])', r'\\\1', html.escape(printable(text), quote=False))
 
+def _plain_line(line: str) -> str: # no fence, which would swallow what follows, and no ruler
+    start = line.strip()[:3]
+    if start in ('```', '~~~'): return re.sub('([`~])', r'\\\1', line)
+    return line.replace(start, '\\' + start, 1) if start in ('---', '===', '***', '___') else line
+
 def prose(
     text: str, # paragraphs, which may be Markdown
 ) -> str:
     "Paragraphs in Markdown without HTML, links other than to pages of the web, and control characters."
-    lines = [printable(line).replace('<', '&lt;') for line in text.splitlines()]
+    lines = [_plain_line(printable(line).replace('<', '&lt;')) for line in text.splitlines()]
     return re.sub(r'\]\((?!https?://)', ']\\(', '\n'.join(lines))
 
 # %% ../nbs/18_pipeline.ipynb #c17081d3
@@ -528,7 +534,7 @@ def pipeline_config(
         card=parts.card,
         text_encoder=encoder, text_encoder_files=files or parts.encoder_files,
         buckets=parts.buckets,
-        ar=parts.ar and dataclasses.asdict(unwrapped(parts.ar).config),
+        ar=None if parts.ar is None else dataclasses.asdict(unwrapped(parts.ar).config),
     )
 
 # %% ../nbs/18_pipeline.ipynb #cc08fbe7
@@ -564,7 +570,7 @@ def replacing(
             with contextlib.suppress(OSError): folder.rmdir() # only if nothing is in it
 
 # %% ../nbs/18_pipeline.ipynb #6cf8c079
-def check_folder(
+def check_free_for(
     folder: Path, # where a pipeline is to be saved
 ) -> None:
     "Refuse a folder that holds another program's model with a `ValueError`."
@@ -585,7 +591,7 @@ def save_pipeline(
     folder = Path(path).expanduser()
     networks = {name: getattr(parts, name) for name in NETWORKS if getattr(parts, name) is not None}
     for name, network in networks.items(): check_loads(name, network)
-    check_folder(folder)
+    check_free_for(folder)
     config, card = pipeline_config(parts), model_card(parts)
     with replacing(folder) as new:
         files = {name: save_weights(new/f'{name}.safetensors', network, dtype=dtype)
@@ -744,7 +750,7 @@ def steer_away(
     "Models for which guidance moves away from the negative prompt."
     if cfg == 1: raise ValueError('a negative prompt works through guidance, and cfg is 1')
     wanted, unwanted = texts[:-1], texts[-1:]
-    return wanted, Against(model, unwanted), ar and Against(ar, unwanted)
+    return wanted, Against(model, unwanted), None if ar is None else Against(ar, unwanted)
 
 # %% ../nbs/18_pipeline.ipynb #944ff462
 def kept_tokens(
@@ -796,6 +802,8 @@ class Reading(PipelineParts):
         image: Image.Image | None = None, # which has to have this shape
     ) -> tuple[int, int]: # h, w in tokens
         "The tokens of a shape."
+        if image is not None and not isinstance(image, Image.Image):
+            raise ValueError(f'image is a picture of PIL, not {type(image).__name__}')
         if image is not None: height, width = height or image.height, width or image.width
         if image is not None and image.size != (width, height):
             raise ValueError(f'the image has {image.height}x{image.width} pixels, not {height}x{width}: see outpaint')
@@ -842,7 +850,7 @@ class Drawing(Reading):
     def check_request(self, options: dict[str, Any], ar_tokens: int) -> None:
         "Refuse options that the sampler does not have or take with a `ValueError`, before anything is loaded or drawn."
         given = {name: value for name, value in options.items() if value is not None}
-        whole_number('ar_tokens', ar_tokens, 0)
+        check_whole('ar_tokens', ar_tokens, 0)
         own = ('show_progress', 'start', 'sampler') # of `draw_tokens`
         causal = self.model.config.causal
         if causal: given.pop('steps', None) # there is one for each token
@@ -900,7 +908,8 @@ class MaskGILPipeline(Drawing):
     "A model and its tokenizer, ready to draw."
     def to(self, device: str | torch.device) -> MaskGILPipeline:
         "Move the networks."
-        for network in filter(None, (self.model, self.tokenizer, self.ar)): network.to(device)
+        for network in (self.model, self.tokenizer, self.ar):
+            if network is not None: network.to(device)
         return self
 
     def animate(
@@ -924,7 +933,7 @@ class MaskGILPipeline(Drawing):
         "A row of pictures for each class; `options` of `draw`."
         if self.model.config.text_width:
             raise ValueError('a sheet has a row for each class, and this model reads texts: see picture_sheet')
-        columns, scale = whole_number('columns', columns, 1), whole_number('scale', scale, 1)
+        columns, scale = check_whole('columns', columns, 1), check_whole('scale', scale, 1)
         pictures = self([label for label in range(self.model.config.classes) for _ in range(columns)], **options)
         stacked = np.stack([np.asarray(picture) for picture in pictures]) # n H W 3
         return image_grid(stacked.transpose(0, 3, 1, 2), columns, scale)
@@ -973,9 +982,9 @@ def sample(
     text_encoder: str = '', # where the text encoder is, if not where the checkpoint says
 ) -> None:
     "Draw a sheet with a row for each class, or a row for a prompt, and say where it is; its ending says the format."
-    columns, steps = whole_number('columns', columns, 1, MOST_COLUMNS), whole_number('steps', steps, 0)
+    columns, steps = check_whole('columns', columns, 1, MOST_COLUMNS), check_whole('steps', steps, 0)
     options: dict[str, Any] = dict(
-        seed=whole_number('seed', seed), steps=steps or None, cfg=real_number('cfg', cfg) or None)
+        seed=check_whole('seed', seed), steps=steps or None, cfg=check_real('cfg', cfg) or None)
     file = check_writable(out)
     if prompt: check_captions([prompt])
     folder = saved_pipeline(checkpoint, TEXT_CHECKPOINT if prompt else CHECKPOINT)

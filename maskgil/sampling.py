@@ -14,15 +14,16 @@ from torch import Tensor
 
 from .checks import check_choice
 from .core import autocast, derived_seed, DTYPES, pick_dtype, progress
-from .weights import real_number, whole_number
+from .weights import check_real, check_whole
 from .models import check_condition, check_tokens, ModelConfig
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'MOST_STEPS', 'OPTIONS', 'unmask_plan', 'unmask_plans',
+__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'unmask_plan', 'unmask_plans',
            'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
            'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options',
-           'check_grid', 'check_labels', 'codes_of', 'check_call', 'checked', 'name_of', 'check_logits', 'start_tokens',
-           'fading', 'at_hidden', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+           'check_grid', 'check_model', 'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits',
+           'start_tokens', 'fading', 'at_hidden', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size',
+           'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -41,7 +42,7 @@ def unmask_plan(
 ) -> list[int]: # T counts that add up to `tokens`; zeros at the end if there are more steps than tokens
     "Tokens to reveal at each step: at least one, rounded from the schedule, what is left over at the last step."
     curve = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)]
-    steps = whole_number('steps', steps, 1)
+    steps = check_whole('steps', steps, 1)
     if steps >= tokens: return [1] * tokens + [0] * (steps - tokens)
     weights = curve(torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
     counts = (weights / weights.sum() * tokens).round().long().clamp(min=1)
@@ -138,11 +139,11 @@ def image_seeds(
 ) -> list[int]:
     "One seed for each image, from the seed of the set and the image's index in it."
     if np.ndim(seed) == 0: # type: ignore[arg-type]
-        number = whole_number('seed', seed)
+        number = check_whole('seed', seed)
         return [derived_seed(number, 'image', first + i) for i in range(images)]
     assert not isinstance(seed, int)
     if len(seed) != images: raise ValueError(f'{len(seed)} seeds for {images} images')
-    return [whole_number('seed', number) for number in seed]
+    return [check_whole('seed', number) for number in seed]
 
 # %% ../nbs/15_sampling.ipynb #a709d48d
 def image_noise(
@@ -242,9 +243,16 @@ def top_scoring(
     return hidden & (rank < counts[:, None])
 
 # %% ../nbs/15_sampling.ipynb #a74a1349
+LARGE = 1e6 # beyond it, and below its inverse, products leave float32
+
 def _top_p(value: Any) -> float:
-    number = real_number('top_p', value, 0, 1)
+    number = check_real('top_p', value, 0, 1)
     if number == 0: raise ValueError('top_p must be in (0, 1], not 0')
+    return number
+
+def _temperature(value: Any) -> float:
+    number = check_real('temperature', value, 0, LARGE)
+    if 0 < number < 1 / LARGE: raise ValueError(f'temperature must be 0 or at least {1 / LARGE:g}, not {number}')
     return number
 
 def _dtype(value: Any) -> Any:
@@ -258,23 +266,23 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 MOST_STEPS = 10_000 # each has random numbers of its own; beyond one for each token nothing changes
 
 OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; returns it as a Python number
-    'steps': lambda value: whole_number('steps', value, 1, MOST_STEPS),
-    'mar_steps': lambda value: whole_number('mar_steps', value, 1, MOST_STEPS),
-    'cfg': lambda value: real_number('cfg', value),
-    'ar_cfg': lambda value: real_number('ar_cfg', value),
-    'mar_cfg': lambda value: real_number('mar_cfg', value),
+    'steps': lambda value: check_whole('steps', value, 1, MOST_STEPS),
+    'mar_steps': lambda value: check_whole('mar_steps', value, 1, MOST_STEPS),
+    'cfg': lambda value: check_real('cfg', value, -LARGE, LARGE),
+    'ar_cfg': lambda value: check_real('ar_cfg', value, -LARGE, LARGE),
+    'mar_cfg': lambda value: check_real('mar_cfg', value, -LARGE, LARGE),
     'guidance': lambda value: check_choice('guidance', value, GUIDANCE),
     'schedule': lambda value: check_choice('schedule', value, SCHEDULES),
     'order': lambda value: check_choice('order', value, ORDERS),
-    'choice_temperature': lambda value: real_number('choice_temperature', value, 0),
-    'temperature': lambda value: real_number('temperature', value, 0),
-    'top_k': lambda value: whole_number('top_k', value, 0),
+    'choice_temperature': lambda value: check_real('choice_temperature', value, 0, LARGE),
+    'temperature': _temperature,
+    'top_k': lambda value: check_whole('top_k', value, 0),
     'top_p': _top_p,
-    'ar_tokens': lambda value: whole_number('ar_tokens', value, 0),
-    'cfg_interval': _or_none(lambda value: whole_number('cfg_interval', value, 0)),
-    'length': _or_none(lambda value: whole_number('length', value, 0)),
-    'codebook_size': _or_none(lambda value: whole_number('codebook_size', value, 1)),
-    'first': lambda value: whole_number('first', value),
+    'ar_tokens': lambda value: check_whole('ar_tokens', value, 0),
+    'cfg_interval': _or_none(lambda value: check_whole('cfg_interval', value, 0)),
+    'length': _or_none(lambda value: check_whole('length', value, 0)),
+    'codebook_size': _or_none(lambda value: check_whole('codebook_size', value, 1)),
+    'first': lambda value: check_whole('first', value),
     'dtype': _dtype,
 }
 
@@ -292,9 +300,9 @@ def check_grid(
     "Two whole numbers, or a `ValueError`."
     sides = tuple(grid) if isinstance(grid, (Sequence, torch.Size)) and not isinstance(grid, str) else ()
     if len(sides) != 2: raise ValueError(f'grid is height and width in tokens, not {grid!r:.80}')
-    return whole_number('grid height', sides[0], 1), whole_number('grid width', sides[1], 1)
+    return check_whole('grid height', sides[0], 1), check_whole('grid width', sides[1], 1)
 
-def check_labels(
+def check_model(
     model: Any, # a network, or a function
     labels: Tensor,
     causal: bool, # the sampler draws from left to right
@@ -329,12 +337,12 @@ def check_call(
     names = [name for name in inspect.signature(sampler).parameters if name not in taken]
     for name in options: check_choice('option of the sampler', name, names)
     masked = 'schedule' in names
-    if masked and 'temperature' in options and real_number('temperature', options['temperature']) == 0:
+    if masked and 'temperature' in options and check_real('temperature', options['temperature']) == 0:
         raise ValueError('temperature must be above 0 here, not 0: masked decoding draws, it is never greedy')
     return check_options(**options)
 
 # %% ../nbs/15_sampling.ipynb #c41fc6a1
-def checked(sampler: Callable) -> Callable: # the same, with everything refused first
+def refusing_first(sampler: Callable) -> Callable: # the same, with everything refused first
     "Check the arguments of a sampler before it begins; no images are an empty result."
     signature = inspect.signature(sampler)
     networks = {'model': 'schedule' not in signature.parameters, 'ar': True, 'mar': False} # name -> left to right
@@ -347,9 +355,9 @@ def checked(sampler: Callable) -> Callable: # the same, with everything refused 
         given['grid'] = check_grid(given['grid'])
         given.update(check_call(sampler, dict(given)))
         for name, causal in networks.items():
-            if name in given: check_labels(given[name], given['labels'], causal)
+            if name in given: check_model(given[name], given['labels'], causal)
         length = given.get('length')
-        if length is not None: whole_number('length', length, 0, math.prod(given['grid']))
+        if length is not None: check_whole('length', length, 0, math.prod(given['grid']))
         if not len(given['labels']): return torch.zeros(0, *(given['grid'] if length is None else (length,))).long()
         return sampler(*call.args, **call.kwargs)
     return check_first
@@ -406,7 +414,7 @@ def at_hidden(
     return torch.full(hidden.shape, -torch.inf, device=hidden.device).masked_scatter(hidden, values)
 
 # %% ../nbs/15_sampling.ipynb #233bee3a
-@checked
+@refusing_first
 @torch.no_grad()
 def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
@@ -471,7 +479,7 @@ def next_logits(
     return model(tokens.repeat(halves, 1), labels, drop)[:, -1]
 
 # %% ../nbs/15_sampling.ipynb #23b4777b
-@checked
+@refusing_first
 @torch.no_grad()
 def sample_ar(
     model: Any, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
@@ -522,7 +530,7 @@ def shared_codebook_size(
     raise ValueError(f'the AR model predicts {theirs} codes and the MAR model {ours}: they need one tokenizer')
 
 # %% ../nbs/15_sampling.ipynb #07053e3c
-@checked
+@refusing_first
 def sample_fusion(
     ar: Any, mar: Any, # as in `sample_ar` and `sample_mar`; they must share a tokenizer
     labels: Tensor, # (b,) int64, or texts (b l width)

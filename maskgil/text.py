@@ -30,7 +30,7 @@ from .processes import Shares
 from maskgil.data import (
     OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
 )
-from .weights import check_finite, CheckpointError, find_folder, read_header, shard_files, whole_number
+from .weights import check_finite, check_whole, CheckpointError, find_folder, read_header, shard_files
 
 # %% auto #0
 __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES',
@@ -318,10 +318,10 @@ def load_text_encoder(
     weight_files(folder)
     network, tokenizer = load_language_model(folder, dtype)
     known = row.max_tokens if row else readable_length(network, tokenizer)
-    length = known if length is None else whole_number('length', length, 1)
+    length = known if length is None else check_whole('length', length, 1)
     if layer is None: layer = row.layer if row else -1
     layers = getattr(network.config, 'num_hidden_layers', 0)
-    if layers: whole_number('layer', layer, -layers - 1, layers)
+    if layers: check_whole('layer', layer, -layers - 1, layers)
     return TextEncoder(network.to(pick_device(device)), tokenizer, length, layer, Path(path).name, str(path))
 
 # %% ../nbs/16_text.ipynb #bcb4ba39

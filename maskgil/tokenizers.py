@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checks import check_choice
 from .core import autocast, fingerprint, pick_device, pick_dtype
-from .weights import load_weights, whole_number
+from .weights import check_whole, load_weights
 
 # %% auto #0
 __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'FAR_OUTSIDE', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS',
@@ -51,11 +51,11 @@ class TokenizerConfig:
 
     def __post_init__(self):
         for name in ('codebook_size', 'code_dim', 'z_channels', 'channels', 'groups', 'code_kernel'):
-            whole_number(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1)
         for name in ('multipliers', 'encoder_blocks', 'decoder_blocks', 'attention_levels'):
             value = getattr(self, name)
             if isinstance(value, list): object.__setattr__(self, name, tuple(value)) # as JSON has it
-            for number in [value] if isinstance(value, int) else value: whole_number(name, number, 0)
+            for number in [value] if isinstance(value, int) else value: check_whole(name, number, 0)
         for name in ('projected', 'conv_bias', 'adaptive_norm'):
             if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} is True or False')
         if not self.multipliers: raise ValueError('multipliers: a tokenizer has at least one level')

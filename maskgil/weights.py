@@ -5,7 +5,8 @@
 # %% ../nbs/10_weights.ipynb #b84bbecd
 from __future__ import annotations
 
-import argparse, contextlib, functools, hashlib, json, math, operator, pickle, re, shlex, sys, zipfile
+import argparse, contextlib, functools, hashlib, json, math, operator, pickle, re, shlex, sys
+import warnings, zipfile
 from dataclasses import asdict, dataclass, fields, MISSING
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAM
            'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'find_folder',
            'take_average', 'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences',
            'fitting_layouts', 'native_weights', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
-           'read_header', 'whole_number', 'real_number']
+           'read_header', 'check_whole', 'check_real']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +312,7 @@ def _size(path: Path) -> str: return f'{path.stat().st_size:,} bytes'
 def _check_download(path: Path) -> bytes: # the first bytes
     "Refuse what holds no weights, told by its first bytes."
     with open(path, 'rb') as f: head = f.read(512)
+    if head[8:9] == b'{' and b'\0' in head[:8]: return head # safetensors: a length, which may look like anything
     start = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     found = [what for magic, what in NOT_WEIGHTS if head.startswith(magic)]
     if start.startswith((b'<!doctype', b'<html', b'<?xml')):
@@ -413,7 +415,8 @@ def _read_pickle(path: Path) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped: _check_zip(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter('ignore') # of old protocols and kinds of storage; what matters is refused here
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
     except CheckpointError: raise
     except pickle.UnpicklingError as error:
@@ -585,7 +588,8 @@ def shard_files(
         raise CheckpointError(f'{index} is no index of weights: it has no table weight_map')
     names = sorted(set(named.values()))
     for name in names:
-        if Path(name).name != name or '\\' in name: raise CheckpointError(f'{index} names a file elsewhere: {name!r}')
+        outside = name in ('', '.', '..') or Path(name).name != name or '\\' in name
+        if outside: raise CheckpointError(f'{index} names a file elsewhere: {name!r}')
     missing = [name for name in names if not (index.parent/name).is_file()]
     if missing: raise FileNotFoundError(f"{index} names files that are not beside it: {', '.join(missing)} missing")
     return [index.parent/name for name in names]
@@ -918,7 +922,7 @@ def _range(least: float | None, most: float | None) -> str:
     return '' if most is None else f' of at most {most}'
 
 # %% ../nbs/10_weights.ipynb #d7e20606
-def whole_number(
+def check_whole(
     what: str, # how the message calls it
     value: Any, # an int, or one of numpy or torch
     least: int | None = None, most: int | None = None,
@@ -931,7 +935,7 @@ def whole_number(
     raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
 
 # %% ../nbs/10_weights.ipynb #21659661
-def real_number(
+def check_real(
     what: str, # how the message calls it
     value: Any, # a number, or one of numpy or torch
     least: float | None = None, most: float | None = None,
