@@ -27,7 +27,7 @@ from maskgil.pictures import (
     content_identity, data_path, examples_below, few, files_below, files_of_split, open_picture, Piece, reason_of,
     report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
 )
-from .tars import COMPRESSED, refuse_compressed, sample_label, tar_samples
+from .tars import COMPRESSED, MAX_CLASSES, refuse_compressed, sample_label, tar_samples
 from .processes import local_device, place, run_here, Shares
 from maskgil.data import (
     _encode, _same_cache, image_folder, load_images, pair, read_image, seals, StoredSet, TokenSet, tried,
@@ -37,12 +37,12 @@ from .losses import slices
 
 # %% auto #0
 __all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'split_files', 'numbered_classes',
-           'check_labels', 'hub_class_names', 'needs', 'WrongColumns', 'ParquetPart', 'read_parquet_labels',
+           'refuse_unlabelled', 'hub_class_names', 'needs', 'WrongColumns', 'ParquetPart', 'read_parquet_labels',
            'ParquetSource', 'read_group', 'files_identity', 'index_tar', 'kept_index', 'TarSource', 'source_kind',
            'open_source', 'open_rgb', 'resized', 'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops',
            'ten_crops', 'copy_count', 'SourceSet', 'open_images', 'Encoding', 'decoded', 'encode_range', 'shard_file',
-           'write_shard', 'shard_is_whole', 'shard_ranges', 'look_at_some', 'encode_shards', 'rows_across',
-           'join_shards', 'skipped_images', 'OnlineTokens', 'encode']
+           'write_shard', 'shard_is_whole', 'shard_ranges', 'look_at_some', 'encode_shards', 'make_shard',
+           'rows_across', 'join_shards', 'skipped_images', 'OnlineTokens', 'encode']
 
 # %% ../nbs/23_shards.ipynb #518b615d
 class Raw(NamedTuple):
@@ -134,8 +134,8 @@ def numbered_classes(
     "Names for classes that have none."
     return tuple(map(str, range(1 + max(labels))))
 
-# %% ../nbs/23_shards.ipynb #6abf13c0
-def check_labels(
+# %% ../nbs/23_shards.ipynb #bb44db54
+def refuse_unlabelled(
     where: Path, # the file they are from
     labels: Sequence[int | None],
     classes: int | None = None, # how many there are; None: any number
@@ -196,7 +196,7 @@ def _check_columns(file: Path, schema: Any) -> None: # schema: pyarrow's
         raise WrongColumns(f'{file}: a column label of whole numbers or of class names is expected, its columns are '
                            f'{held}')
 
-# %% ../nbs/23_shards.ipynb #8167523b
+# %% ../nbs/23_shards.ipynb #679f1f3b
 class ParquetPart(NamedTuple):
     "What is known of a parquet file before its images are read."
     groups: list[int]             # rows of each row group
@@ -209,7 +209,12 @@ def read_parquet_labels(file: Path) -> ParquetPart:
         schema, metadata = opened.schema_arrow, opened.metadata
         _check_columns(file, schema)
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        labels = opened.read(columns=['label'])['label'].to_pylist()
+        if min(groups, default=0) < 0: raise DamagedFile(f'{file} is damaged: it counts its rows as {groups}')
+        labels = opened.read(['label'], use_threads=False)['label'].to_pylist()
+        if (top := max((n for n in labels if isinstance(n, int)), default=0)) >= MAX_CLASSES:
+            raise DamagedFile(f'{file} is damaged: no data set has the class number {top:,}')
+        if len(labels) != sum(groups):
+            raise DamagedFile(f'{file} is damaged: it has {len(labels):,} labels and says {sum(groups):,} rows')
         return ParquetPart(groups, labels, hub_class_names(schema.metadata))
 
 # %% ../nbs/23_shards.ipynb #0a5b785a
@@ -225,7 +230,7 @@ def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple
     if texts and numbers: raise ValueError(f'labels are numbers here and texts there: {few([str(f) for f in known])}')
     return tuple(sorted(texts)) or numbered_classes([max(0, number) for number in numbers or [0]])
 
-# %% ../nbs/23_shards.ipynb #a8afb9b8
+# %% ../nbs/23_shards.ipynb #db87e752
 def _as_numbers(file: Path, part: ParquetPart, classes: tuple[str, ...]) -> list[int]:
     "The labels of a file as places among the classes."
     index = {name: label for label, name in enumerate(classes)}
@@ -233,7 +238,7 @@ def _as_numbers(file: Path, part: ParquetPart, classes: tuple[str, ...]) -> list
     if strange := sorted(texts - set(index)):
         raise ValueError(f'{file}: the classes {few(strange)} are not among those of training, {few(classes)}')
     labels = [index[label] if isinstance(label, str) else label for label in part.labels]
-    check_labels(file, labels, len(classes))
+    refuse_unlabelled(file, labels, len(classes))
     return labels
 
 # %% ../nbs/23_shards.ipynb #7fbd3e7b
@@ -283,7 +288,7 @@ class ParquetSource:
                 yield Raw(data, self.labels[end - rows + i], f'{self.files[number].name}:{group}:{i}')
             start += last - first
 
-# %% ../nbs/23_shards.ipynb #88ffc1f8
+# %% ../nbs/23_shards.ipynb #4df9b71c
 def read_group(
     file: Path,
     group: int, # number of a row group
@@ -291,9 +296,11 @@ def read_group(
 ) -> list[bytes | OSError]: # the images, or why they cannot be had
     "Some images of a row group."
     try:
-        with _parquet_file(file) as opened: rows = opened.read_row_group(group, columns=['image'])['image']
+        with _parquet_file(file) as opened: # without threads of its own: in a forked process there are none
+            rows = opened.read_row_group(group, ['image'], use_threads=False)['image']
     except DamagedFile as e: return [e] * (last - first)
-    images = (row['bytes'] if isinstance(row, dict) else row for row in rows.slice(first, last - first).to_pylist())
+    images = [row['bytes'] if isinstance(row, dict) else row for row in rows.slice(first, last - first).to_pylist()]
+    images += [None] * (last - first - len(images))
     return [OSError('there are no bytes in its row') if image is None else image for image in images]
 
 def files_identity(
@@ -350,7 +357,7 @@ class TarSource:
             say(f'{path}: no image is in {few(nothing)}')
         self.labels = [label for *_, label in self.index]
         self.classes = numbered_classes([label for file in known for *_, label in indices[file]] or self.labels)
-        for file in self.files: check_labels(file, [label for *_, label in indices[file]], len(self.classes))
+        for file in self.files: refuse_unlabelled(file, [label for *_, label in indices[file]], len(self.classes))
 
     def __len__(self): return len(self.index)
 
@@ -701,14 +708,28 @@ def encode_shards(
     if isinstance(encoding.tokenizer, torch.nn.Module): encoding.tokenizer.to(here)
     ranges = shard_ranges(len(source), shard_size)
     own = range(own_rank, len(ranges), rank_total)
-    missing = [number for number in own if not (folder/'tokens.npy').exists() and not shard_is_whole(folder, number)]
-    if missing: look_at_some(source)
-    for number in progress(missing, desc=f'shards of rank {own_rank}', unit='shard', disable=own_rank > 0):
-        started, (start, stop) = time.perf_counter(), ranges[number]
-        tokens, labels, skipped = encode_range(source, encoding, start, stop, batch_size, workers, here)
-        seconds = round(time.perf_counter() - started, 3)
-        write_shard(folder, number, tokens, dict(labels=labels, skipped=skipped, seconds=seconds))
-    return join_shards(folder, len(ranges))
+    for _ in range(3): # a shard may be lost while others are made
+        missing = [number for number in own
+                   if not (folder/'tokens.npy').exists() and not shard_is_whole(folder, number)]
+        if missing: look_at_some(source)
+        for number in progress(missing, desc=f'shards of rank {own_rank}', unit='shard', disable=own_rank > 0):
+            make_shard(source, encoding, folder, number, ranges[number], batch_size, workers, here)
+        if joined := join_shards(folder, len(ranges)): return joined
+        if all(shard_is_whole(folder, number) for number in own): return None
+    raise OSError(f'shards of {folder} are lost as fast as they are made: does another program write there?')
+
+# %% ../nbs/23_shards.ipynb #b00f468b
+def make_shard(
+    source: Source, encoding: Encoding,
+    folder: Path, number: int, # as in `shard_file`
+    images: tuple[int, int], # of the source: start and stop
+    batch_size: int, workers: int, device: torch.device, # as in `encode_range`
+) -> None:
+    "Encode and write one shard."
+    started = time.perf_counter()
+    tokens, labels, skipped = encode_range(source, encoding, *images, batch_size, workers, device)
+    seconds = round(time.perf_counter() - started, 3)
+    write_shard(folder, number, tokens, dict(labels=labels, skipped=skipped, seconds=seconds))
 
 # %% ../nbs/23_shards.ipynb #40866cdb
 def rows_across(

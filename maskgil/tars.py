@@ -13,8 +13,8 @@ from .checks import printable
 from .pictures import is_hidden, SUFFIXES
 
 # %% auto #0
-__all__ = ['COMPRESSED', 'MAGIC', 'MAX_PART', 'refuse_compressed', 'Member', 'members', 'Sample', 'TwoPictures', 'tar_samples',
-           'part_bytes', 'as_label', 'sample_label']
+__all__ = ['COMPRESSED', 'MAGIC', 'MAX_PART', 'MAX_CLASSES', 'refuse_compressed', 'Member', 'members', 'Sample', 'TwoPictures',
+           'tar_samples', 'part_bytes', 'as_label', 'sample_label']
 
 # %% ../nbs/02_tars.ipynb #4d325412
 COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tbz', '.tar.xz', '.txz', '.tar.zst', '.tar.lz4')
@@ -126,8 +126,9 @@ def tar_samples(
         if all(sample.parts for sample in samples if sample.picture): return samples
         raise
 
-# %% ../nbs/02_tars.ipynb #5a4cbef0
-MAX_PART = 2**24 # bytes of a .cls, .json or .txt
+# %% ../nbs/02_tars.ipynb #258d0ad9
+MAX_PART = 2**24    # bytes of a .cls, .json or .txt
+MAX_CLASSES = 2**24 # more than any data set has
 
 def part_bytes(
     file: Path,
@@ -155,7 +156,7 @@ def _json_label(file: Path, member: Member) -> Any: # whatever stands there; Non
         raise ValueError(f"{file}: the member '{printable(member.name)}' is no JSON: {e}") from None
     return content.get('label') if isinstance(content, dict) else None
 
-# %% ../nbs/02_tars.ipynb #e59b6c09
+# %% ../nbs/02_tars.ipynb #94f5af12
 def sample_label(
     file: Path,
     sample: Sample,
@@ -167,8 +168,8 @@ def sample_label(
     said = [value for value in said if value is not None]
     labels = [as_label(value) for value in said]
     if not said: return None
-    if any(label is None or label < 0 for label in labels) or len(set(labels)) > 1:
+    if any(label is None or not 0 <= label < MAX_CLASSES for label in labels) or len(set(labels)) > 1:
         shown = printable(' and '.join(map(repr, said)))[:80]
         raise ValueError(f"{file}: the class of '{printable(sample.name.strip('/'))}' is {shown}: "
-                         'one whole number from 0 on is expected')
+                         f'one whole number from 0 to {MAX_CLASSES:,} is expected')
     return labels[0]
