@@ -43,7 +43,7 @@ __all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATH_FIELDS', 'TRACKERS', 'TORCHRUN'
            'check_job', 'read_job', 'in_place', 'write_job', 'JsonLines', 'check_tracker', 'open_tracker',
            'everything_hidden', 'weight_norm', 'block_norms', 'sample_images', 'Monitor', 'job_tokenizer',
            'tokenizer_name', 'job_data', 'job_objective', 'job_config', 'process_group', 'job_record', 'job_options',
-           'check_model', 'check_files', 'check_tokenizer', 'check_beforehand', 'run_job', 'first_model', 'failure',
+           'check_job_model', 'check_files', 'check_tokenizer', 'check_beforehand', 'run_job', 'first_model', 'failure',
            'where_it_stands', 'launch', 'main', 'run_program', 'fitted_job', 'check_handed_over', 'fit_on_all']
 
 # %% ../nbs/25_jobs.ipynb #c04081ba
@@ -379,7 +379,7 @@ def job_options(job: Job) -> dict[str, Any]: # of `load_model`
     "A model's options as they were before they became JSON."
     return {name: tuple(value) if isinstance(value, list) else value for name, value in job.model.items()}
 
-def check_model(job: Job) -> ModelConfig:
+def check_job_model(job: Job) -> ModelConfig:
     "The model's configuration; a `ValueError` for one that cannot be built."
     if 'kind' not in job.model: raise ValueError('model needs a kind: maskgil, llamagen or maskgit-transformer')
     return model_config(**{k: v for k, v in job_options(job).items() if k != 'checkpoint'})
@@ -408,7 +408,7 @@ def check_tokenizer(job: Job, config: ModelConfig) -> None:
 # %% ../nbs/25_jobs.ipynb #b9fd5069
 def check_beforehand(job: Job) -> tuple[ModelConfig, CausalObjective | MaskedObjective]:
     "All that can be refused before weights and data are read: a `ValueError`, an `OSError` or a missing package."
-    ranks, config = ranks_to_be(), check_model(job)
+    ranks, config = ranks_to_be(), check_job_model(job)
     training, objective = job_config(job, ranks), job_objective(job, config)
     try: device = pick_device(job.device)
     except RuntimeError as e: raise ValueError(f"unknown device '{job.device}': {str(e).splitlines()[0]}") from None

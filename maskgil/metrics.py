@@ -33,9 +33,12 @@ def _float64(x: Any) -> Tensor: # an array, tensor or nested list -> a tensor on
     return torch.as_tensor(x if isinstance(x, Tensor) else np.asarray(x)).double().cpu()
 
 # %% ../nbs/30_metrics.ipynb #e8f48c69
-def _check_positive(values: Tensor) -> None: # values (... k), eigenvalues of what should be a covariance, ascending
+def _check_positive(
+    values: Tensor, # (... k), eigenvalues of what should be a covariance, ascending
+    rounding: Tensor | float = 0., # (...), what is lost where it comes from the difference of larger numbers
+) -> None:
     lowest, scale = values[..., 0], values.abs().amax(-1)
-    if (lowest < -1e-6 * scale - 1e-8).any(): # images that are all alike have a covariance of rounding errors
+    if (lowest < -1e-6 * scale - rounding).any():
         raise ValueError(f'a covariance has a direction of negative variance: {float(lowest.min()):.3g}')
 
 # %% ../nbs/30_metrics.ipynb #33a304f8
@@ -73,7 +76,8 @@ def frechet_distance(
     _check_gaussians(mean1, cov1, mean2, cov2)
     root = symmetric_root(cov2)
     squares = torch.linalg.eigvalsh(root @ cov1 @ root)
-    _check_positive(squares)
+    largest = cov2.abs().amax()
+    _check_positive(squares, 1e-9 * largest * (largest + (mean1 - mean2).square().amax(-1)))
     cross = squares.clamp(min=0).sqrt().sum(-1)
     trace = cov1.diagonal(dim1=-2, dim2=-1).sum(-1) + cov2.diagonal().sum()
     return ((mean1 - mean2).square().sum(-1) + trace - 2 * cross).clamp(min=0) # rounding may leave -1e-10
@@ -139,10 +143,9 @@ def check_features(
     whose: str, # for the message: 'the generated images'
 ) -> None:
     "Raise a `ValueError` for features that no metric can use."
-    row = EXTRACTORS[check_choice('extractor', seen.extractor, EXTRACTORS)]
-    if seen.features.shape != (len(seen), row.features):
-        shape = tuple(seen.features.shape)
-        raise ValueError(f'features of {whose} are {shape}: {seen.extractor} gives {row.features} an image')
+    check_choice('extractor', seen.extractor, EXTRACTORS)
+    if seen.features.ndim != 2 or not seen.features.shape[1]:
+        raise ValueError(f'features of {whose} are {tuple(seen.features.shape)}, expected (n, d)')
     if len(seen.logits) != len(seen): raise ValueError(f'{len(seen.logits)} logits of {len(seen)} images: {whose}')
     for kind, values in dict(features=seen.features, logits=seen.logits).items():
         if values.dtype not in (torch.float32, torch.float64):
@@ -544,10 +547,10 @@ def check_measurable(seen: Features, reference: Reference, names: Sequence[str])
     least = fewest_images(seen.extractor) if 'is' in names else NEIGHBOURS + 2
     if len(seen) < least: raise ValueError(f'{len(seen)} images are too few to measure: {least} are needed')
     check_features(seen, 'the generated images')
-    width = EXTRACTORS[seen.extractor].features if reference.components is None else reference.components.shape[1]
-    if reference.mean.shape != (width,):
-        raise ValueError(f'the reference {reference.name} has {len(reference.mean)} numbers in its mean, '
-                         f'and {seen.extractor} gives {width}')
+    width = len(reference.mean) if reference.components is None else len(reference.components)
+    if seen.features.shape[1] != width:
+        raise ValueError(f'the generated images have {seen.features.shape[1]} features, and the reference '
+                         f'{reference.name} takes {width}')
     repeated = repeated_images(seen.features)
     if repeated > REPEATED * len(seen):
         warnings.warn(f'{repeated} of {len(seen)} images look like another one of the set: are seeds repeated?',

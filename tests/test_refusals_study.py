@@ -243,7 +243,7 @@ def spoilt(kind, value):
 @pytest.mark.parametrize('seen, said', [
     (spoilt('features', float('nan')), 'features of 1 of 20 images are not finite.*number 7'),
     (spoilt('features', float('inf')), 'not finite'), (spoilt('logits', float('-inf')), 'logits of 1 of 20'),
-    (seen_of(4), '4 images are too few'), (seen_of(20, features=torch.ones(20, 64)), 'gives 1280 an image'),
+    (seen_of(4), '4 images are too few'), (seen_of(20, features=torch.ones(20, 64)), 'have 64 features, and the reference real takes 1280'),
     (seen_of(20, logits=torch.ones(19, 1000)), '19 logits of 20'),
     (seen_of(20, features=torch.ones(20, 1280).half()), 'in float16'),
     (seen_of(20, extractor='inception'), 'cannot be compared'), (seen_of(20, extractor='dino'), 'cannot be compared'),
@@ -273,6 +273,13 @@ def test_repeated_images_are_said():
 def test_no_distance_to_what_is_no_gaussian(mean, cov, said):
     width = len(cov)
     with pytest.raises(ValueError, match=said): frechet_distance([0.] * width, np.eye(width), mean, cov)
+
+
+def test_a_generator_that_always_draws_the_same_has_a_distance():
+    "All variance is rounding then, of either sign."
+    one = Features(REFERENCE.features[:1].repeat(40, 1), REFERENCE.logits[:1].repeat(40, 1), 'el0')
+    with pytest.warns(UserWarning, match='39 of 40 images'): found = evaluate(one, REFERENCE, bootstrap=20)
+    assert found['fid_el0']['value'] > 0
 
 
 @pytest.mark.parametrize('held, said', [
