@@ -243,7 +243,8 @@ def spoilt(kind, value):
 @pytest.mark.parametrize('seen, said', [
     (spoilt('features', float('nan')), 'features of 1 of 20 images are not finite.*number 7'),
     (spoilt('features', float('inf')), 'not finite'), (spoilt('logits', float('-inf')), 'logits of 1 of 20'),
-    (seen_of(4), '4 images are too few'), (seen_of(20, features=torch.ones(20, 64)), 'have 64 features, and the reference real takes 1280'),
+    (seen_of(4), '4 images are too few'),
+    (seen_of(20, features=torch.ones(20, 64)), 'have 64 features, and the reference real takes 1280'),
     (seen_of(20, logits=torch.ones(19, 1000)), '19 logits of 20'),
     (seen_of(20, features=torch.ones(20, 1280).half()), 'in float16'),
     (seen_of(20, extractor='inception'), 'cannot be compared'), (seen_of(20, extractor='dino'), 'cannot be compared'),
