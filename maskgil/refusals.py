@@ -204,7 +204,9 @@ def wrong_surroundings(
     yield wrong_folder(cache_dir(), 'set MASKGIL_CACHE to a folder of yours')
     if out: yield wrong_folder(Path(out).expanduser(), 'give another folder')
     source = profile.data.source
-    if source != 'openmoji' and not Path(source).expanduser().exists():
+    if source == 'imagenet' and 'text' in groups:
+        yield f'the profile {profile.name} needs images with captions: give a folder as the parameter data'
+    elif source != 'openmoji' and not Path(source).expanduser().exists():
         yield f"data is {source!r}, and there is no such folder: give the parameter data, or set IMAGENET"
     yield from missing_packages(profile, stages, groups)
     if 'training' in stages: yield wrong_disk(profile, cells)
