@@ -130,7 +130,7 @@ def test_every_way_to_pass_parameters(study, project, args):
     (('-p', 'sizee', 'xxl'), "unknown parameter 'sizee': choose one of size, cfg, steps, force. Did you mean 'size'?"),
     (('-p', 'size', 'xxxl'), "unknown size 'xxxl': choose one of b, l, xl, xxl, all. Did you mean 'xxl'?"),
     (('-p', 'steps', 'eight'), "parameter steps takes int, not 'eight'"),
-    (('-y', '{steps: [1]}'), 'parameter steps takes int, not [1]'),
+    (('-y', '{steps: [1]}'), "parameter steps takes int, not ['1']"),
 ])
 def test_a_mistake_is_one_clear_error(study, project, args, says):
     before = processor_seconds()
