@@ -24,8 +24,8 @@ from maskgil.core import (
 )
 from .kept import fill_array, open_array, save_array
 from maskgil.pictures import (
-    content_identity, data_path, examples_below, few, files_below, files_of_split, NoBytes, open_picture, Piece, reason_of,
-    report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
+    content_identity, data_path, examples_below, few, files_below, files_of_split, NoBytes, open_picture, Piece,
+    reason_of, report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
 )
 from .tars import COMPRESSED, MAX_CLASSES, refuse_compressed, sample_label, tar_samples
 from .processes import local_device, place, run_here, Shares
@@ -170,15 +170,15 @@ def needs(
         install = f"pip install {package}, or pip install 'maskgil[scale]'"
         raise ModuleNotFoundError(f'{what} needs the package {package}: {install}') from None
 
-# %% ../nbs/23_shards.ipynb #29490221
+# %% ../nbs/23_shards.ipynb #bdcce98b
 @contextlib.contextmanager
 def _parquet_file(file: Path) -> Iterator[Any]: # a pyarrow.parquet.ParquetFile
     "An open file; whatever is wrong with it is an `OSError` with its name."
     parquet = needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
     try:
         with parquet.ParquetFile(file) as opened: yield opened
-    except (ValueError, OSError, KeyError, RuntimeError) as e: # pyarrow's own are among them
-        if isinstance(e, (WrongColumns, DamagedFile)): raise
+    except (WrongColumns, DamagedFile, FileNotFoundError, PermissionError): raise
+    except Exception as e: # pyarrow has a dozen of its own
         raise DamagedFile(f'{file} is damaged or cut short, fetch it again: {printable(e)}') from None
 
 class WrongColumns(ValueError):

@@ -22,8 +22,8 @@ from .checks import check_choice, printable
 from .core import cache_dir, derived_seed, DTYPES, fingerprint, pick_device, read_json, write_json
 from .kept import fill_array, open_array, tensors_checksum
 from maskgil.pictures import (
-    content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size, Piece,
-    say, split_folders, split_named, stamps, SUFFIXES,
+    content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size,
+    Piece, say, split_folders, split_named, stamps, SUFFIXES,
 )
 from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
 from .processes import Shares
