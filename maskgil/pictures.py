@@ -21,7 +21,8 @@ __all__ = ['SUFFIXES', 'OTHER_PICTURES', 'SYSTEM_FILES', 'SPLIT_WORDS', 'SPLITS'
            'TURNS', 'MAX_SCALED', 'WHOLE', 'BY_CONTENT', 'BY_SAMPLE', 'say', 'few', 'in_threads', 'is_hidden',
            'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below', 'examples_below', 'data_path',
            'split_named', 'files_of_split', 'split_folders', 'folder_of_split', 'UnreadableImage', 'reason_of',
-           'open_picture', 'picture_size', 'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps', 'content_identity']
+           'NoBytes', 'open_picture', 'picture_size', 'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps',
+           'content_identity']
 
 # %% ../nbs/02_pictures.ipynb #fb8d3b61
 @functools.cache # so that a text is said once
@@ -325,9 +326,19 @@ def _named(name: str) -> Iterator[None]:
     try: yield
     except Exception as e: raise UnreadableImage(name, _reason(e)) from None
 
-# %% ../nbs/02_pictures.ipynb #296b6bf6
+# %% ../nbs/02_pictures.ipynb #037ea9bc
+class NoBytes(bytes):
+    "No bytes, and why."
+    reason: str
+
+    def __new__(cls, reason: str | OSError) -> NoBytes:
+        none = super().__new__(cls)
+        none.reason = reason if isinstance(reason, str) else reason_of(reason)
+        return none
+
+# %% ../nbs/02_pictures.ipynb #44af85a1
 def _content(file: Any) -> tuple[str, bytes]: # its name, or ''
-    if isinstance(file, OSError): raise file
+    if isinstance(file, NoBytes): raise UnreadableImage('', file.reason)
     if isinstance(file, bytes): return '', file
     if hasattr(file, 'read'): return '', file.read()
     with _named(str(file)):
@@ -336,9 +347,9 @@ def _content(file: Any) -> tuple[str, bytes]: # its name, or ''
         if found.st_size > MAX_BYTES: raise OSError(f'its file has {found.st_size:,} bytes, more than {MAX_BYTES:,}')
         return str(file), Path(file).read_bytes()
 
-# %% ../nbs/02_pictures.ipynb #56323759
+# %% ../nbs/02_pictures.ipynb #53ba4b22
 def open_picture(
-    file: Path | str | bytes | Any, # also an open file, or an `OSError`
+    file: Path | str | bytes | Any, # also an open file
 ) -> Image.Image: # RGB, in its own size
     "A picture, upright and on white; `UnreadableImage` if it cannot be read."
     name, data = _content(file)
@@ -348,7 +359,7 @@ def open_picture(
         with _room(image.width * image.height): upright = _on_white(image)
         return upright.transpose(TURNS[turn]) if turn > 1 else upright
 
-# %% ../nbs/02_pictures.ipynb #18c6a20c
+# %% ../nbs/02_pictures.ipynb #4e90dd23
 def picture_size(
     file: Path | str | bytes | Any, # as `open_picture` takes it
 ) -> tuple[int, int]: # height, width of the upright picture, in pixels
@@ -361,7 +372,7 @@ def picture_size(
         with _room(width * height): image.load()
         return (width, height) if turn > 4 else (height, width)
 
-# %% ../nbs/02_pictures.ipynb #c0494a07
+# %% ../nbs/02_pictures.ipynb #be1da6ca
 MAX_SCALED = 2**26 # pixels, before the crop
 
 def trimmed(
@@ -375,7 +386,7 @@ def trimmed(
     left, top = (max(0, (side - kept) // 2) for side in image.size)
     return image.crop((left, top, image.width - left, image.height - top))
 
-# %% ../nbs/02_pictures.ipynb #7090ba24
+# %% ../nbs/02_pictures.ipynb #20ba6e5f
 def fitted(
     image: Image.Image, # RGB
     h: int, w: int, # pixels
@@ -388,7 +399,7 @@ def fitted(
     left, top = (width - w) // 2, (height - h) // 2
     return np.asarray(image.crop((left, top, left + w, top + h))).transpose(2, 0, 1)
 
-# %% ../nbs/02_pictures.ipynb #1a233044
+# %% ../nbs/02_pictures.ipynb #3917f27b
 def report_skipped(
     where: str, # the data set
     listed: int, # pictures
@@ -402,7 +413,7 @@ def report_skipped(
     if 2 * len(skipped) > listed: raise OSError(f'{counted}, more than half of them, the first is {first}')
     say(f'{counted} and are left out, such as {first}')
 
-# %% ../nbs/02_pictures.ipynb #97dd187c
+# %% ../nbs/02_pictures.ipynb #03414eb0
 WHOLE = 2**28 # bytes
 BY_CONTENT, BY_SAMPLE = 'content', 'names, sizes, times, labels and a sample of the content'
 
@@ -413,7 +424,7 @@ class Piece(NamedTuple):
     start: int = 0
     size: int = -1 # bytes; -1: to the end
 
-# %% ../nbs/02_pictures.ipynb #625ca051
+# %% ../nbs/02_pictures.ipynb #a3aa608a
 def _stat(path: str) -> tuple[int, ...]: # bytes, two times in ns, number; zeros if it is not there
     try: found = os.stat(path)
     except OSError: return (0, 0, 0, 0)
@@ -432,7 +443,7 @@ def _digest(path: str, places: Iterable[tuple[int, int]]) -> str: # places: star
     except OSError as e: return f'error {e.errno}'
     return digest.hexdigest()
 
-# %% ../nbs/02_pictures.ipynb #cb904bbd
+# %% ../nbs/02_pictures.ipynb #544aeb1e
 def _sample(path: str, size: int) -> str: # of 16 places, the first and the last among them
     return _digest(path, [(max(0, size - 2**16) * i // 15, 2**16) for i in range(16)])
 
@@ -443,7 +454,7 @@ def stamps(
     texts = sorted({os.path.abspath(path) for path in paths})
     return fingerprint(texts, in_threads(_stat, texts))
 
-# %% ../nbs/02_pictures.ipynb #dd50c5ef
+# %% ../nbs/02_pictures.ipynb #4d7ad71a
 def content_identity(
     pieces: Sequence[Piece],
     *beside: Any, # what else belongs to the data, such as labels; as `fingerprint` takes it

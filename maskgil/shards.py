@@ -24,8 +24,8 @@ from maskgil.core import (
 )
 from .kept import fill_array, open_array, save_array
 from maskgil.pictures import (
-    content_identity, data_path, examples_below, few, files_below, files_of_split, open_picture, Piece, reason_of,
-    report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
+    content_identity, data_path, examples_below, few, files_below, files_of_split, NoBytes, open_picture, Piece,
+    reason_of, report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
 )
 from .tars import COMPRESSED, MAX_CLASSES, refuse_compressed, sample_label, tar_samples
 from .processes import local_device, place, run_here, Shares
@@ -47,7 +47,7 @@ __all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource'
 # %% ../nbs/23_shards.ipynb #518b615d
 class Raw(NamedTuple):
     "One image as it is stored."
-    data: bytes | OSError # JPEG, PNG or WebP, or why they could not be had
+    data: bytes # JPEG, PNG or WebP; or `pictures.NoBytes`, with the reason
     label: int
     name: str
 
@@ -89,8 +89,8 @@ class FolderSource:
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         for (folder, file, _), label in zip(self.files[start:stop], self.labels[start:stop]):
-            try: data: bytes | OSError = (self.root/folder/file).read_bytes()
-            except OSError as e: data = e
+            try: data = (self.root/folder/file).read_bytes()
+            except OSError as e: data = NoBytes(e)
             yield Raw(data, int(label), f'{folder}/{file}')
 
 # %% ../nbs/23_shards.ipynb #bb84d582
@@ -170,15 +170,15 @@ def needs(
         install = f"pip install {package}, or pip install 'maskgil[scale]'"
         raise ModuleNotFoundError(f'{what} needs the package {package}: {install}') from None
 
-# %% ../nbs/23_shards.ipynb #29490221
+# %% ../nbs/23_shards.ipynb #bdcce98b
 @contextlib.contextmanager
 def _parquet_file(file: Path) -> Iterator[Any]: # a pyarrow.parquet.ParquetFile
     "An open file; whatever is wrong with it is an `OSError` with its name."
     parquet = needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
     try:
         with parquet.ParquetFile(file) as opened: yield opened
-    except (ValueError, OSError, KeyError, RuntimeError) as e: # pyarrow's own are among them
-        if isinstance(e, (WrongColumns, DamagedFile)): raise
+    except (WrongColumns, DamagedFile, FileNotFoundError, PermissionError): raise
+    except Exception as e: # pyarrow has a dozen of its own
         raise DamagedFile(f'{file} is damaged or cut short, fetch it again: {printable(e)}') from None
 
 class WrongColumns(ValueError):
@@ -196,7 +196,13 @@ def _check_columns(file: Path, schema: Any) -> None: # schema: pyarrow's
         raise WrongColumns(f'{file}: a column label of whole numbers or of class names is expected, its columns are '
                            f'{held}')
 
-# %% ../nbs/23_shards.ipynb #679f1f3b
+# %% ../nbs/23_shards.ipynb #b9726ec2
+def _column(table: Any, name: str) -> list: # table: pyarrow's
+    "The values of a column. Places that lie outside the file are found first: pyarrow would read there."
+    table.validate(full=True)
+    return table[name].to_pylist()
+
+# %% ../nbs/23_shards.ipynb #b42c6654
 class ParquetPart(NamedTuple):
     "What is known of a parquet file before its images are read."
     groups: list[int]             # rows of each row group
@@ -210,14 +216,14 @@ def read_parquet_labels(file: Path) -> ParquetPart:
         _check_columns(file, schema)
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if min(groups, default=0) < 0: raise DamagedFile(f'{file} is damaged: it counts its rows as {groups}')
-        labels = opened.read(['label'], use_threads=False)['label'].to_pylist()
+        labels = _column(opened.read(['label'], use_threads=False), 'label')
         if (top := max((n for n in labels if isinstance(n, int)), default=0)) >= MAX_CLASSES:
             raise DamagedFile(f'{file} is damaged: no data set has the class number {top:,}')
         if len(labels) != sum(groups):
             raise DamagedFile(f'{file} is damaged: it has {len(labels):,} labels and says {sum(groups):,} rows')
         return ParquetPart(groups, labels, hub_class_names(schema.metadata))
 
-# %% ../nbs/23_shards.ipynb #0a5b785a
+# %% ../nbs/23_shards.ipynb #51064920
 def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple[str, ...]:
     "The classes of a data set: as the hub names them, or as the files of the training split have them."
     named = {tuple(part.names): file for file, part in parts.items() if part.names}
@@ -230,7 +236,7 @@ def _class_names(parts: dict[Path, ParquetPart], known: Sequence[Path]) -> tuple
     if texts and numbers: raise ValueError(f'labels are numbers here and texts there: {few([str(f) for f in known])}')
     return tuple(sorted(texts)) or numbered_classes([max(0, number) for number in numbers or [0]])
 
-# %% ../nbs/23_shards.ipynb #db87e752
+# %% ../nbs/23_shards.ipynb #be24a8c1
 def _as_numbers(file: Path, part: ParquetPart, classes: tuple[str, ...]) -> list[int]:
     "The labels of a file as places among the classes."
     index = {name: label for label, name in enumerate(classes)}
@@ -288,20 +294,21 @@ class ParquetSource:
                 yield Raw(data, self.labels[end - rows + i], f'{self.files[number].name}:{group}:{i}')
             start += last - first
 
-# %% ../nbs/23_shards.ipynb #4df9b71c
+# %% ../nbs/23_shards.ipynb #cce47d59
 def read_group(
     file: Path,
     group: int, # number of a row group
     first: int, last: int, # rows of the group
-) -> list[bytes | OSError]: # the images, or why they cannot be had
+) -> list[bytes]: # the images; `NoBytes` where they cannot be had
     "Some images of a row group."
     try:
         with _parquet_file(file) as opened: # without threads of its own: in a forked process there are none
-            rows = opened.read_row_group(group, ['image'], use_threads=False)['image']
-    except DamagedFile as e: return [e] * (last - first)
-    images = [row['bytes'] if isinstance(row, dict) else row for row in rows.slice(first, last - first).to_pylist()]
+            rows = opened.read_row_group(group, ['image'], use_threads=False)
+            found = _column(rows.slice(first, last - first), 'image')
+    except DamagedFile as e: return [NoBytes(e)] * (last - first)
+    images = [row['bytes'] if isinstance(row, dict) else row for row in found]
     images += [None] * (last - first - len(images))
-    return [OSError('there are no bytes in its row') if image is None else image for image in images]
+    return [NoBytes('there are no bytes in its row') if image is None else image for image in images]
 
 def files_identity(
     source: Any, # of files
@@ -377,8 +384,8 @@ class TarSource:
             try:
                 with open(self.files[number], 'rb') as file:
                     file.seek(offset)
-                    data: bytes | OSError = file.read(size)
-            except OSError as e: data = e
+                    data = file.read(size)
+            except OSError as e: data = NoBytes(e)
             yield Raw(data, label, f'{self.files[number].name}:{name}')
 
 # %% ../nbs/23_shards.ipynb #56986581
@@ -424,7 +431,7 @@ def open_source(
 
 # %% ../nbs/23_shards.ipynb #365010de
 def open_rgb(
-    data: bytes | OSError, # JPEG, PNG or WebP, or why they could not be had
+    data: bytes, # JPEG, PNG or WebP
 ) -> Image.Image: # upright, on white
     "An image in its own size; one that cannot be read raises `OSError` with the reason."
     return open_picture(data)
@@ -648,7 +655,7 @@ def write_shard(
     save_array(shard_file(folder, number, '.npy'), tokens)
     write_json(shard_file(folder, number, '.json'), notes)
 
-# %% ../nbs/23_shards.ipynb #6f96fcdc
+# %% ../nbs/23_shards.ipynb #d949d89b
 def shard_is_whole(
     folder: Path, number: int, # as in `shard_file`
 ) -> bool:
@@ -672,7 +679,7 @@ def shard_ranges(
     "Which images each shard holds."
     return [(part.start, part.stop) for part in slices(count, shard_size)]
 
-# %% ../nbs/23_shards.ipynb #d9b03b8d
+# %% ../nbs/23_shards.ipynb #d938c5e1
 def look_at_some(
     source: Source,
     count: int = 16, # images, evenly spaced
@@ -718,7 +725,7 @@ def encode_shards(
         if all(shard_is_whole(folder, number) for number in own): return None
     raise OSError(f'shards of {folder} are lost as fast as they are made: does another program write there?')
 
-# %% ../nbs/23_shards.ipynb #b00f468b
+# %% ../nbs/23_shards.ipynb #b0f1640f
 def make_shard(
     source: Source, encoding: Encoding,
     folder: Path, number: int, # as in `shard_file`

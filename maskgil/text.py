@@ -22,8 +22,8 @@ from .checks import check_choice, printable
 from .core import cache_dir, derived_seed, DTYPES, fingerprint, pick_device, read_json, write_json
 from .kept import fill_array, open_array, tensors_checksum
 from maskgil.pictures import (
-    content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, picture_size, Piece,
-    say, split_folders, split_named, stamps, SUFFIXES,
+    content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size,
+    Piece, say, split_folders, split_named, stamps, SUFFIXES,
 )
 from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
 from .processes import Shares
@@ -881,7 +881,7 @@ class CaptionedFolder(StoredSet):
         for file in (self.files[row] for row in rows):
             name = file.file if file.start < 0 else f'{file.file} at byte {file.start}'
             try: yield name, image_source(self.root, file)
-            except OSError as e: yield name, e
+            except OSError as e: yield name, NoBytes(e)
 
     def choose(self, rows: np.ndarray) -> None: self.files = [self.files[row] for row in rows]
 
