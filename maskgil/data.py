@@ -825,15 +825,18 @@ def encode_tokens(
     augmentation: dict[str, Any] = dict(seed=seed, shift=shift, background=background)
     made_from = _made_from(tokenizer, images, copies, augmentation, dtype)
     path = Path(path) if path else cache_dir()/'tokens'/f'{images.name}-{fingerprint(made_from)}'
+    _same_cache(path, made_from)
+    if _is_finished(path): return TokenSet.load(path)
     with locked(path/'lock'): # no other process writes half of these files
         _same_cache(path, made_from)
+        seconds = None
         if not (path/'tokens.npy').exists():
             if isinstance(tokenizer, torch.nn.Module): tokenizer.to(device)
             write_json(path/'manifest.json', made_from)
             save_array(path/'labels.npy', images.labels)
             drawn = _draw_copies(len(images), copies, **augmentation)
             seconds = _encode_all(path/'tokens.npy', tokenizer, images, drawn, batch_size, device, dtype)
-            write_json(path/'manifest.json', made_from | _described(path, images, seconds))
+        if not _is_finished(path): write_json(path/'manifest.json', made_from | _described(path, images, seconds))
         (path/'lock').unlink(missing_ok=True)
     return TokenSet.load(path)
 
@@ -851,7 +854,10 @@ def _encode_all(
     fill_array(path, (len(images), len(drawn) + 1, *grid), smallest, block, batch_size, 'encoding')
     return round(time.perf_counter() - started, 3)
 
-def _described(path: Path, images: Any, seconds: float) -> dict[str, Any]:
+def _is_finished(path: Path) -> bool: # the manifest is completed last
+    return (path/'tokens.npy').exists() and 'grid' in read_json(path/'manifest.json')
+
+def _described(path: Path, images: Any, seconds: float | None) -> dict[str, Any]: # seconds: None if unknown
     "What a manifest says beside what must agree."
     tokens = open_array(path/'tokens.npy')
     return dict(grid=list(tokens.shape[2:]), bytes=tokens.nbytes, seconds=seconds, seals=seals(path),

@@ -190,7 +190,8 @@ def _check_columns(file: Path, schema: Any) -> None: # schema: pyarrow's
     kinds = {name: str(schema.field(name).type) for name in schema.names}
     held = ', '.join(f'{name} ({kind[:40]})' for name, kind in kinds.items())
     image, label = kinds.get('image', ''), kinds.get('label', '')
-    if not ('bytes: binary' in image or 'bytes: large_binary' in image or image in ('binary', 'large_binary')):
+    binary = ('binary', 'large_binary')
+    if not (image in binary or image.startswith('struct<') and any(f'bytes: {kind}' in image for kind in binary)):
         raise WrongColumns(f'{file}: a column image with the bytes of images is expected, its columns are {held}')
     if not (label.startswith(('int', 'uint')) or 'string' in label.partition(' indices=')[0]):
         raise WrongColumns(f'{file}: a column label of whole numbers or of class names is expected, its columns are '
@@ -708,6 +709,8 @@ def encode_shards(
     folder, here = Path(folder), local_device(device)
     own_rank, rank_total = (rank or 0, ranks) if ranks else place()
     made_from = encoding.made_from(source) | dict(shard_size=shard_size)
+    _same_cache(folder, made_from)
+    if (folder/'tokens.npy').exists() and not (folder/'shards').exists(): return TokenSet.load(folder)
     with locked(folder/'lock'):
         _same_cache(folder, made_from)
         about = dict(identity=source.identity, split=source.split)

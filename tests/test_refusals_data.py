@@ -598,6 +598,17 @@ def test_token_files_know_each_other(tmp_path):
         Mean(), image_folder(tmp_path/'b', 8), device='cpu', path=tmp_path/'tb')
 
 
+def test_a_finished_cache_is_read_without_writing(tmp_path, monkeypatch):
+    for i in range(2): put(tmp_path/'d'/'cat'/f'{i}.png', image((i * 60, 0, 0)))
+    images, source = image_folder(tmp_path/'d', 8), open_source(tmp_path/'d', None)
+    def both(): return (encode_tokens(Mean(), images, device='cpu', path=tmp_path/'t').tokens.tolist(), encode_shards(
+        source, Encoding(Mean(), 8), tmp_path/'s', device='cpu', rank=0, ranks=1).tokens.tolist())
+    made = both()
+    def read_only(path): raise PermissionError(path)
+    for module in (data, shards): monkeypatch.setattr(module, 'locked', read_only)
+    assert both() == made
+
+
 def make_shards(root, out, rank):
     source, place = open_source(root, None), dict(device='cpu', rank=rank, ranks=2)
     return encode_shards(source, Encoding(Mean(), 8), out, 1, **place) is not None
