@@ -193,6 +193,18 @@ def real_reference(bench: Bench) -> Reference:
         images = images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
     return Reference.from_images(images, settings.extractor, device=bench.device)
 
+# %% ../nbs/43_bench.ipynb #7ecf1888
+def _check_room(bench: Bench) -> None:
+    "Refuse to encode images where their tokens have no room; what lies in the cache already is not asked for again."
+    data, folder = bench.profile.data, cache_dir()/'tokens'
+    tokens = len(bench.images.labels) * data.copies * (data.resolution // bench.row.downsample)**2
+    needed = tokens * (2 if bench.row.codebook_size <= 2**16 else 4)
+    there = sum(f.stat().st_size for f in folder.rglob('*.npy') if f.is_file()) if folder.is_dir() else 0
+    free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().resolve().parents) if p.exists())).free
+    if needed <= free + there: return
+    raise OSError(f'tokens of {len(bench.images.labels):,} images need {needed / 2**30:,.1f} GiB in {folder}, and '
+                  f'{free / 2**30:,.1f} GiB are free: make room, or set MASKGIL_CACHE to another disk')
+
 # %% ../nbs/43_bench.ipynb #efb6b451
 def check_real_images(
     bench: Bench,
@@ -205,6 +217,7 @@ def check_real_images(
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)]
         raise ValueError(f'{source}: {len(wrong)} images have a class outside 0 to {classes - 1}, such as {wrong[0]}')
+    _check_room(bench)
     if not measured: return
     least = max((EXTRACTORS[settings.extractor].components or 0) + 1, 2 * fewest_images(settings.extractor))
     if len(labels) < least and not adm_file(bench):

@@ -512,8 +512,8 @@ def _measure(samples: SampleSet, out: str, reference: Reference, bootstrap: int,
     found, path = evaluate_set(samples, out, reference, bootstrap, device), Path(out)/'metrics.json'
     write_json(path, found)
     for metric in found['metrics'].values():
-        span = f"[{metric['low']:.4f}, {metric['high']:.4f}]"
-        print(f"{metric['label']} {metric['value']:.4f} {span}, {metric['n']:,} images")
+        span = '' if metric['low'] is None else f" [{metric['low']:.4f}, {metric['high']:.4f}]"
+        print(f"{metric['label']} {metric['value']:.4f}{span}, {metric['n']:,} images")
     print(f'metrics: {path}')
 
 # %% ../nbs/31_evaluation.ipynb #28fea358

@@ -29,8 +29,8 @@ __all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'Evidence', 'lost_se
            'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
            'text_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding', 'three_columns',
            'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
-           'quality_table', 'norms_table', 'rules_table', 'departures_table', 'cost_table', 'sizes_table',
-           'damaged_cells']
+           'quality_table', 'norms_table', 'rules_table', 'departures_table', 'protocol_table', 'cost_table',
+           'sizes_table', 'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -502,6 +502,24 @@ def departures_table(evidence: Evidence) -> pd.DataFrame:
             rows.append({'run': title, 'departure': r.change, 'FID': with_interval(r),
                          'against the paper': far.get((r.source, r.data, r.change), '–'), 'guidance': f'{r.cfg:g}'})
     return pd.DataFrame(rows)
+
+# %% ../nbs/52_findings.ipynb #063842ec
+def protocol_table(evidence: Evidence) -> pd.DataFrame:
+    "Which images the numbers of each source were measured on; equal cards are one row."
+    rows = [_protocol_row(r) for r in evidence.records if r.basis == 'measured' and r.metrics.get('protocol')]
+    return pd.DataFrame(rows).drop_duplicates(ignore_index=True)
+
+def _protocol_row(record: Record) -> dict[str, Any]:
+    card = record.metrics['protocol']
+    reference = card.get('reference') or {}
+    read: Any = reference.get('read') or f"{reference.get('count') or 0:,} images ({reference.get('name', 'not said')})"
+    if isinstance(read, dict): read = '; '.join(f'{shape}: {said}' for shape, said in read.items())
+    of = card.get('reconstructed') or f"{card.get('count') or 0:,} images drawn"
+    extractor = card.get('extractor') or {}
+    held = (card.get('held_out') or card.get('adm') or {}).get('read', '–')
+    return {'run': NAMES[record.source], 'stage': record.parameters.get('stage', '–'), 'measured': of,
+            'reference': read, 'and another': held, 'extractor': extractor.get('name', '–'),
+            'weights': extractor.get('weights', '–')}
 
 # %% ../nbs/52_findings.ipynb #e37d7b18
 def cost_table(evidence: Evidence) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable
 
-from .checks import check_choice, ParameterError
+from .checks import check_choice, ParameterError, printable
 
 # %% auto #0
 __all__ = ['GROUPS', 'PROFILES', 'SEEDS', 'RANGES', 'RISING', 'DIFFERENT', 'FORMS', 'PARAMETERS', 'DataSettings',
@@ -324,5 +324,5 @@ def resolve_profile(
     chosen = PROFILES[check_choice('profile', name, ['auto', *PROFILES])]
     if data or (chosen.data.source == 'imagenet' and imagenet):
         chosen = override(chosen, {'data.source': data or imagenet})
-    print(f'profile {chosen.name}: {why}')
+    print(f'profile {chosen.name}: {printable(why)}')
     return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from .bench import checkpoints_dir, published_file
-from .checks import ParameterError
+from .checks import ParameterError, printable
 from .core import cache_dir, DTYPES, pick_device, pick_dtype, results_dir
 from .features import EXTRACTORS, inception_weights
 from .machines import choose_layout, parameter_counts, this_machine
@@ -236,4 +236,4 @@ def check_study(
     if here == 'no': return
     missing = list(dict.fromkeys(filter(None, wrong_surroundings(profile, made, stages, groups, out))))
     if missing and here == 'yes': raise ParameterError('; '.join(missing))
-    for line in missing: print(f'before it can run here: {line}')
+    for line in missing: print(f'before it can run here: {printable(line)}')

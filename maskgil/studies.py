@@ -30,8 +30,8 @@ from maskgil.figures import (
 from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
     frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
-    norm_finding, norms_table, quality_table, reconstruction_finding, rule_finding, rules_table, sizes_table,
-    speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values, with_caveats,
+    norm_finding, norms_table, protocol_table, quality_table, reconstruction_finding, rule_finding, rules_table,
+    sizes_table, speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values, with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
@@ -48,7 +48,7 @@ from .tokenizers import TOKENIZERS, TOKENIZER_ROWS, tokenizer_names
 from .versions import STAGES
 
 # %% auto #0
-__all__ = ['COST', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
+__all__ = ['COST', 'CARDS', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
            'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
            'steps_grid', 'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling',
            'run_tokenizers', 'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol',
@@ -314,6 +314,7 @@ def run_protocol(bench: ProtocolBench, cell: Cell, folder: Path) -> dict[str, An
 
 # %% ../nbs/53_studies.ipynb #9eb840fd
 COST = Table('What the runs cost', cost_table, folded=True)
+CARDS = Table('What the numbers were measured on', protocol_table, 'From the protocol card of each record.', True)
 
 def fixed_text(text: str) -> Callable[[Evidence], str]:
     "A caption that needs no numbers."
@@ -395,7 +396,7 @@ register_study(Study(
                             ('codebook_size', 'head'), part='point'),
               'The table itself is missing in the text of the paper that we have; the two rows are from the sentence '
               'in Appendix C. Ours is one training step of the output layer alone.'),
-        COST,
+        CARDS, COST,
     ),
     finding=tokenizer_finding, shorter=True, apart=('tokenizer',)))
 
@@ -444,7 +445,7 @@ register_study(Study(
         Table('Table 7, FID', three_columns('fid', ('size', 'share', 'cfg')), folded=True),
         Table('Table 7, IS', three_columns('is', ('size', 'share', 'cfg')), folded=True),
         Table('Cells of Table 7 that do not fit', damaged_cells('table7'), 'Found while transcribing.', folded=True),
-        COST,
+        CARDS, COST,
     ),
     finding=growth_finding, apart=('size',)))
 
@@ -474,7 +475,7 @@ register_study(Study(
         Table('By steps', three_columns(('fid', 'kid', 'seconds_per_image'), ('size', 'steps'), along('steps'))),
         Table('By order', three_columns(('fid', 'kid', 'is'), ('size', 'order'), along('order'))),
         Table('By number of images', three_columns(('fid', 'kid'), ('size', 'images'), along('images'))),
-        COST,
+        CARDS, COST,
     ),
     finding=decoding_finding('steps')))
 
@@ -492,7 +493,7 @@ register_study(Study(
     ),
     tables=(
         Table('By number of AR tokens', three_columns(('fid', 'kid', 'seconds_per_image'), ('size', 'ar_tokens'))),
-        COST,
+        CARDS, COST,
     ),
     finding=fusion_finding))
 
@@ -532,7 +533,7 @@ register_study(Study(
         Table('When AR begins the picture',
               three_columns(('found_caption', 'found_emoji', 'seconds_per_image'), ('ar_share',),
                             where_given('ar_share'))),
-        COST,
+        CARDS, COST,
     ),
     finding=text_finding, groups=('data', 'tokenizer', 'training', 'evaluation', 'text'), bench=TextBench,
     outline=outline_text))
@@ -544,7 +545,7 @@ register_study(Study(
     'worth, and what are all of them?',
     departures_grid, run_departures, TRAINED,
     figures=(Figure('departures', fid_by_departure, departure_finding),),
-    tables=(Table('Each departure', departures_table), COST),
+    tables=(Table('Each departure', departures_table), CARDS, COST),
     finding=departure_finding, shorter=True))
 
 register_study(Study(
@@ -553,7 +554,7 @@ register_study(Study(
     'does FID move?',
     protocol_grid, run_protocol, {'eval_images': 'evaluation.images'},
     figures=(Figure('protocol', fid_by_rule, rule_finding),),
-    tables=(Table('Each rule', rules_table), COST),
+    tables=(Table('Each rule', rules_table), CARDS, COST),
     finding=rule_finding, stages=('data', 'model', 'sampling', 'metrics'), groups=('data', 'evaluation'),
     bench=ProtocolBench, bench_takes=('checkpoint',)))
 

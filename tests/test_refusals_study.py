@@ -15,7 +15,7 @@ from maskgil.claims import CLAIMS, NoData, decide, estimate, exactly, judge
 from maskgil.core import DamagedFile, read_json, write_json
 from maskgil.evaluation import SampleSet, check_drawn, check_sampler, check_target, draw_blocks, read_features
 from maskgil.features import Features
-from maskgil.findings import Evidence, gather_evidence, lost_sentence, mixed_sentence, with_caveats
+from maskgil.findings import Evidence, gather_evidence, lost_sentence, mixed_sentence, protocol_table, with_caveats
 from maskgil.metrics import (
     Reference, evaluate, frechet_distance, images_read, load_statistics, psnr, repeated_images, said_images,
 )
@@ -692,6 +692,22 @@ def test_runs_of_different_settings_are_named(own_results):
         save_record(record_of(key, parameters=dict(size=size), settings=held))
     said = mixed_sentence(gather_evidence('demo'))
     assert 'evaluation.images 400 (aaaaaaaaaaaaaaaa) and 100 (bbbbbbbbbbbbbbbb)' in said
+
+
+def test_the_cards_are_a_table(own_results):
+    read = '50,000 images of validation, 0 skipped'
+    for key, count in (('a' * 16, 400), ('b' * 16, 400), ('c' * 16, 300)):
+        card = dict(count=count, reference=dict(read=read), extractor=dict(name='el0', weights='w'))
+        save_record(record_of(key, dict(fid_el0=metric(9.), protocol=card), parameters=dict(size=key[0])))
+    table = protocol_table(gather_evidence('demo'))
+    assert table.reference.tolist() == [read] * 2
+    assert table.measured.tolist() == ['400 images drawn', '300 images drawn']
+
+
+def test_tokens_need_room(monkeypatch):
+    monkeypatch.setattr(bench_module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OSError, match='tokens of 9,000,000 images need'):
+        check_real_images(bench_of(np.zeros(9_000_000, int)), measured=False)
 
 
 def test_the_reference_has_no_caveats():
