@@ -443,9 +443,9 @@ def test_a_traceback_is_for_who_asks():
 # The planner
 
 def test_a_plan_counts_what_is_there(tmp_path):
-    from maskgil.planner import counted
+    from maskgil.planner import images_and_classes
     from maskgil.profiles import PROFILES, override
-    def of(path): return counted(override(PROFILES['paper'], {'data.source': str(path)}))
+    def of(path): return images_and_classes(override(PROFILES['paper'], {'data.source': str(path)}))
     import pyarrow as pa, pyarrow.parquet as pq
     png = io.BytesIO(); Image.new('RGB', (8, 8)).save(png, 'PNG')
     rows = [dict(bytes=png.getvalue(), path=None)] * 3
