@@ -21,7 +21,7 @@ from .models import check_condition, check_tokens, ModelConfig
 __all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'unmask_plan', 'unmask_plans',
            'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
            'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options',
-           'check_grid', 'check_model', 'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits',
+           'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits',
            'start_tokens', 'fading', 'at_hidden', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size',
            'sample_fusion']
 
@@ -302,7 +302,7 @@ def check_grid(
     if len(sides) != 2: raise ValueError(f'grid is height and width in tokens, not {grid!r:.80}')
     return check_whole('grid height', sides[0], 1), check_whole('grid width', sides[1], 1)
 
-def check_model(
+def check_asked(
     model: Any, # a network, or a function
     labels: Tensor,
     causal: bool, # the sampler draws from left to right
@@ -355,7 +355,7 @@ def refusing_first(sampler: Callable) -> Callable: # the same, with everything r
         given['grid'] = check_grid(given['grid'])
         given.update(check_call(sampler, dict(given)))
         for name, causal in networks.items():
-            if name in given: check_model(given[name], given['labels'], causal)
+            if name in given: check_asked(given[name], given['labels'], causal)
         length = given.get('length')
         if length is not None: check_whole('length', length, 0, math.prod(given['grid']))
         if not len(given['labels']): return torch.zeros(0, *(given['grid'] if length is None else (length,))).long()
