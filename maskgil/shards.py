@@ -38,7 +38,7 @@ from .losses import slices
 # %% auto #0
 __all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'split_files', 'numbered_classes',
            'refuse_unlabelled', 'hub_class_names', 'needs', 'WrongColumns', 'ParquetPart', 'read_parquet_labels',
-           'ParquetSource', 'read_group', 'files_identity', 'index_tar', 'kept_index', 'TarSource', 'source_kind',
+           'FilesSource', 'ParquetSource', 'read_group', 'index_tar', 'kept_index', 'TarSource', 'source_kind',
            'open_source', 'open_rgb', 'resized', 'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops',
            'ten_crops', 'copy_count', 'SourceSet', 'open_images', 'Encoding', 'decoded', 'encode_range', 'shard_file',
            'write_shard', 'shard_is_whole', 'shard_ranges', 'look_at_some', 'encode_shards', 'make_shard',
@@ -248,8 +248,30 @@ def _as_numbers(file: Path, part: ParquetPart, classes: tuple[str, ...]) -> list
     refuse_unlabelled(file, labels, len(classes))
     return labels
 
+# %% ../nbs/23_shards.ipynb #2a55614c
+class FilesSource:
+    "What sources of large files share: they are known by their files, labels and classes."
+    path: Path
+    files: list[Path]
+    labels: Any
+    classes: tuple[str, ...]
+
+    @functools.cached_property
+    def _identity(self) -> tuple[str, str]: # as `content_identity` says
+        root = self.path if self.path.is_dir() else self.path.parent
+        pieces = [Piece(str(file.relative_to(root)), str(file)) for file in self.files]
+        return content_identity(pieces, self.classes, np.asarray(self.labels, np.int64))
+
+    @property
+    def fingerprint(self) -> str: return self._identity[0]
+
+    @property
+    def identity(self) -> str: return self._identity[1]
+
+    def stamp(self) -> str: return stamps(self.files)
+
 # %% ../nbs/23_shards.ipynb #7fbd3e7b
-class ParquetSource:
+class ParquetSource(FilesSource):
     "Rows of parquet files."
     def __init__(self,
         path: Path | str, # a folder with .parquet files, or one of them
@@ -273,17 +295,6 @@ class ParquetSource:
         self.labels = [n for file in self.files for n in _as_numbers(file, parts[file], self.classes)]
 
     def __len__(self): return int(self.ends[-1])
-
-    @functools.cached_property
-    def _identity(self) -> tuple[str, str]: return files_identity(self)
-
-    @property
-    def fingerprint(self) -> str: return self._identity[0]
-
-    @property
-    def identity(self) -> str: return self._identity[1]
-
-    def stamp(self) -> str: return stamps(self.files)
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         while start < stop:
@@ -310,14 +321,6 @@ def read_group(
     images = [row['bytes'] if isinstance(row, dict) else row for row in found]
     images += [None] * (last - first - len(images))
     return [NoBytes('there are no bytes in its row') if image is None else image for image in images]
-
-def files_identity(
-    source: Any, # of files
-) -> tuple[str, str]: # as `content_identity` says
-    "The identity of a source's files, labels and classes."
-    root = source.path if source.path.is_dir() else source.path.parent
-    pieces = [Piece(str(file.relative_to(root)), str(file)) for file in source.files]
-    return content_identity(pieces, source.classes, np.asarray(source.labels, np.int64))
 
 # %% ../nbs/23_shards.ipynb #cc086fac
 def index_tar(
@@ -346,7 +349,7 @@ def kept_index(
     return read_json(kept)['rows']
 
 # %% ../nbs/23_shards.ipynb #f49e86c4
-class TarSource:
+class TarSource(FilesSource):
     "Samples of webdataset's tar files."
     def __init__(self,
         path: Path | str, # a folder with .tar files, or one of them
@@ -368,17 +371,6 @@ class TarSource:
         for file in self.files: refuse_unlabelled(file, [label for *_, label in indices[file]], len(self.classes))
 
     def __len__(self): return len(self.index)
-
-    @functools.cached_property
-    def _identity(self) -> tuple[str, str]: return files_identity(self)
-
-    @property
-    def fingerprint(self) -> str: return self._identity[0]
-
-    @property
-    def identity(self) -> str: return self._identity[1]
-
-    def stamp(self) -> str: return stamps(self.files)
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         for number, name, offset, size, label in self.index[start:stop]:
