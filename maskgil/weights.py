@@ -913,6 +913,13 @@ def read_header(
     with _opened(Path(path)) as f: return f.metadata() or {}
 
 # %% ../nbs/10_weights.ipynb #23dbbb32
+def _as_number(value: Any, convert: Callable) -> Any: # None for what is no finite number
+    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
+    if is_bool or isinstance(value, (str, bytes)): return None
+    try: number = convert(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError): return None
+    return number if isinstance(number, int) or math.isfinite(number) else None
+
 def _outside(number: float, least: float | None, most: float | None) -> bool:
     return least is not None and number < least or most is not None and number > most
 
@@ -928,9 +935,7 @@ def check_whole(
     least: int | None = None, most: int | None = None,
 ) -> int:
     "A whole number in a range; anything else, 8.0 and True included, is a `ValueError`."
-    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
-    try: number = None if is_bool else operator.index(value)
-    except (TypeError, ValueError, RuntimeError): number = None
+    number = _as_number(value, operator.index)
     if number is not None and not _outside(number, least, most): return number
     raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
 
@@ -941,8 +946,6 @@ def check_real(
     least: float | None = None, most: float | None = None,
 ) -> float:
     "A finite number in a range; anything else, texts and True included, is a `ValueError`."
-    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
-    try: number = math.nan if is_bool or isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError): number = math.nan
-    if math.isfinite(number) and not _outside(number, least, most): return number
+    number = _as_number(value, float)
+    if number is not None and not _outside(number, least, most): return number
     raise ValueError(f'{what} must be a finite number{_range(least, most)}, not {value!r:.80}')
