@@ -562,10 +562,12 @@ def noise_end(reader: Reader, file: Path, content: bytes, known: list[Any]) -> t
 def make_noise(name: str, count: int, seed: int) -> list[Found]: # name: of `READERS`
     "Try `count` noisy files on a reader, in this process."
     from hypothesis import HealthCheck, Phase, given, seed as seeded, settings, strategies as st
+    from hypothesis.configuration import set_hypothesis_home_dir
     reader, found = READERS[name], []
     edit = st.tuples(st.sampled_from(['flip', 'cut', 'end', 'twice', 'limit']), st.floats(0, 1), st.floats(0, 1),
                      st.integers(0, 2**16))
     with tempfile.TemporaryDirectory() as d:
+        set_hypothesis_home_dir(f'{d}/notes') # else it leaves a folder where the program was started
         (Path(d)/'1.png').write_bytes(png_bytes())
         file, good, known = Path(d)/reader.file, reader.good(), []
         for content in good:
