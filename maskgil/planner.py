@@ -21,6 +21,7 @@ from maskgil.machines import (
 from .models import ModelConfig, SIZE_ROWS, model_config
 from .profiles import PROFILES, Profile
 from .records import Record, outdated, records
+from .refusals import kept_bytes
 from .shards import open_images
 from .studies import Cell, STUDIES, default_cells, defaults
 from .text import list_part
@@ -28,8 +29,8 @@ from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'images_and_classes',
-           'cell_config', 'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'kept_gib', 'plan_tokens',
-           'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'names_of_rows',
+           'cell_config', 'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'plan_tokens', 'plan',
+           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'names_of_rows',
            'grid_cells', 'commands', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
@@ -102,25 +103,19 @@ def plan_cell(
     again = 4/3 if setup and setup.checkpointing else 1 # a checkpointed block is computed twice
     seconds = (steps * flops * again + drawing_flops(profile, cell, config)) / speed
     hours = (seconds + looking_flops(profile, cell) / speed32) / 3600
+    kept = kept_bytes(profile, parameters) if steps and cell.steps is None else 0
     without = 'does not fit' if steps else 'trained by another cell' if trained else 'no training'
     return dict(
         cell=str(cell), model=f'{cell.kind} {profile.row(cell.size)}', parameters=parameters, steps=steps,
         tflop_step=flops / 1e12 if steps else None, gib=used.get('total'), layout=str(setup or without),
         images=cell.images,
         tokens=steps * training.batch_size * math.prod(config.grid), training_flops=steps * flops,
-        hours=hours, gpu_hours=hours * hardware.count, disk_gib=kept_gib(profile, cell, parameters) if steps else 0.)
+        hours=hours, gpu_hours=hours * hardware.count, disk_gib=kept / 2**30)
 
 def _of_flops(cell: Cell, hardware: Hardware, flops: float, speed: float) -> dict[str, Any]:
     hours = flops / speed / 3600
     return dict(cell=str(cell), layout='two stages: see nbs/text_to_image', training_flops=flops, hours=hours,
                 gpu_hours=hours * hardware.count)
-
-# %% ../nbs/54_planner.ipynb #095a607d
-def kept_gib(profile: Profile, cell: Cell, parameters: int) -> float:
-    "Disk for the weights of each epoch, for a checkpoint, and for the next one while it is written."
-    if cell.steps is not None: return 0.
-    checkpoint = 12 + 4 * bool(profile.training.ema) # bytes a parameter: weights, two moments, an average
-    return parameters * (4 * len(profile.training.epochs) + 2 * checkpoint) / 2**30
 
 # %% ../nbs/54_planner.ipynb #921d648c
 def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[str, Any]:
