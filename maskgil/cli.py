@@ -15,6 +15,7 @@ from maskgil.checks import (
     declarations, error_line, look_at_folder, notebook_cells, notebook_parameters, options, parameters_cell, printable,
     project_of, read_declarations, settle_variables, show_anything,
 )
+from .profiles import check_numbers
 
 # %% auto #0
 __all__ = ['GUARD', 'PATH_PARAMETERS', 'DATA_NAMES', 'NO_OUTPUT', 'COMMANDS', 'ROWS', 'is_study', 'root_of', 'copy_name',
@@ -277,6 +278,7 @@ def prepared(
     os.environ.update(folders_for_jupyter())
     look_at_start(input_path, options)
     declared = read_declarations(parameters_cell(input_path) or '', f'the parameters cell of {input_path}')
+    check_numbers(check_parameters(parameters, declared)) # before the tables of rows, which take torch
     values = check_parameters(parameters, declared, table_rows)
     look_at_data(values.get('data', ''))
     given = {name: values[name] for name in parameters if name in values}

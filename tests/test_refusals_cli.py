@@ -19,6 +19,7 @@ cfg: list[float] = []  # scales
 epochs: list[int] = []  # of training
 names: list[str] = []  # of anything
 seed: int = 0  # of all
+shift: int = 0  # by which all is moved
 rate: float = 0.  # of learning
 force: bool = False  # again"""
 GUARD = 'from maskgil.cli import parameters\np = parameters(globals())\nprint(vars(p))'
@@ -90,8 +91,8 @@ def test_null_is_no_text_unless_it_is_quoted(given):
     ('names', '["a, b", \'c\']', ['a, b', 'c']), ('names', 'a photo, of it', ['a photo', 'of it']),
     *(('force', t, True) for t in ('True', 'true', 'TRUE', 'yes', 'on', '1')),
     *(('force', t, False) for t in ('False', 'false', 'no', 'Off', '0')),
-    ('seed', '8.0', 8), ('seed', '1e3', 1000), ('seed', '-1', -1), ('seed', '9007199254740993', 2**53 + 1),
-    ('seed', str(2**63 - 1), 2**63 - 1), ('seed', '0x1F', 31), ('rate', '1e-4', 1e-4), ('rate', '3', 3.0),
+    ('shift', '8.0', 8), ('shift', '1e3', 1000), ('shift', '-1', -1), ('shift', '9007199254740993', 2**53 + 1),
+    ('shift', str(2**63 - 1), 2**63 - 1), ('shift', '0x1F', 31), ('rate', '1e-4', 1e-4), ('rate', '3', 3.0),
     ('size', 'XXL', 'xxl'), ('size', ' Xxl', 'xxl'), ('size', 'ALL', 'all'),
 ])
 def test_what_was_meant(given, name, text, value):
