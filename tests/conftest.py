@@ -1,5 +1,8 @@
-import shutil, sys
+import os, shutil, sys
 from pathlib import Path
+
+# side by side, two tests would each take all cores; before torch is imported, and for the processes that tests start
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import nbformat
 import pytest
