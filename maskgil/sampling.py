@@ -5,12 +5,12 @@
 # %% ../nbs/15_sampling.ipynb #ed1b490f
 from __future__ import annotations
 
-import functools, inspect, math
-from typing import Any, Callable, Iterable, Sequence
+import contextlib, functools, inspect, math
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import check_choice
 from .core import autocast, derived_seed, DTYPES, pick_dtype, progress
@@ -22,8 +22,8 @@ __all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST
            'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
            'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options',
            'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits',
-           'start_tokens', 'fading', 'at_hidden', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size',
-           'sample_fusion']
+           'kept_by_autocast', 'casting_once', 'start_tokens', 'fading', 'at_hidden', 'sample_mar', 'next_logits',
+           'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -372,7 +372,7 @@ def check_logits(
     logits: Tensor, # (k v), after guidance
     model: Any, # whose they are
     place: str, # such as 'step 3 of 8'
-    dtype: torch.dtype, # of its products
+    dtype: str | torch.dtype, # of its products
     cfg: float, # guidance scale
 ) -> None:
     "Raise `FloatingPointError` for logits that are not finite."
@@ -383,6 +383,28 @@ def check_logits(
     raise FloatingPointError(
         f"{name_of(model)}: logits that are not finite at {place} (products in {kind}, cfg {cfg:g}). The weights are "
         f"damaged, or numbers grew too large: try dtype='float32', another checkpoint, or a smaller cfg")
+
+# %% ../nbs/15_sampling.ipynb #5cf14801
+@contextlib.contextmanager
+def kept_by_autocast(
+    model: Any, # a network, or a function
+) -> Iterator[None]:
+    "Meanwhile autocast keeps the weights of a frozen network too."
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    frozen = [w for w in weights if not w.requires_grad and w.is_floating_point() and not w.is_inference()]
+    for weight in frozen: weight.requires_grad_(True)
+    try: yield
+    finally:
+        for weight in frozen: weight.requires_grad_(False)
+
+def casting_once(sampler: Callable) -> Callable: # the same, in mixed precision
+    "Cast each weight once in a drawing."
+    @functools.wraps(sampler)
+    def draw(model: Any, labels: Tensor, *args: Any, dtype: str | torch.dtype = 'auto', **options: Any) -> Tensor:
+        dtype = pick_dtype(dtype, labels.device)
+        with kept_by_autocast(model), autocast(labels.device, dtype):
+            return sampler(model, labels, *args, dtype=dtype, **options)
+    return draw
 
 # %% ../nbs/15_sampling.ipynb #5c8ddbeb
 def start_tokens(
@@ -416,6 +438,7 @@ def at_hidden(
 # %% ../nbs/15_sampling.ipynb #233bee3a
 @refusing_first
 @torch.no_grad()
+@casting_once
 def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
     labels: Tensor, # (b,) int64, or texts (b l width)
@@ -437,7 +460,7 @@ def sample_mar(
 ) -> Tensor: # (b h w) int64
     "Draw all hidden tokens in T steps (MaskGIT's confidence decoding; Appendix D of the paper)."
     b, n, device = len(labels), grid[0] * grid[1], labels.device
-    v, dtype = codes_of(model, codebook_size), pick_dtype(dtype, device)
+    v = codes_of(model, codebook_size)
     x = start_tokens((b, *grid), v, device, tokens)
     score, scales = ORDERS[order], guidance_scales(cfg, steps, guidance)
     plan = unmask_plans((x == v).flatten(1), steps, schedule)                                 # b T
@@ -447,7 +470,7 @@ def sample_mar(
         hidden = (x == v).flatten(1)                                                          # b n, k of them true
         # 1. what the model believes about the hidden tokens; outputs beyond v are the mask, which is never drawn
         ask = first_step_logits if hidden.all() else guided_logits
-        with autocast(device, dtype): logits = ask(model, x, labels, hidden, scales[t])[:, :v]
+        logits = ask(model, x, labels, hidden, scales[t])[:, :v]
         check_logits(logits, model, f'step {t + 1} of {steps}', dtype, scales[t])
         log_p = filter_logits(logits, temperature, top_k, top_p)                              # k v
         # 2. a candidate for each of them
@@ -481,6 +504,7 @@ def next_logits(
 # %% ../nbs/15_sampling.ipynb #23b4777b
 @refusing_first
 @torch.no_grad()
+@casting_once
 def sample_ar(
     model: Any, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
     labels: Tensor, # (b,) int64, or texts (b l width)
@@ -500,7 +524,7 @@ def sample_ar(
     b, n, device = len(labels), length if length is not None else grid[0] * grid[1], labels.device
     def guided(i): return cfg != 1 and (cfg_interval is None or i < cfg_interval)
     uniform = image_noise(image_seeds(seed, b, first), (max(n, 1),), device)                  # b n
-    dtype, told, drop = pick_dtype(dtype, device), labels, None
+    told, drop = labels, None
     if guided(0): told, drop = torch.cat([labels, labels]), torch.arange(2 * b, device=device) >= b
     cache = model.new_cache(told, n, dtype) if use_cache and hasattr(model, 'decode') else None
 
@@ -510,7 +534,7 @@ def sample_ar(
             told, drop = labels, None
             if cache is not None: cache.keep(b)
         # 1. what the model believes about the next token
-        with autocast(device, dtype): logits = next_logits(model, x, told, drop, cache, grid)
+        logits = next_logits(model, x, told, drop, cache, grid)
         if drop is not None: logits = torch.lerp(logits[b:], logits[:b], cfg)                 # b v
         check_logits(logits, model, f'token {i + 1} of {n}', dtype, cfg)
         # 2. draw it
