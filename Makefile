@@ -47,7 +47,7 @@ text: install ## train text to image in two stages, and render the report
 	@$(MAKE) --no-print-directory report
 
 test: install ## the test suite: notebooks, processes, published checkpoints
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: install ## break things on purpose: kills, full disks, flipped bits, noise; half an hour on 2 cores
 	@$(PYTHON) -m maskgil.faults
