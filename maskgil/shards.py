@@ -28,7 +28,7 @@ from maskgil.pictures import (
     reason_of, report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
 )
 from .tars import COMPRESSED, MAX_CLASSES, refuse_compressed, sample_label, tar_samples
-from .processes import local_device, place, run_here, Shares
+from .processes import left_to_others, local_device, place, run_here, Shares
 from maskgil.data import (
     _encode, _same_cache, image_folder, load_images, pair, read_image, seals, StoredSet, TokenSet, tried,
 )
@@ -865,7 +865,7 @@ def encode(
     encoding = Encoding(network, size, variants, copies, seed, dtype)
     source = open_source(data, None if split == 'all' else split)
     tokens = encode_shards(source, encoding, out, shard_size, batch_size, workers, device)
-    if tokens is None: return print(f'rank {place()[0]} is done; other shards are still missing')
+    if tokens is None: return print(left_to_others('shards'))
     skipped = f'{len(skipped_images(tokens))} images skipped, listed in manifest.json'
     print(f"tokens: {out}: {len(tokens):,} images, {tokens.copies} copies, grid {tokens.manifest['grid']}; {skipped}")
 
