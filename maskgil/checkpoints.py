@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .weights import CHECKPOINTS, load_model_weights, load_weights, save_weights
+from .weights import CHECKPOINTS, load_model_weights, load_weights, only_shapes, save_weights
 from .tokenizers import Tokenizer, TOKENIZERS
 from .models import build_model, model_config
 
@@ -40,7 +40,7 @@ def empty_module(
     **changes: Any, # fields of ModelConfig that the weights do not tell, such as grid
 ) -> nn.Module: # on the meta device
     "The network that a published file fills."
-    with torch.device('meta'):
+    with only_shapes():
         if system in TOKENIZERS: return Tokenizer(TOKENIZERS[system], system)
         row = CHECKPOINTS[check_choice('system', system, [*CHECKPOINTS, *TOKENIZERS])]
         options = _LIKE_PUBLISHED.get(row.kind, {})

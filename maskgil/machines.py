@@ -14,6 +14,7 @@ import torch
 from . import models
 from .checks import check_choice
 from .core import pick_device, pick_dtype
+from .weights import only_shapes
 from .tokenizers import Tokenizer, TOKENIZERS
 from .models import build_model, forward_flops, ModelConfig, parameter_count, training_flops
 from .losses import LOGITS_AT_ONCE, TRAINING_RECIPES
@@ -130,7 +131,7 @@ def tokenizer_flops(
     resolution: int, # pixels of a side
 ) -> tuple[float, float]: # of encoding and of decoding one image
     "Operations of a tokenizer, counted by torch on tensors without data."
-    with torch.device('meta'):
+    with only_shapes():
         tokenizer = Tokenizer(TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)])
         side = resolution // tokenizer.downsample
         images, codes = torch.empty(1, 3, resolution, resolution), torch.empty(1, side, side, tokenizer.config.code_dim)
@@ -193,7 +194,7 @@ def activation_bytes(
         storage = x.untyped_storage()
         kept[storage._cdata] = storage
         return x
-    with torch.device('meta'): model: Any = build_model(config).train()
+    with only_shapes(): model: Any = build_model(config).train()
     with _without_data(fused):
         model, (tokens, condition) = model.to_empty(device='cpu'), model_inputs(config, images)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -237,7 +238,7 @@ class TrainingLayout:
 @functools.cache
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:
     "Parameters of a model, and of one of its blocks."
-    with torch.device('meta'): model: Any = build_model(config)
+    with only_shapes(): model: Any = build_model(config)
     return parameter_count(model), parameter_count(model.layers[0])
 
 # %% ../nbs/24_machines.ipynb #20ac29d1

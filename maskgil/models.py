@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
-from .weights import check_real, check_whole, load_model_weights
+from .weights import check_real, check_whole, load_model_weights, only_shapes
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
@@ -810,7 +810,7 @@ def load_model(
     "Build a model and load its weights; a file that does not fit is refused with what is wrong."
     config = model_config(kind, size, recipe, tokenizer, **changes)
     if checkpoint is not None:
-        with torch.device('meta'): model = build_model(config)
+        with only_shapes(): model = build_model(config)
         load_model_weights(model, checkpoint, average)
     else:
         with torch.random.fork_rng(devices=[]):

@@ -19,8 +19,8 @@ from .checks import check_choice, printable
 from .core import pick_device, progress, read_json, shipped, write_atomic, write_json
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
-    check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, plain_names, read_header,
-    save_weights, unwrapped,
+    check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names,
+    read_header, save_weights, unwrapped,
 )
 from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count
@@ -611,7 +611,7 @@ def check_loads(
 ) -> None:
     "Refuse to save what could not be loaded again, such as a network with layers of somebody else."
     network = unwrapped(network)
-    with torch.device('meta'):
+    with only_shapes():
         fresh = Tokenizer(network.config) if name == 'tokenizer' else build_model(network.config)
     if problems := mismatch(plain_names(network.state_dict(), name), fresh):
         raise CheckpointError(f'the {name} is not what its configuration says, and could not be loaded:\n{problems}')
@@ -675,7 +675,7 @@ def load_transformer(
     check_choice(f'kind in {where}', config.get('kind'), KINDS)
     for field in config: check_choice(f'field in {where}', field, known)
     try:
-        with torch.device('meta'): model = build_model(ModelConfig(**config))
+        with only_shapes(): model = build_model(ModelConfig(**config))
     except (TypeError, ValueError) as error: raise ValueError(f'{where}, {name}: {error}') from None
     load_model_weights(model, file_of(folder, f'{name}.safetensors'))
     return model

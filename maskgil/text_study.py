@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import derived_seed, locked, pick_device, write_atomic
 from .data import encode_tokens
+from .weights import only_shapes
 from .tokenizers import TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
@@ -157,7 +158,7 @@ def stage_plan(
     "Build a stage's model without memory, and run every shape through it."
     width, prefix = encoder_width(profile.text.encoder), profile.text.caption_tokens + 1
     config = model_config(**text_options(profile, stage, width))
-    with torch.device('meta'): model = build_model(config).to(torch.bfloat16).train()
+    with only_shapes(): model = build_model(config).to(torch.bfloat16).train()
     grids = grids_of(profile, stage)
     images = profile.text.stage_images[stage] / len(grids)
     for shape, grid in zip(shapes_of(profile, stage), grids):

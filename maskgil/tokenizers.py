@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checks import check_choice
 from .core import autocast, fingerprint, pick_device, pick_dtype
-from .weights import check_whole, load_weights
+from .weights import check_whole, load_weights, only_shapes
 
 # %% auto #0
 __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'FAR_OUTSIDE', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS',
@@ -582,6 +582,6 @@ def load_tokenizer(
             torch.manual_seed(seed)
             tokenizer = Tokenizer(config, name)
     else:
-        with torch.device('meta'): tokenizer = Tokenizer(config, name)
+        with only_shapes(): tokenizer = Tokenizer(config, name)
         load_weights(tokenizer, checkpoint, name, average)
     return tokenizer.to(pick_device(device)).to(memory_format=torch.channels_last).eval()

@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import __version__
 from .checks import check_choice, printable
@@ -27,8 +28,8 @@ __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAM
            'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'one_set',
            'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'find_folder',
            'take_average', 'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences',
-           'fitting_layouts', 'native_weights', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
-           'read_header', 'check_whole', 'check_real']
+           'fitting_layouts', 'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped',
+           'save_weights', 'read_header', 'check_whole', 'check_real']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -837,6 +838,20 @@ def native_weights(
     if layout not in fitting_layouts(kind, asked) or found in CHECKPOINTS and found != asked:
         raise CheckpointError(f'{path} is a {found} file, you asked for {asked}')
     return to_native(layout, state), taken
+
+# %% ../nbs/10_weights.ipynb #d71714b6
+class _NoValues(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        options = kwargs or {}
+        drawing = getattr(function, '__module__', '') == 'torch.nn.init'
+        if drawing and 'tensor' in options: return options['tensor']
+        if drawing or function in (Tensor.normal_, Tensor.uniform_): return args[0]
+        return function(*args, **options)
+
+@contextlib.contextmanager
+def only_shapes() -> Iterator[None]:
+    "Modules that are built meanwhile get weights on the meta device, and no first values."
+    with torch.device('meta'), _NoValues(): yield
 
 # %% ../nbs/10_weights.ipynb #ee3ea438
 def load_weights(
