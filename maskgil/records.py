@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
-from .checks import check_choice
+from .checks import check_choice, printable
 from maskgil.core import (
     DamagedFile, fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance, read_json,
     results_dir, shown, utc_now, write_atomic, write_json,
@@ -163,8 +163,11 @@ def _check_record(record: Record) -> None: # ValueError with what is wrong
     for name, kinds in FIELD_TYPES.items():
         if not isinstance(value := getattr(record, name), kinds): raise ValueError(f'its {name} is {value!r}')
     check_choice('basis', record.basis, BASES)
-    if difflib.get_close_matches('checksum', record.unknown, cutoff=.8):
-        raise DamagedFile(f"its checksum is called {', '.join(record.unknown)}")
+
+def _check_unknown(unknown: dict[str, Any]) -> None: # a flipped bit may hit the word itself
+    like = [name for name, value in unknown.items() if isinstance(value, str) and re.fullmatch('[0-9a-f]{16}', value)]
+    if like or difflib.get_close_matches('checksum', unknown, cutoff=.8):
+        raise DamagedFile(f"its checksum is called {printable(', '.join(like or unknown))}")
 
 # %% ../nbs/41_records.ipynb #bdc8b7ad
 def read_record(path: Path | str, source: str = 'yours') -> Record:
@@ -172,8 +175,10 @@ def read_record(path: Path | str, source: str = 'yours') -> Record:
     stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)} - set(NOT_STORED)
     try:
         held = {k: v for k, v in stored.items() if k in known}
-        record = Record(**held, source=source, path=str(path), unknown=sorted(stored.keys() - known))
+        unknown = {k: v for k, v in sorted(stored.items()) if k not in known}
+        record = Record(**held, source=source, path=str(path), unknown=list(unknown))
         _check_record(record)
+        _check_unknown(unknown)
     except DamagedFile as e: raise DamagedFile(f'{path} is damaged, {e}: restore it, or delete it') from None
     except (TypeError, AttributeError, ValueError) as e: raise ValueError(f'{path} is not a record: {e}') from None
     record.settings = settings_today(record.settings)
