@@ -5,7 +5,9 @@
 # %% ../nbs/50_claims.ipynb #1696eb32
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from .checks import check_choice
 from .weights import only_shapes
@@ -21,13 +22,14 @@ from .tokenizers import TOKENIZERS
 from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
 from .tables import of_profile, ORDER
+from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, NoData, RESULTS
+from .statistics import seeds_to_decide, spread_of_table
 
 # %% auto #0
-__all__ = ['RESULTS', 'VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'CLAIMS',
-           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'NoData',
-           'Estimate', 'combined', 'exactly', 'estimate', 'Verdict', 'decide', 'stated', 'where', 'of_paper', 'at',
-           'at_end', 'rows_at_best_guidance', 'final', 'usual', 'Claim', 'claim', 'reconstruction', 'rfid_falls',
-           'rfid_saturates', 'full_usage', 'generation', 'fid_falls_then_rises', 'llamagen_vq_best',
+__all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'CLAIMS', 'FULLY_USED_CODEBOOKS',
+           'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'Verdict', 'decide', 'stated', 'where',
+           'of_paper', 'at', 'at_end', 'rows_at_best_guidance', 'final', 'usual', 'Claim', 'claim', 'reconstruction',
+           'rfid_falls', 'rfid_saturates', 'full_usage', 'generation', 'fid_falls_then_rises', 'llamagen_vq_best',
            'magvit_poor_on_transformer', 'paradigms', 'mar_not_inferior', 'mar_outperforms_somewhere',
            'gap_to_ar_remains', 'llama_beats_transformer', 'precise_but_less_diverse', 'mar_is_faster', 'fid_by_size',
            'better_up_to_xl', 'marginal_beyond_xl', 'better_throughout_training', 'better_with_training', 'by_scale',
@@ -41,109 +43,6 @@ __all__ = ['RESULTS', 'VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTU
            'loss_on_hidden_tokens', 'class_comes_first', 'xxl_has_both_norms', 'claim_rows', 'judge', 'verdicts',
            'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals', 'text_on_sizes',
            'text_on_tokenizers', 'paper_inconsistencies']
-
-# %% ../nbs/50_claims.ipynb #f935cea8
-class NoData(Exception):
-    "What a claim needs is not in the table."
-
-# %% ../nbs/50_claims.ipynb #89f699b3
-@dataclass(frozen=True)
-class Estimate:
-    "A number and how well it is known. Those that are added or subtracted must be independent: write 2*x, not x + x."
-    value: float
-    variance: float | None = None # of the value; None where only the value is known
-    freedom: float = math.inf # degrees of freedom of the variance
-    seeds: int = 0 # runs behind it
-    unit: str = ''
-    text: str = '' # how it came about, for the sentence of a verdict
-
-    def interval(self, level: float = .95) -> tuple[float, float]:
-        "By Student's t; the value itself, twice, where no variance is known."
-        if self.variance is None: return self.value, self.value
-        half = float(stdtrit(self.freedom, (1 + level)/2))*math.sqrt(self.variance)
-        return self.value - half, self.value + half
-
-    def __add__(self, other: Estimate) -> Estimate:
-        return combined(self.value + other.value, (self, 1), (other, 1), f'{self.text} + {other.text}')
-
-    def __sub__(self, other: Estimate) -> Estimate:
-        is_sum = ' + ' in other.text or ' − ' in other.text
-        taken = f'({other.text})' if is_sum else other.text
-        return combined(self.value - other.value, (self, 1), (other, 1), f'{self.text} − {taken}')
-
-    def __truediv__(self, other: Estimate) -> Estimate:
-        if not other.value: raise NoData(f'{self.text} / {other.text} divides by zero')
-        ratio = self.value/other.value
-        slopes = 1/other.value, ratio/other.value # of the ratio, in either number
-        found = combined(ratio, (self, slopes[0]), (other, slopes[1]), f'{self.text} / {other.text}')
-        return dataclasses.replace(found, unit='')
-
-    def __rmul__(self, factor: float) -> Estimate:
-        variance = None if self.variance is None else factor*factor*self.variance
-        return dataclasses.replace(self, value=factor*self.value, variance=variance, text=f'{factor:g} × {self.text}')
-
-# %% ../nbs/50_claims.ipynb #e478e6b1
-def combined(
-    value: float, # that the two make
-    one: tuple[Estimate, float], other: tuple[Estimate, float], # each with its slope: how much of it is in the value
-    text: str, # how it came about
-) -> Estimate:
-    "A number made of two independent ones; variances add, degrees of freedom follow Welch (1947)."
-    (a, a_slope), (b, b_slope) = one, other
-    seeds = min((seeds for seeds in (a.seeds, b.seeds) if seeds), default=0)
-    unit = a.unit or b.unit
-    if a.variance is None or b.variance is None: return Estimate(value, None, math.inf, seeds, unit, text)
-    parts = [(a_slope**2*a.variance, a.freedom), (b_slope**2*b.variance, b.freedom)]
-    variance = sum(part for part, _ in parts)
-    spread = sum(part**2/freedom for part, freedom in parts)
-    return Estimate(value, variance, variance**2/spread if spread else math.inf, seeds, unit, text)
-
-# %% ../nbs/50_claims.ipynb #0c154be8
-def exactly(
-    value: float, # known without doubt
-    text: str = '', # the number itself unless told otherwise
-    unit: str = '', # of the value
-) -> Estimate:
-    "A number without doubt."
-    return Estimate(value, 0., unit=unit, text=text or f'{value:g}')
-
-# %% ../nbs/50_claims.ipynb #b3f2280f
-RESULTS = ( # columns that do not say where a point is
-    'seed', 'metric', 'family', 'label', 'value', 'low', 'high', 'n', 'note', 'key')
-
-# %% ../nbs/50_claims.ipynb #b59a14c1
-def estimate(
-    rows: pd.DataFrame, # one point: a row for each seed, as `tables.long_table` has them
-    name: str, # of the point
-) -> Estimate:
-    "The mean over seeds, its variance from the spread of the seeds and from their own intervals."
-    _check_one_point(rows, name)
-    _check_finite(rows, name)
-    value = float(rows.value.mean())
-    within = float((((rows.high - rows.low)/(2*1.96))**2).mean()) # NaN without intervals
-    between = float(rows.value.var()) # NaN with one seed
-    of_a_run = float(np.fmax(within, between)) # the larger, or the one that is known
-    variance = None if math.isnan(of_a_run) else of_a_run/len(rows)
-    seeds_decide = between > within or math.isnan(within)
-    freedom = max(len(rows) - 1, 1) if seeds_decide else math.inf
-    unit = next(str(label) for label in (rows.label.iloc[0], rows.family.iloc[0]) if pd.notna(label))
-    text = f'{name} {value:,.0f}' if abs(value) >= 1e5 else f'{name} {value:.5g}'
-    return Estimate(value, variance, freedom, int(rows.seed.notna().sum()), unit, text)
-
-# %% ../nbs/50_claims.ipynb #de941c20
-def _check_one_point(rows, name): # an error for none, and for rows at several
-    if rows.empty: raise NoData(f'nothing measured at {name}')
-    if not rows.seed.duplicated().any(): return
-    differ = [column for column in rows if column not in RESULTS and rows[column].nunique(dropna=False) > 1]
-    keys = ', '.join(map(str, rows.key.unique())) if 'key' in rows else 'one table'
-    told = f"which differ in {', '.join(differ)}" if differ else f'and all else alike: records {keys}'
-    raise ValueError(f'{name}: several rows of one seed, {told}')
-
-def _check_finite(rows, name): # `NoData` where a seed's number is missing: a mean of the others would hide it
-    values = rows.value.astype(float)
-    if np.isfinite(values).all(): return
-    lost = rows.seed[~np.isfinite(values)]
-    raise NoData(f"{name} is not finite with seed {', '.join(map(str, lost))}")
 
 # %% ../nbs/50_claims.ipynb #7d2c5603
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'no data')
@@ -181,17 +80,24 @@ def decide(
     by_chance = not holds and not fails and (high < 0 if need is all else low > 0)
     verdict = 'supported' if holds else 'contradicted' if fails else 'inconclusive'
     sign = f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
-    says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}.'
+    more = _would_do(effect) if verdict == 'inconclusive' and not by_chance else ''
+    says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}{more}.'
     if effect.variance is None: return Verdict(verdict, effect.value, None, None, effect.unit, effect.seeds, says)
     return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says)
 
 # %% ../nbs/50_claims.ipynb #6218fa22
 def _known(effect): # how well, for the sentence of a verdict
     if effect.variance is None: return 'point values, no interval'
-    if effect.variance == 0: return 'exact'
+    if effect.variance == 0 and not effect.seeds: return 'exact'
     low, high = effect.interval()
-    runs = {0: '', 1: ', one seed'}.get(effect.seeds, f', {effect.seeds} seeds')
+    one = ', one seed with the spread of the reference' if effect.lent else ', one seed'
+    runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
     return f'[{low:.3g}, {high:.3g}]{runs}'
+
+def _would_do(effect): # what it would take to decide, for the sentence of an inconclusive verdict
+    if effect.seeds == 0 or not effect.variance: return ''
+    needed = seeds_to_decide(effect)
+    return f'; about {needed} seeds would decide it' if needed else '; more seeds would hardly decide it'
 
 # %% ../nbs/50_claims.ipynb #68bb78f0
 def _counted_for(intervals, by_chance): # how many effects speak for the claim, if there are several
@@ -245,12 +151,23 @@ def _point_name(point): # 'XL epoch 400'
 def at(
     table: pd.DataFrame, # from `tables.long_table`
     family: str = 'fid', # the metric
+    *,
+    log: bool = False, # its logarithm, for ratios
     **point: Any, # by column
-) -> Estimate:
+) -> Estimate: # with the spread over seeds of all points of the table
     "One metric at one point; `NoData` if it was not measured there."
-    rows, name = where(table, family=family, **point), _point_name(point)
+    measured, name = where(table, family=family), _point_name(point)
+    rows = where(measured, **point)
     if rows.empty: raise NoData(f'no {family} of {name}')
-    return estimate(rows, name)
+    if not log: return estimate(rows, name, borrowed(family, spread_of_table(measured)))
+    spread = borrowed(f'log {family}', spread_of_table(_logarithm(measured)))
+    found = estimate(_logarithm(rows), name, spread)
+    return dataclasses.replace(found, text=f'log({name} {math.exp(found.value):.5g})')
+
+def _logarithm(rows): # of a metric; where it is not positive, NaN
+    values = rows[['value', 'low', 'high']].astype(float)
+    label = rows.label.fillna(rows.family)
+    return rows.assign(**np.log(values.where(values > 0)), label='log ' + label.astype(str))
 
 # %% ../nbs/50_claims.ipynb #c4546159
 def at_end(
@@ -378,10 +295,11 @@ def full_usage(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #e78c2d38
 def generation(
     table: pd.DataFrame, # of the study of tokenizers
+    log: bool = False, # of FID, for ratios
 ) -> Callable[[str, str], Estimate]: # of tokenizer and architecture
     "FID at the end of training."
     last = final(table, 'tokenizer', 'architecture')
-    return lambda tokenizer, architecture: at(last, tokenizer=tokenizer, architecture=architecture)
+    return lambda tokenizer, architecture: at(last, log=log, tokenizer=tokenizer, architecture=architecture)
 
 # %% ../nbs/50_claims.ipynb #37993a73
 @claim(
@@ -416,16 +334,18 @@ def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
     reading='on the bidirectional Transformer the FID of Open-MAGVIT2-VQ is more than twice that of any other '
             'tokenizer')
 def magvit_poor_on_transformer(table: pd.DataFrame) -> Verdict:
-    fid, model = generation(table), 'bidirectional Transformer'
+    fid, model = generation(table, log=True), 'bidirectional Transformer'
     others = ('maskgit-vq', 'chameleon-vq', 'llamagen-vq')
-    return decide(fid('open-magvit2-vq', model) - 2*fid(other, model) for other in others)
+    twice = exactly(math.log(2), 'log 2')
+    return decide(fid('open-magvit2-vq', model) - (fid(other, model) + twice) for other in others)
 
 # %% ../nbs/50_claims.ipynb #0e957aa2
 def paradigms(
     table: pd.DataFrame, # of the study of tokenizers
+    log: bool = False, # of FID, for ratios
 ) -> dict[str, tuple[Estimate, Estimate]]: # tokenizer -> FID of AR and of MAR
     "The two paradigms at the end of training, both LLaMA."
-    fid = generation(table)
+    fid = generation(table, log)
     return {name: (fid(name, 'causal LLaMA'), fid(name, 'bidirectional LLaMA')) for name in PAPER_TOKENIZERS}
 
 # %% ../nbs/50_claims.ipynb #35a66351
@@ -434,7 +354,8 @@ def paradigms(
     'Section 4.1, Figure 4', 'tokenizers',
     reading='with LLaMA and each tokenizer, the FID of MAR is less than 5 % above that of AR; the margin is ours')
 def mar_not_inferior(table: pd.DataFrame) -> Verdict:
-    return decide(1.05*ar - mar for ar, mar in paradigms(table).values())
+    margin = exactly(math.log(1.05), 'log 1.05')
+    return decide((ar + margin) - mar for ar, mar in paradigms(table, log=True).values())
 
 # %% ../nbs/50_claims.ipynb #1583e188
 @claim(
@@ -472,9 +393,9 @@ def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
             'both at their best guidance scale',
     unprinted='Table 3, the only one with precision and recall, is not in the text of the paper that we have.')
 def precise_but_less_diverse(table: pd.DataFrame) -> Verdict:
-    last = final(where(table, tokenizer='llamagen-vq'), 'architecture')
-    ar = lambda family: at(last, family, architecture='causal LLaMA')
-    mar = lambda family: at(last, family, architecture='bidirectional LLaMA')
+    last = final(table, 'tokenizer', 'architecture') # all tokenizers tell how far seeds lie apart
+    of = lambda family, architecture: at(last, family, tokenizer='llamagen-vq', architecture=architecture)
+    ar, mar = (functools.partial(of, architecture=f'{kind} LLaMA') for kind in ('causal', 'bidirectional'))
     return decide([mar('is') - ar('is'), mar('precision') - ar('precision'), ar('recall') - mar('recall')])
 
 # %% ../nbs/50_claims.ipynb #f970040d
@@ -487,7 +408,7 @@ def precise_but_less_diverse(table: pd.DataFrame) -> Verdict:
 def mar_is_faster(table: pd.DataFrame) -> Verdict:
     timed = where(table, family='seconds_per_image')
     if timed.empty: return decide([])
-    seconds = lambda system, place: at(timed, 'seconds_per_image', system=system, **place)
+    seconds = lambda system, place: at(timed, 'seconds_per_image', log=True, system=system, **place)
     places = timed[['size', 'batch']].drop_duplicates().to_dict('records')
     return decide(seconds('AR', place) - seconds('MAR', place) for place in places)
 
@@ -533,14 +454,14 @@ def better_throughout_training(table: pd.DataFrame) -> Verdict:
     return decide(effects)
 
 # %% ../nbs/50_claims.ipynb #fd958e29
-def _gain_over_training(curve, size):
+def _ends_of_training(table, size): # the first and the last epoch of a size, at the best scale of those in both
+    curve = where(table, part='curve', size=size)
     if curve.empty: raise NoData(f'no FID of {size.upper()}')
     start, end = curve.epoch.min(), curve.epoch.max()
     if start == end: raise NoData(f'only one evaluation of {size.upper()}')
     first, last = where(curve, epoch=start), where(curve, epoch=end)
-    before = at(rows_at_best_guidance(first[first.cfg.isin(last.cfg)]), size=size, epoch=start)
-    after = at(rows_at_best_guidance(last[last.cfg.isin(first.cfg)]), size=size, epoch=end)
-    return before - after
+    shared = first[first.cfg.isin(last.cfg)], last[last.cfg.isin(first.cfg)]
+    return pd.concat(map(rows_at_best_guidance, shared))
 
 # %% ../nbs/50_claims.ipynb #c70a5c49
 @claim(
@@ -549,7 +470,10 @@ def _gain_over_training(curve, size):
     reading='the last evaluation of each size has a lower FID than the first, '
             'at the best guidance scale among those measured at both')
 def better_with_training(table: pd.DataFrame) -> Verdict:
-    return decide([_gain_over_training(where(table, part='curve', size=size), size) for size in PAPER_SIZES])
+    ends = pd.concat([_ends_of_training(table, size) for size in PAPER_SIZES])
+    epochs = ends.groupby('size').epoch
+    fid = lambda size, epoch: at(ends, size=size, epoch=epoch)
+    return decide(fid(size, epochs.min()[size]) - fid(size, epochs.max()[size]) for size in PAPER_SIZES)
 
 # %% ../nbs/50_claims.ipynb #5986fbc7
 def by_scale(
@@ -617,7 +541,7 @@ def is_rises_with_guidance(table: pd.DataFrame) -> Verdict:
 def fid_of_3_71(table: pd.DataFrame) -> Verdict:
     rows = where(table, size='xxl', part='curve', family='fid', label='FID', data='ImageNet 256 px')
     if rows.empty: raise NoData('no FID of XXL on ImageNet at 256 px')
-    _check_finite(rows, 'FID of XXL')
+    check_measured(rows, 'FID of XXL')
     epoch, cfg = rows.groupby(['epoch', 'cfg']).value.mean().idxmin()
     return decide([exactly(3.715) - at(rows, size='xxl', epoch=epoch, cfg=cfg)])
 
@@ -636,20 +560,24 @@ def xxl_ends_at_300(table: pd.DataFrame) -> Verdict:
 def doublings(
     history: pd.DataFrame, # columns norms, seed, step, name, value, as `tables.history_table` has them
     norms: str, # 'none', 'qk', 'post' or 'both'
-) -> Estimate:
+) -> Estimate: # with the spread over seeds of all norms
     "log2 of the output norm over the last tenth of a run, against the second tenth."
-    logged = where(history, name='output_norm')
-    rows = where(logged, norms=norms).dropna(subset='value').astype(dict(value=float))
-    if rows.empty: raise NoData(f'no output norm with norms {norms!r}')
-    end, found = logged.step.max(), []
-    for seed, run in rows.groupby('seed'):
-        early = run[run.step.between(.1*end, .2*end)]
-        late = run[run.step > run.step.max() - .1*end]
-        if early.empty: raise NoData(f'nothing logged in the second tenth of training with norms {norms!r}')
-        if min(early.value.mean(), late.value.mean()) <= 0: raise NoData(f'an output norm of 0 with norms {norms!r}')
-        found.append(dict(seed=seed, value=math.log2(late.value.mean()/early.value.mean())))
+    logged, found = where(history, name='output_norm'), []
+    rows = logged.dropna(subset='value').astype(dict(value=float))
+    if where(rows, norms=norms).empty: raise NoData(f'no output norm with norms {norms!r}')
+    for (kind, seed), run in rows.groupby(['norms', 'seed']):
+        try: found.append(dict(norms=kind, seed=seed, value=_doublings_of(run, logged.step.max())))
+        except NoData as reason:
+            if kind == norms: raise NoData(f'{reason} with norms {norms!r}') from None
     points = pd.DataFrame(found).assign(low=math.nan, high=math.nan, family='growth', label='doublings')
-    return estimate(points, f'norms {norms}')
+    return at(points, 'growth', norms=norms)
+
+def _doublings_of(run, end): # end: the last step that any run has logged
+    early = run[run.step.between(.1*end, .2*end)].value
+    late = run[run.step > run.step.max() - .1*end].value
+    if early.empty: raise NoData('nothing logged in the second tenth of training')
+    if min(early.mean(), late.mean()) <= 0: raise NoData('an output norm of 0')
+    return math.log2(late.mean()/early.mean())
 
 # %% ../nbs/50_claims.ipynb #7297630e
 def diverged(
@@ -982,13 +910,23 @@ def judge(
     source: str, # a name of `SOURCES`
     profile: str | None = None, # as for `claim_rows`
 ) -> Verdict:
-    "The verdict of one source on one claim."
+    "The verdict of one source on one claim; a run with one seed borrows the spread of the reference."
     check_choice('source', source, SOURCES)
-    try: return row.check(claim_rows(row, table, source, profile) if row.study else table)
+    try:
+        if not row.study: return row.check(table)
+        rows = claim_rows(row, table, source, profile)
+        with lending():
+            if source == 'yours' and rows.seed.nunique() == 1: _look_at_reference(row, table, rows)
+            return row.check(rows)
     except NoData as missing:
         if source == 'paper' and row.unprinted: return Verdict('no data', says=row.unprinted)
         reason = str(missing)
         return Verdict('no data', says=f'{reason[:1].upper()}{reason[1:]}.')
+
+def _look_at_reference(row, table, rows): # what it measured of the same claim on the same data, to borrow from
+    with contextlib.suppress(NoData):
+        reference = claim_rows(row, table, 'reference', rows.profile.iloc[0])
+        if set(reference.data) == set(rows.data): row.check(reference)
 
 # %% ../nbs/50_claims.ipynb #1bd004bc
 def verdicts(
