@@ -507,7 +507,9 @@ def look_at_choices(function: Callable, arguments: dict[str, Any]) -> None:
     for name in ROWS.keys() & arguments.keys():
         module, _, table = ROWS[name].partition(':')
         usual = inspect.signature(function).parameters[name].default
-        rows = getattr(importlib.import_module(module), table)
+        rows = [*getattr(importlib.import_module(module), table)]
+        if name == 'study' and function.__name__ == 'promote':
+            rows += importlib.import_module('maskgil.records').PROGRAMS
         if arguments[name] != usual: check_choice(name, arguments[name], rows)
 
 # %% ../nbs/58_cli.ipynb #2eafb4da

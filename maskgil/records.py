@@ -22,11 +22,11 @@ from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, se
 from .versions import STAGES, VERSIONS, versions_of
 
 # %% auto #0
-__all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'Record',
-           'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'numbers_lost', 'lost_numbers',
-           'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published', 'published_records',
-           'moment', 'record_folders', 'records', 'latest', 'index_table', 'write_index', 'run_cell', 'measure_cell',
-           'file_digest', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
+__all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'PROGRAMS',
+           'Record', 'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'numbers_lost',
+           'lost_numbers', 'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published',
+           'published_records', 'moment', 'record_folders', 'records', 'latest', 'index_table', 'write_index',
+           'run_cell', 'measure_cell', 'file_digest', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
 BASES = ('measured', 'published', 'simulated', 'planned')
@@ -463,8 +463,10 @@ def once(
     return _decoded(read_json(path))
 
 # %% ../nbs/41_records.ipynb #633c6e50
+PROGRAMS = ('faults', 'speed') # make records too, and are no studies
+
 def promote(
-    study: str = '', # all studies if empty
+    study: str = '', # or one of `PROGRAMS`; all of both if empty
     profile: str = 'mini',
 ) -> list[Path]: # the new files
     "Copy your newest records, with their files, to the committed reference, in place of what they supersede."
