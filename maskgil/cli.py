@@ -226,7 +226,9 @@ def _can_hold_files(folder: Path | None) -> bool:
 # %% ../nbs/58_cli.ipynb #79b1a61e
 def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
     "The names of a table's rows, those of `MASKGIL_EXTEND` included."
-    from maskgil.planner import names_of_rows
+    from maskgil.core import load_extensions
+    from maskgil.models import names_of_rows
+    load_extensions()
     return names_of_rows(table)
 
 def parameters(

@@ -17,17 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
 from .weights import check_real, check_whole, load_model_weights, only_shapes
-from .tokenizers import TOKENIZERS
+from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
 __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES', 'Size',
-           'SizeRow', 'register_size', 'ModelConfig', 'frequencies', 'angles_2d', 'unit_vectors', 'rope_2d',
-           'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask', 'plain_attention',
-           'attention', 'Attention', 'compute_dtype', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block',
-           'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'ImageModel',
-           'check_tokens', 'check_condition', 'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock',
-           'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count', 'weights_per_position',
-           'forward_flops', 'training_flops', 'load_model']
+           'SizeRow', 'register_size', 'names_of_rows', 'ModelConfig', 'frequencies', 'angles_2d', 'unit_vectors',
+           'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask',
+           'plain_attention', 'attention', 'Attention', 'compute_dtype', 'UnitRMS', 'RMSNorm', 'hidden_width',
+           'FeedForward', 'Block', 'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits',
+           'KVCache', 'ImageModel', 'check_tokens', 'check_condition', 'initialise', 'LlamaBody', 'ImageLlama',
+           'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
+           'weights_per_position', 'forward_flops', 'training_flops', 'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ def register_size(
     SIZE_ROWS[row.name] = row
     SIZES[row.name] = row.published
     for prefix, size in row.small.items(): SIZES[prefix + row.name] = size
+
+def names_of_rows(
+    table: str, # 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+) -> list[str]:
+    "The names of a table's rows, which a notebook's parameter may have for its value."
+    return list(dict(SIZE_ROWS=[*SIZE_ROWS], TOKENIZER_ROWS=[*TOKENIZER_ROWS])[table])
 
 # %% ../nbs/12_models.ipynb #1fa5ac03
 BOTH_NORMS = dict(qk_norm=True, post_norm=True) # Section 4.2: what keeps the largest model stable

@@ -18,20 +18,20 @@ from maskgil.machines import (
     EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, parameter_counts, sampling_flops, step_flops,
     tokenizer_flops,
 )
-from .models import ModelConfig, SIZE_ROWS, model_config
+from .models import ModelConfig, model_config, names_of_rows
 from .profiles import PROFILES, Profile
 from .records import Record, outdated, records
 from .refusals import kept_bytes
 from .shards import open_images
 from .studies import Cell, STUDIES, default_cells, defaults
 from .text import list_part
-from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
+from .tokenizers import TOKENIZERS
 
 # %% auto #0
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'images_and_classes',
            'cell_config', 'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'plan_tokens', 'plan',
-           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'names_of_rows',
-           'grid_cells', 'commands', 'main']
+           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands',
+           'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -239,11 +239,6 @@ def plan_study(
     row = STUDIES[check_choice('study', study, STUDIES)]
     chosen = row.trained_with(PROFILES[check_choice('profile', profile, PROFILES)])
     print_plan(study, chosen, defaults(study), machines)
-
-# %% ../nbs/54_planner.ipynb #583a8264
-def names_of_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
-    "The names of a table's rows, which a parameter may have for its value."
-    return list(dict(SIZE_ROWS=[*SIZE_ROWS], TOKENIZER_ROWS=[*TOKENIZER_ROWS])[table])
 
 # %% ../nbs/54_planner.ipynb #c34e31be
 def grid_cells(
