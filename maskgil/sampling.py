@@ -9,6 +9,7 @@ import contextlib, functools, inspect, math
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +19,12 @@ from .weights import check_real, check_whole
 from .models import check_condition, check_tokens, ModelConfig
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'unmask_plan', 'unmask_plans',
-           'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
-           'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options',
-           'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits',
-           'kept_by_autocast', 'casting_once', 'start_tokens', 'fading', 'at_hidden', 'sample_mar', 'next_logits',
-           'sample_ar', 'shared_codebook_size', 'sample_fusion']
+__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'PACKED_FROM', 'unmask_plan',
+           'unmask_plans', 'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds',
+           'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring',
+           'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first', 'name_of',
+           'check_logits', 'kept_by_autocast', 'packed', 'readying_weights', 'start_tokens', 'fading', 'at_hidden',
+           'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -397,14 +398,54 @@ def kept_by_autocast(
     finally:
         for weight in frozen: weight.requires_grad_(False)
 
-def casting_once(sampler: Callable) -> Callable: # the same, in mixed precision
-    "Cast each weight once in a drawing."
-    @functools.wraps(sampler)
-    def draw(model: Any, labels: Tensor, *args: Any, dtype: str | torch.dtype = 'auto', **options: Any) -> Tensor:
-        dtype = pick_dtype(dtype, labels.device)
-        with kept_by_autocast(model), autocast(labels.device, dtype):
-            return sampler(model, labels, *args, dtype=dtype, **options)
-    return draw
+# %% ../nbs/15_sampling.ipynb #aa9dbd32
+PACKED_FROM = 2**25 # bytes of weights, about what a processor's cache holds
+
+def _to_pack(model: Any, device: torch.device, dtype: torch.dtype) -> list[nn.Linear]: # layers; none where it cannot be
+    if device.type != 'cpu' or dtype != torch.float32 or not isinstance(model, nn.Module): return []
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled: return []
+    if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules()): return [] # compiled
+    plain = [m for m in model.modules() if type(m) is nn.Linear and 'forward' not in vars(m)] # and nobody's hook
+    layers = [m for m in plain if m.weight.dtype == torch.float32]
+    size = sum(4 * m.weight.numel() for m in layers)
+    return layers if PACKED_FROM <= size < psutil.virtual_memory().available / 4 else []
+
+@contextlib.contextmanager
+def packed(
+    model: Any, # a network, or a function
+    rows: int, # of what is multiplied, for which the order is chosen
+    device: torch.device, dtype: torch.dtype, # of the products
+) -> Iterator[None]:
+    "Meanwhile the linear layers of a large network use oneDNN's product (`mkldnn._linear_pointwise`, as in Inductor)."
+    changed = []
+    try:
+        with contextlib.suppress(RuntimeError, AttributeError), torch.no_grad(): # an order that this build lacks
+            for layer in _to_pack(model, device, dtype):
+                order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+                layer.forward = functools.partial(_packed_product, order, layer.bias) # type: ignore[method-assign]
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed: vars(layer).pop('forward', None) # another thread may have drawn from it meanwhile
+
+def _packed_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+
+# %% ../nbs/15_sampling.ipynb #980643fd
+def readying_weights(
+    tokens_at_once: Callable[[tuple[int, int]], int], # of the grid: how many a step looks at
+) -> Callable: # of a sampler: the same, in mixed precision
+    "Make the weights ready once in a drawing: cast, or packed."
+    def decorate(sampler: Callable) -> Callable:
+        @functools.wraps(sampler)
+        def draw(model: Any, labels: Tensor, grid: tuple[int, int], *args: Any,
+                 dtype: str | torch.dtype = 'auto', **options: Any) -> Tensor:
+            device, dtype = labels.device, pick_dtype(dtype, labels.device)
+            rows = 2 * len(labels) * tokens_at_once(grid)
+            with kept_by_autocast(model), packed(model, rows, device, dtype), autocast(device, dtype):
+                return sampler(model, labels, grid, *args, dtype=dtype, **options)
+        return draw
+    return decorate
 
 # %% ../nbs/15_sampling.ipynb #5c8ddbeb
 def start_tokens(
@@ -438,7 +479,7 @@ def at_hidden(
 # %% ../nbs/15_sampling.ipynb #233bee3a
 @refusing_first
 @torch.no_grad()
-@casting_once
+@readying_weights(math.prod)
 def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
     labels: Tensor, # (b,) int64, or texts (b l width)
@@ -504,7 +545,7 @@ def next_logits(
 # %% ../nbs/15_sampling.ipynb #23b4777b
 @refusing_first
 @torch.no_grad()
-@casting_once
+@readying_weights(lambda grid: 1)
 def sample_ar(
     model: Any, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
     labels: Tensor, # (b,) int64, or texts (b l width)
