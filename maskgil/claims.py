@@ -157,12 +157,10 @@ def at(
 ) -> Estimate: # with the spread over seeds of all points of the table
     "One metric at one point; `NoData` if it was not measured there."
     measured, name = where(table, family=family), _point_name(point)
-    rows = where(measured, **point)
-    if rows.empty: raise NoData(f'no {family} of {name}')
-    if not log: return estimate(rows, name, borrowed(family, spread_of_table(measured)))
-    spread = borrowed(f'log {family}', spread_of_table(_logarithm(measured)))
-    found = estimate(_logarithm(rows), name, spread)
-    return dataclasses.replace(found, text=f'log({name} {math.exp(found.value):.5g})')
+    if where(measured, **point).empty: raise NoData(f'no {family} of {name}')
+    if log: measured, family = _logarithm(measured), f'log {family}'
+    found = estimate(where(measured, **point), name, borrowed(family, spread_of_table(measured)))
+    return dataclasses.replace(found, text=f'log({name} {math.exp(found.value):.5g})') if log else found
 
 def _logarithm(rows): # of a metric; where it is not positive, NaN
     values = rows[['value', 'low', 'high']].astype(float)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Collection, Iterator
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ class Estimate:
 
     @property
     def lent(self) -> bool: # whether the spread is that of the reference
-        return self.seeds == 1 and any(point.spread is not None for point, _ in self.slopes)
+        return any(point.spread.lent for point, _ in self.slopes if point.spread)
 
     def interval(self, level: float = .95) -> tuple[float, float]:
         "By Student's t; the value itself, twice, where no variance is known."
@@ -206,7 +206,7 @@ def check_measured(
     raise NoData(f"{name} is not finite with seed {', '.join(map(str, lost))}")
 
 # %% ../nbs/49_statistics.ipynb #ab3c8e45
-_LENT: ContextVar[dict[str, list[Spread]] | None] = ContextVar('lent', default=None)
+_LENT: ContextVar[dict[str, set[Spread]] | None] = ContextVar('lent', default=None)
 
 @contextlib.contextmanager
 def lending() -> Iterator[None]:
@@ -222,11 +222,11 @@ def borrowed(
     "The spread of a table: its own, or what others have left while `lending`."
     left = _LENT.get()
     if left is None: return own
-    if own is not None: left.setdefault(family, []).append(own)
-    return own or pooled(left.get(family, []))
+    if own is not None: left.setdefault(family, set()).add(own) # once, however many of its points are asked for
+    return own or pooled(left.get(family, ()))
 
 def pooled(
-    spreads: Sequence[Spread], # of several tables with the same noise
+    spreads: Collection[Spread], # of several tables with the same noise
 ) -> Spread | None: # lent; None for none
     "Their variances, each weighted by its degrees of freedom."
     if not spreads: return None
