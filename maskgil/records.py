@@ -5,7 +5,7 @@
 # %% ../nbs/41_records.ipynb #4fef21dd
 from __future__ import annotations
 
-import dataclasses, difflib, glob, hashlib, math, re, shutil, time, warnings
+import dataclasses, difflib, functools, glob, hashlib, math, re, shutil, time, warnings
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -164,22 +164,25 @@ def _check_record(record: Record) -> None: # ValueError with what is wrong
         if not isinstance(value := getattr(record, name), kinds): raise ValueError(f'its {name} is {value!r}')
     check_choice('basis', record.basis, BASES)
 
-def _check_unknown(unknown: dict[str, Any]) -> None: # a flipped bit may hit the word itself
+def _fields() -> set[str]: # that a record's file may have
+    return {f.name for f in dataclasses.fields(Record)} - set(NOT_STORED)
+
+def _look_at_unsealed(path: Path | str, stored: dict[str, Any]) -> None:
+    "A flipped bit may hit the word 'checksum' itself."
+    unknown = {name: value for name, value in stored.items() if name not in _fields()}
     like = [name for name, value in unknown.items() if isinstance(value, str) and re.fullmatch('[0-9a-f]{16}', value)]
     if like or difflib.get_close_matches('checksum', unknown, cutoff=.8):
-        raise DamagedFile(f"its checksum is called {printable(', '.join(like or unknown))}")
+        called = printable(', '.join(like or unknown))
+        raise DamagedFile(f'{path} is damaged, its checksum is called {called}: restore it, or delete it')
 
 # %% ../nbs/41_records.ipynb #bdc8b7ad
 def read_record(path: Path | str, source: str = 'yours') -> Record:
     "Read one record, of any age; a file that is none, or is damaged, is named in the error."
-    stored, known = read_json(path), {f.name for f in dataclasses.fields(Record)} - set(NOT_STORED)
+    stored, known = read_json(path, functools.partial(_look_at_unsealed, path)), _fields()
     try:
         held = {k: v for k, v in stored.items() if k in known}
-        unknown = {k: v for k, v in sorted(stored.items()) if k not in known}
-        record = Record(**held, source=source, path=str(path), unknown=list(unknown))
+        record = Record(**held, source=source, path=str(path), unknown=sorted(stored.keys() - known))
         _check_record(record)
-        _check_unknown(unknown)
-    except DamagedFile as e: raise DamagedFile(f'{path} is damaged, {e}: restore it, or delete it') from None
     except (TypeError, AttributeError, ValueError) as e: raise ValueError(f'{path} is not a record: {e}') from None
     record.settings = settings_today(record.settings)
     return record
