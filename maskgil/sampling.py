@@ -389,9 +389,10 @@ def check_logits(
 @contextlib.contextmanager
 def kept_by_autocast(
     model: Any, # a network, or a function
+    dtype: torch.dtype, # of the products; in float32 nothing is cast
 ) -> Iterator[None]:
     "Meanwhile autocast keeps the weights of a frozen network too."
-    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    weights = model.parameters() if isinstance(model, nn.Module) and dtype != torch.float32 else ()
     frozen = [w for w in weights if not w.requires_grad and w.is_floating_point() and not w.is_inference()]
     for weight in frozen: weight.requires_grad_(True)
     try: yield
@@ -442,7 +443,7 @@ def readying_weights(
                  dtype: str | torch.dtype = 'auto', **options: Any) -> Tensor:
             device, dtype = labels.device, pick_dtype(dtype, labels.device)
             rows = 2 * len(labels) * tokens_at_once(grid)
-            with kept_by_autocast(model), packed(model, rows, device, dtype), autocast(device, dtype):
+            with kept_by_autocast(model, dtype), packed(model, rows, device, dtype), autocast(device, dtype):
                 return sampler(model, labels, grid, *args, dtype=dtype, **options)
         return draw
     return decorate
