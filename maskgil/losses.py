@@ -346,7 +346,7 @@ class MaskedObjective:
     def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         learned = batch['hidden'] if self.loss_on == 'masked' else torch.ones_like(batch['hidden']) # (b n)
         targets, places = batch['targets'].flatten(1)[learned], learned.nonzero()[:, 1] # (k,) and (k,)
-        features = model.features(batch['tokens'], batch['labels'], batch['drop'])[learned] # b n d -> k d
+        features = model.features(batch['tokens'], batch['labels'], batch['drop'], at=learned) # k d
         weight, bias = model.output
         loss, right = token_loss(features, weight, targets, self.smoothing, model.config.groups, bias, places)
         return loss, dict(accuracy=right)

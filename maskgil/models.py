@@ -23,11 +23,12 @@ from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES', 'Size',
            'SizeRow', 'register_size', 'names_of_rows', 'ModelConfig', 'frequencies', 'angles_2d', 'unit_vectors',
            'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask',
-           'plain_attention', 'attention', 'Attention', 'compute_dtype', 'UnitRMS', 'RMSNorm', 'hidden_width',
-           'FeedForward', 'Block', 'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits',
-           'KVCache', 'ImageModel', 'check_tokens', 'check_condition', 'initialise', 'LlamaBody', 'ImageLlama',
-           'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
-           'weights_per_position', 'forward_flops', 'training_flops', 'load_model']
+           'plain_attention', 'attention', 'rows_at', 'true_rows', 'Attention', 'compute_dtype', 'inverse_rms',
+           'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition', 'TextCondition',
+           'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel', 'check_tokens',
+           'check_condition', 'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock', 'MaskGITTransformer',
+           'model_config', 'build_model', 'parameter_count', 'weights_per_position', 'forward_flops', 'training_flops',
+           'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class ModelConfig:
 
     @property
     def groups(self) -> tuple[int, ...]: return self.code_groups or (self.codebook_size,)
+    def condition_sides(self, prefix: int) -> tuple[int, int]: # condition tokens before and behind the image
+        return (prefix, 0) if self.class_first else (0, prefix)
     @property
     def head_dim(self) -> int: return self.width // self.heads
     @property
@@ -267,6 +270,21 @@ def attention(
     if key_mask is None: return F.scaled_dot_product_attention(q, k, v, is_causal=causal) # its kernel knows this mask
     return F.scaled_dot_product_attention(q, k, v, attention_mask(keys, causal, key_mask, q.device))
 
+# %% ../nbs/12_models.ipynb #c62688ea
+def rows_at(
+    x: Tensor, # (b t d)
+    at: Tensor | None, # (k,) rows of (b t); None is all
+) -> Tensor: # (k d), or `x`
+    "The rows that are wanted."
+    return x if at is None else x.flatten(0, 1).index_select(0, at)
+
+# %% ../nbs/12_models.ipynb #afc8689e
+def true_rows(
+    at: Tensor, # (b t) bool, k of them true
+) -> Tensor: # (k,) int64
+    "Where it is true, counted over all images."
+    return at.flatten().nonzero()[:, 0]
+
 # %% ../nbs/12_models.ipynb #e521e8d0
 class Attention(nn.Module):
     "Multi-head self-attention with rotary positions, no biases."
@@ -281,18 +299,25 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor, # (b t d)
-        rope: Tensor, # (t 1 c/2 2) from `rope_table`
+        rope: Tensor, # (t 1 c/2 2) or (b t 1 c/2 2), rows of `rope_table`
         key_mask: Tensor | None = None, # (b t) bool, False hides a key
-        cache: KVCache | None = None, # what was seen before `x`
+        cache: KVCache | SettledCache | None = None, # what was seen before `x`
         layer: int = 0, # which rows of the cache
-    ) -> Tensor: # (b t d)
-        q, k, v = rearrange(self.qkv(x), 'b t (three heads c) -> three b t heads c', three=3, heads=self.heads)
-        q = apply_rope(self.q_norm(q).to(v.dtype), rope)
-        k = apply_rope(self.k_norm(k).to(v.dtype), rope)
-        q, k, v = (z.transpose(1, 2) for z in (q, k, v)) # b heads t c
+        at: Tensor | None = None, # (k,) the rows of (b t) whose result is wanted; None is all
+    ) -> Tensor: # (b t d), or (k d)
+        qkv = rearrange(self.qkv(x), 'b t (three heads c) -> b t three heads c', three=3, heads=self.heads)
+        qk, v = qkv.split([2, 1], 2)
+        q, k = apply_rope(self.normed(qk).to(v.dtype), rope.unsqueeze(-4)).transpose(1, 3).unbind(2) # b heads t c
+        v = v.squeeze(2).transpose(1, 2)
         if cache is not None: k, v = cache.extend(layer, k, v)
-        attended = attention(q, k, v, self.causal, key_mask)
-        return self.out(rearrange(attended, 'b heads t c -> b t (heads c)'))
+        attended = rearrange(attention(q, k, v, self.causal, key_mask), 'b heads t c -> b t (heads c)')
+        return self.out(rows_at(attended, at))
+
+    def normed(self, qk: Tensor) -> Tensor: # (b t 2 heads c) -> the same
+        "QK-Norm, where the model has it."
+        if isinstance(self.q_norm, nn.Identity): return qk
+        q, k = qk.unbind(2)
+        return torch.stack([self.q_norm(q), self.k_norm(k)], 2)
 
 # %% ../nbs/12_models.ipynb #9459d604
 def compute_dtype(
@@ -303,11 +328,16 @@ def compute_dtype(
     return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else x.dtype
 
 # %% ../nbs/12_models.ipynb #f05cded3
+def inverse_rms(x: Tensor, eps: float) -> Tensor: # (... d) -> (... 1)
+    "1 / sqrt(mean(x^2) + eps)"
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+# %% ../nbs/12_models.ipynb #e7615f82
 class UnitRMS(torch.autograd.Function):
     "x / sqrt(mean(x^2) + eps) * weight, with a backward pass that is short of memory traffic."
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_() # r
+        scale = inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, scale)
         return (x * scale).mul_(weight)
 
@@ -328,9 +358,11 @@ class RMSNorm(nn.Module):
         self.eps, self.weight = eps, nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor: # (... d), in the precision of products
+        whole = x.float()
         fused = x.device.type != 'cpu' or torch.compiler.is_compiling()
-        if fused: y = F.rms_norm(x.float(), x.shape[-1:], self.weight, self.eps)
-        else: y = UnitRMS.apply(x.float(), self.weight, self.eps)
+        if fused: y = F.rms_norm(whole, x.shape[-1:], self.weight, self.eps)
+        elif torch.is_grad_enabled(): y = UnitRMS.apply(whole, self.weight, self.eps)
+        else: y = (whole * inverse_rms(whole, self.eps)).mul_(self.weight)
         return y.to(compute_dtype(x))
 
 # %% ../nbs/12_models.ipynb #99e83b7a
@@ -351,7 +383,10 @@ class FeedForward(nn.Module):
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor: return self.down(F.silu(self.gate(x)) * self.up(x)) # (... d)
+    def forward(self, x: Tensor) -> Tensor: # (... d)
+        spent = not torch.is_grad_enabled() # nobody looks at what came before, so it is overwritten
+        gate = F.silu(self.gate(x), inplace=spent)
+        return self.down(gate.mul_(self.up(x)) if spent else gate * self.up(x))
 
 # %% ../nbs/12_models.ipynb #c75f6d1f
 class Block(nn.Module):
@@ -369,10 +404,11 @@ class Block(nn.Module):
         self,
         x: Tensor, # (b t d)
         rope: Tensor, key_mask: Tensor | None = None, # as in `Attention`
-        cache: KVCache | None = None, layer: int = 0,
-    ) -> Tensor: # (b t d)
-        attended = self.attention(self.attention_norm(x), rope, key_mask, cache, layer)
-        x = x + self.dropout(self.attention_post_norm(attended))
+        cache: KVCache | SettledCache | None = None, layer: int = 0,
+        at: Tensor | None = None,
+    ) -> Tensor: # (b t d), or (k d)
+        attended = self.attention(self.attention_norm(x), rope, key_mask, cache, layer, at)
+        x = rows_at(x, at) + self.dropout(self.attention_post_norm(attended))
         fed = self.feed_forward(self.feed_forward_norm(x))
         return x + self.dropout(self.feed_forward_post_norm(fed))
 
@@ -471,6 +507,15 @@ class KVCache:
         self.keys, self.values = torch.empty(2, *shape, device=device, dtype=dtype)
         self.length = 0
 
+    def place(
+        self,
+        rope: Tensor, # (t 1 c/2 2), of all positions
+        new: int, # positions that come now
+    ) -> tuple[Tensor, int]: # their part of it, and how many positions are seen with them
+        "Where the new positions are."
+        end = self.length + new
+        return rope[self.length:end], end
+
     def extend(
         self,
         layer: int,
@@ -485,6 +530,51 @@ class KVCache:
     def keep(self, images: int) -> None:
         "Forget all but the first `images` of the batch."
         self.keys, self.values = self.keys[:, :images], self.values[:, :images]
+
+# %% ../nbs/12_models.ipynb #ad639f46
+class SettledCache:
+    "Keys and values of all positions of a batch that is drawn in steps, made anew only where a step looks."
+    def __init__(self) -> None:
+        self.again: Tensor | None = None # (b n) bool, the image tokens that a step computes again; None is all
+        self.rows: Tensor | None = None # (b m) the positions that it computes, in order; None is all
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = [] # (b heads t c) for each layer
+
+    @property
+    def images(self) -> int: return len(self.keys[0]) if self.keys else 0
+
+    def begin(
+        self,
+        images: int, # in the batch, or twice as many when it is guided
+        sides: tuple[int, int], # condition tokens before and behind the image
+    ) -> None:
+        "Choose the positions of this step; another batch than the last one computes all."
+        self.rows = None
+        if self.again is None or images != self.images: return
+        looked = F.pad(self.again, sides, value=True).repeat(images // len(self.again), 1) # b t
+        most = int(looked.sum(1).max())
+        self.rows = looked.byte().argsort(dim=1, descending=True, stable=True)[:, :most].sort(1).values
+
+    def pick(self, x: Tensor) -> Tensor: # (b t ...) -> (b m ...)
+        "What belongs to the positions of this step."
+        return x if self.rows is None else x[torch.arange(len(x), device=x.device)[:, None], self.rows]
+
+    def place(self, rope: Tensor, new: int) -> tuple[Tensor, int]: # as in `KVCache`; (b m 1 c/2 2) where some are kept
+        "Where the positions of this step are."
+        return (rope, new) if self.rows is None else (rope[self.rows], len(rope))
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: # as in `KVCache`
+        "Put keys and values in their places."
+        if self.rows is None:
+            self.keys[layer:layer + 1], self.values[layer:layer + 1] = [k.contiguous()], [v.contiguous()]
+        else:
+            places = self.rows[:, None, :, None].expand_as(k)
+            for kept, made in ((self.keys, k), (self.values, v)): kept[layer].scatter_(2, places, made)
+        return self.keys[layer], self.values[layer]
+
+    def take(self, images: Tensor) -> None: # (b,) int64, which of the batch
+        "Go on with these images, some of them several times."
+        self.keys, self.values = ([z[images] for z in kept] for kept in (self.keys, self.values))
 
 # %% ../nbs/12_models.ipynb #75b54ab7
 class ImageModel(nn.Module):
@@ -501,14 +591,15 @@ class ImageModel(nn.Module):
         tokens: Tensor, # (b h w) int64, v where hidden
         labels: Tensor, # (b,) int64
         drop: Tensor | None = None, # (b,) bool, True hides the label
-    ) -> Tensor: # (b n d)
+        *,
+        at: Tensor | None = None, # (b n) bool, the k places to predict; None is all of them
+    ) -> Tensor: # (b n d), or (k d)
         "What the output layer reads: one vector for each prediction."
         raise NotImplementedError
 
     def logits(
         self,
-        tokens: Tensor, labels: Tensor, drop: Tensor | None = None, # as in `features`
-        at: Tensor | None = None, # (b n) bool, the k places to predict; None is all of them
+        tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None, # as in `features`
     ) -> Tensor: # (b n v), or (k v)
         "What each token might be."
         raise NotImplementedError
@@ -599,18 +690,22 @@ class LlamaBody(ImageModel):
         grid: tuple[int, int], # h, w
         prefix: int, # tokens of the condition
         visible: Tensor | None, # (b prefix) bool, which of them may be seen; None is all
-        cache: KVCache | None = None,
-    ) -> Tensor: # (b t d)
+        cache: KVCache | SettledCache | None = None,
+        at: Tensor | None = None, # (b n) bool, the image tokens whose vectors are wanted; None is all positions
+    ) -> Tensor: # (b t d), or (k d)
         "All blocks and the last norm."
-        start = cache.length if cache is not None else 0
-        end = start + x.shape[1]
-        rope = rope_table(self.config.rope, grid, self.config.head_dim, prefix, x.device)[start:end]
+        table = rope_table(self.config.rope, grid, self.config.head_dim, prefix, x.device)
+        rope, end = (table[:x.shape[1]], x.shape[1]) if cache is None else cache.place(table, x.shape[1])
         sides = (0, end - prefix) if self.config.class_first else (end - prefix, 0) # where the image tokens are
         key_mask = None if visible is None else F.pad(visible, sides, value=True) # b t
+        if at is not None: at = F.pad(at, self.config.condition_sides(prefix)) # b t
+        if at is not None and isinstance(cache, SettledCache): at = cache.pick(at) # b m
+        rows = None if at is None else true_rows(at)
+        recompute = self.gradient_checkpointing and self.training
         for layer, block in enumerate(self.layers):
-            recompute = self.gradient_checkpointing and self.training
-            if recompute: x = checkpoint(block, x, rope, key_mask, use_reentrant=False)
-            else: x = block(x, rope, key_mask, cache, layer)
+            wanted = rows if layer == len(self.layers) - 1 else None
+            if recompute: x = checkpoint(block, x, rope, key_mask, None, layer, wanted, use_reentrant=False)
+            else: x = block(x, rope, key_mask, cache, layer, wanted)
         return self.norm(x)
 
 # %% ../nbs/12_models.ipynb #95a9ef8d
@@ -622,21 +717,31 @@ class ImageLlama(LlamaBody):
         labels: Tensor, # (b,) int64, or a text (b l text_width)
         drop: Tensor | None = None, # (b,) bool, True hides the condition
         grid: tuple[int, int] | None = None, # of `tokens` (b t); the trained one if None
-    ) -> Tensor: # (b n d), or (b t+1 d) when causal
+        *,
+        at: Tensor | None = None, # MAR: (b n) bool, the k places to predict; None is all of them
+        cache: SettledCache | None = None, # MAR: what may be kept from the step before; wants `at`
+    ) -> Tensor: # (b n d) or (k d), or (b t+1 d) when causal
         "What the output layer reads: one vector for each prediction."
         if grid is None: grid = (tokens.shape[1], tokens.shape[2]) if tokens.ndim == 3 else self.config.grid
         prefix, visible = self.condition.length(labels), self.condition.visible(labels, drop)
         parts = [self.condition(labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
         x = torch.cat(parts if self.config.class_first else parts[::-1], 1)             # b prefix+n d
-        x = self.hidden(self.token_dropout(x), grid, prefix, visible)
+        if self.config.causal and at is not None: raise ValueError('a causal model predicts every place at once')
+        if cache is not None:
+            cache.begin(len(x), self.config.condition_sides(prefix))
+            x = cache.pick(x)
+        x = self.hidden(self.token_dropout(x), grid, prefix, visible, cache, at)
+        if at is not None: return x
         if self.config.causal: return x[:, prefix - 1:] # the condition's last token predicts the image's first
         return x[:, prefix:] if self.config.class_first else x[:, :-prefix]
 
-    def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None,
+        cache: SettledCache | None = None, # see `features`
+    ) -> Tensor:
         "MAR: (b h w) -> (b n v), or (k v) for the k places where `at` (b n) is true. AR: (b t) -> (b t+1 v)."
         self.check(tokens, labels)
-        x = self.features(tokens, labels, drop)
-        return self.predict(x if at is None else x[at])
+        return self.predict(self.features(tokens, labels, drop, at=at, cache=cache))
 
     def predict(self, x: Tensor) -> Tensor: # (... d) -> (... v)
         "The output layer."
@@ -672,10 +777,11 @@ class TransformerBlock(nn.Module):
         self.feed_forward_norm, self.up, self.down = nn.LayerNorm(d), nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor: # (b t d)
+    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor: # (b t d), or (k d)
         qkv = self.qkv(self.attention_norm(x))
         q, k, v = rearrange(qkv, 'b t (three heads c) -> three b heads t c', three=3, heads=self.heads)
-        x = x + self.out(rearrange(attention(q, k, v), 'b heads t c -> b t (heads c)'))
+        attended = rearrange(attention(q, k, v), 'b heads t c -> b t (heads c)')
+        x = rows_at(x, at) + self.out(rows_at(attended, at))
         fed = F.gelu(self.up(self.feed_forward_norm(x))) # b t 4d
         return x + self.dropout(self.down(self.dropout(fed)))
 
@@ -701,20 +807,24 @@ class MaskGITTransformer(ImageModel):
     @property
     def output(self) -> tuple[Tensor, Tensor]: return self.token_embedding.weight, self.bias
 
-    def features(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor: # (b h w) -> (b n d)
+    def features(
+        self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, *, at: Tensor | None = None,
+    ) -> Tensor: # (b h w) -> (b n d), or (k d)
         "What the tied output layer reads."
         trained, asked = self.config.grid, tuple(tokens.shape[1:])
         if asked != trained: raise ValueError(f'learned positions: this model draws grids of {trained}, not {asked}')
         x = torch.cat([self.token_embedding(tokens.flatten(1)), self.condition(labels, drop)], 1) # b n+1 d
         x = self.first(x + self.positions)
-        for block in self.layers: x = block(x)
-        return self.last(x[:, :-1])
+        *blocks, last = self.layers
+        for block in blocks: x = block(x)
+        if at is None: return self.last(last(x)[:, :-1])
+        return self.last(last(x, true_rows(F.pad(at, (0, 1)))))
 
     def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         "(b h w) -> (b n v+1), or (k v+1) for the k places where `at` (b n) is true."
         self.check(tokens, labels)
-        x, bias = self.features(tokens, labels, drop), self.bias
-        if at is not None: x, bias = x[at], bias[at.nonzero()[:, 1]]
+        x, bias = self.features(tokens, labels, drop, at=at), self.bias
+        if at is not None: bias = bias[at.nonzero()[:, 1]]
         return (F.linear(x, self.token_embedding.weight) + bias).float()
 
 # %% ../nbs/12_models.ipynb #59af23cb
