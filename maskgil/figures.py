@@ -26,15 +26,15 @@ from .claims import usual
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS',
            'LOOK_COLUMNS', 'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
-           'RESULT_COLUMNS', 'HEAD_COSTS', 'FOUND', 'theme', 'looks', 'look', 'in_order', 'sorted_by_look',
-           'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines', 'draw_dots', 'facets',
-           'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling', 'mark',
-           'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time', 'fid_over_epochs',
+           'RESULT_COLUMNS', 'HEAD_COSTS', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look', 'in_order',
+           'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
+           'draw_dots', 'facets', 'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling',
+           'mark', 'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time', 'fid_over_epochs',
            'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
            'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid', 'fid_over_images',
            'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
-           'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'told_rows',
-           'found_by_told', 'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
+           'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'price_figure',
+           'told_rows', 'found_by_told', 'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/51_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -980,6 +980,36 @@ def _draw_picture(ax, sheet, box, left, top): # box: x, y, width, height in the 
     ax.imshow(sheet[y:y + height, x:x + width], extent=extent, interpolation='nearest')
     frame = Rectangle((left, top), width, height, fill=False, edgecolor=PALE, linewidth=.8)
     ax.add_patch(frame) # a white picture has an end
+
+# %% ../nbs/51_figures.ipynb #17ee4dc9
+def price_figure(
+    prices: pd.DataFrame, # from `approximate.price_table`
+    metric: str = 'FID-EL0',
+) -> Any: # a matplotlib figure
+    "Quality against operations, and against the seconds of an image at each batch size."
+    seconds = [column for column in prices if column.startswith('seconds ')]
+    axes_of = {'operations': 'operations, as a share of MAR in 8 steps'} | {
+        column: f"seconds an image, size B, batch {column.split()[1]}" for column in seconds}
+    with canvas(1, len(axes_of), 3.6, sharey=True) as (fig, axes):
+        for ax, (column, label) in zip(axes[0], axes_of.items()):
+            for sampler in prices.sampler.unique(): _draw_prices(ax, prices[prices.sampler == sampler], column, metric)
+            ax.set(xlabel=label, xscale='log')
+            ax.grid(axis='x')
+        axes[0, 0].set_ylabel(metric)
+        axes[0, 0].legend(frameon=False, loc='best')
+    return fig
+
+# %% ../nbs/51_figures.ipynb #e5a18062
+SAMPLER_COLOURS = dict(MAR=BLUE, AR=RED, fusion=GREEN)
+
+def _draw_prices(ax, part, column, metric): # part: of one sampler
+    colour = SAMPLER_COLOURS[part.sampler.iloc[0]]
+    value, change = part[f'{metric} value'], part[f'{metric} change'].fillna(0)
+    low, high = (value - change + part[f'{metric} {end}'] for end in ('low', 'high'))
+    ax.vlines(part[column], low.astype(float), high.astype(float), color=colour, linewidth=1.2, alpha=.6)
+    ax.plot(part[column], value, 'o', color=colour, label=part.sampler.iloc[0])
+    for x, y, number in zip(part[column], value, part.number):
+        ax.annotate(str(number), (x, y), xytext=(4, 4), textcoords='offset points', fontsize=8, color=colour)
 
 # %% ../nbs/51_figures.ipynb #370b4863
 def told_rows(

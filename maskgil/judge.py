@@ -23,13 +23,14 @@ from .shards import open_images
 from .weights import read_weights
 
 # %% auto #0
-__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JudgeBlock', 'Judge', 'shifted', 'as_seen', 'train_judge', 'load_judge',
-           'judged', 'recognition', 'judge_distance', 'make_judge']
+__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen', 'train_judge',
+           'load_judge', 'as_judged', 'recognition', 'judge_distance', 'make_judge']
 
-# %% ../nbs/32_judge.ipynb #da9ccd35
+# %% ../nbs/32_judge.ipynb #c9d941de
 JUDGE_SIDE = 32 # pixels that it looks at
 JUDGE_WIDTHS = (32, 64, 128) # channels of the stages; the last is the width of its features
 
+# %% ../nbs/32_judge.ipynb #167e6395
 class JudgeBlock(nn.Module):
     "x + conv(norm(conv(norm(x)))), at half the resolution where the width changes."
     def __init__(self, inp: int, out: int):
@@ -44,8 +45,8 @@ class JudgeBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
-# %% ../nbs/32_judge.ipynb #4879b7e9
-class Judge(nn.Module):
+# %% ../nbs/32_judge.ipynb #17472d4c
+class ClassJudge(nn.Module):
     "Images to features and classes."
     def __init__(self, classes: int):
         super().__init__()
@@ -64,7 +65,7 @@ class Judge(nn.Module):
         features = F.silu(self.norm(x)).mean((2, 3))
         return features, self.head(features)
 
-# %% ../nbs/32_judge.ipynb #1c42b9c4
+# %% ../nbs/32_judge.ipynb #bf4187a5
 def shifted(
     images: Tensor, # (b 3 h w)
     generator: torch.Generator,
@@ -77,23 +78,25 @@ def shifted(
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < .5
     return torch.where(mirrored, moved.flip(-1), moved)
 
+# %% ../nbs/32_judge.ipynb #846170b4
 def as_seen(images: Any) -> Tensor: # (n 3 h w) bytes, or an image set -> (n 3 32 32) in [-1, 1]
     "Images as the judge looks at them."
     def small(batch: Tensor) -> Tensor:
         return batch if batch.shape[-1] == JUDGE_SIDE else resize_bytes(batch, JUDGE_SIDE)
     return to_float(torch.cat([small(batch) for batch in in_batches(images, 256)]))
 
+# %% ../nbs/32_judge.ipynb #b4082e8c
 def train_judge(
     images: Any, # an image set with labels and classes
     epochs: int = 40, batch: int = 64, learning_rate: float = 2e-3,
     seed: int = 0,
-) -> Judge: # in evaluation mode
+) -> ClassJudge: # in evaluation mode
     "A judge of these images; the global generator is left as it was."
     pictures, labels = as_seen(images), torch.as_tensor(images.labels).long()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(len(images.classes)).to(memory_format=torch.channels_last)
+        judge = ClassJudge(len(images.classes)).to(memory_format=torch.channels_last)
     steps = epochs * -(-len(labels) // batch)
     optimizer = torch.optim.AdamW(judge.parameters(), learning_rate, weight_decay=.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
@@ -107,28 +110,30 @@ def train_judge(
             schedule.step()
     return judge.eval().requires_grad_(False)
 
-# %% ../nbs/32_judge.ipynb #7781ee45
+# %% ../nbs/32_judge.ipynb #0fdc9396
 JUDGE_FILE = 'openmoji-32.safetensors'
 
+# %% ../nbs/32_judge.ipynb #7ea883ce
 @functools.lru_cache(maxsize=1)
-def load_judge() -> Judge: # in evaluation mode
+def load_judge() -> ClassJudge: # in evaluation mode
     "The judge that is in the repository."
     weights = read_weights(shipped('results/judge', 'judge')/JUDGE_FILE)
-    judge = Judge(len(weights['head.bias'])).to(memory_format=torch.channels_last)
+    judge = ClassJudge(len(weights['head.bias'])).to(memory_format=torch.channels_last)
     judge.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return judge.eval().requires_grad_(False)
 
+# %% ../nbs/32_judge.ipynb #71f61eeb
 @torch.inference_mode()
-def judged(
+def as_judged(
     images: Any, # (n 3 h w) uint8, or an image set
-    judge: Judge | None = None, # the one of the repository if None
+    judge: ClassJudge | None = None, # the one of the repository if None
 ) -> tuple[Tensor, Tensor]: # features (n d) and the classes it names (n,)
     "What the judge sees."
     look = judge or load_judge()
     features, logits = zip(*(look(part) for part in as_seen(images).split(256)))
     return torch.cat(features).clone(), torch.cat(logits).argmax(1)
 
-# %% ../nbs/32_judge.ipynb #72aa065e
+# %% ../nbs/32_judge.ipynb #b63c6654
 def recognition(
     named: Tensor, # (n,) classes that the judge names
     asked: Tensor, # (n,) classes that were asked for
@@ -137,13 +142,14 @@ def recognition(
     if len(named) != len(asked): raise ValueError(f'{len(named)} images for {len(asked)} classes')
     return float((named == torch.as_tensor(asked)).double().mean())
 
+# %% ../nbs/32_judge.ipynb #3e2a1d3b
 def judge_distance(
     drawn: Tensor, real: Tensor, # features (n d) and (m d)
 ) -> float: # FD-J, at least 0
     "Fréchet distance between the judge's features, times 100."
     return 100 * float(frechet_distance(*mean_and_covariance(drawn), *mean_and_covariance(real)))
 
-# %% ../nbs/32_judge.ipynb #4840d1b5
+# %% ../nbs/32_judge.ipynb #fc6a782e
 def make_judge(
     source: str = 'openmoji', # images with classes: a name or a folder
     epochs: int = 40,
@@ -153,7 +159,7 @@ def make_judge(
     keep_freed_memory()
     train, test = (open_images(source, split, JUDGE_SIDE, None) for split in ('train', 'test'))
     judge = train_judge(train, epochs)
-    found = {split: recognition(judged(images, judge)[1], torch.as_tensor(images.labels))
+    found = {split: recognition(as_judged(images, judge)[1], torch.as_tensor(images.labels))
              for split, images in (('train', train), ('test', test))}
     path = Path(file) if file else project_root()/'results'/'judge'/JUDGE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +168,6 @@ def make_judge(
     with write_atomic(path) as tmp: save_file(weights, tmp, dict(made=made))
     print('recognised: ' + ', '.join(f'{share:.3f} of the {split} images' for split, share in found.items()))
 
-# %% ../nbs/32_judge.ipynb #c3d9be1e
+# %% ../nbs/32_judge.ipynb #917afe9f
 if __name__ == '__main__' and '__file__' in globals():
     with one_line_errors(): make_judge(**vars(options(make_judge).parse_args()))

@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import base64, html, re, shlex
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
+from .approximate import JUDGES, price_table
 from .checks import check_choice, printable, run_function
 from .claims import CLAIM_KINDS, check_claims, paper_inconsistencies
 from .core import results_dir, shown, write_atomic
-from .figures import NAMES, save_figure
+from .figures import NAMES, price_figure, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
 from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index
 from .studies import Cell, METHOD, STUDIES, Study, default_cells
+from .speed import speed_line, SPEEDS
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
-__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAULTY', 'ENDS_SAID',
-           'STYLE', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing', 'status_table',
-           'older_records', 'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor',
-           'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table',
-           'to_markdown', 'write_report']
+__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'FAULTY',
+           'ENDS_SAID', 'STYLE', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing',
+           'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices', 'price_finding',
+           'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'html_table',
+           'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown',
+           'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -153,6 +156,80 @@ THE_METHOD = 'The method'
 PageBlock = tuple # kind, and what it holds
 
 # %% ../nbs/56_report.ipynb #fbe18766
+def newest_of(program: str, sources: Iterable[str]) -> list[Record]: # of `records.PROGRAMS`
+    "Its records, those of the latest day of each work."
+    found = records(program, [source for source in sources if source != 'paper'])
+    kept = {str(record.parameters): record for record in sorted(found, key=lambda record: record.ended)}
+    return list(kept.values())
+
+# %% ../nbs/56_report.ipynb #new
+FAST = 'How fast, and what approximate options cost'
+
+def speed_blocks(folder: Path, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
+    "Shares of the roofline, ratios to published code, and prices; nothing where nothing was measured."
+    rows, priced = newest_of('speed', sources), newest_of('approximate', sources)
+    if not rows and not priced: return
+    yield 'heading', FAST, '`make bench`, `python -m maskgil.approximate`'
+    yield 'text', ('Exact work is compared with what the same machine could do in the same minute, and with published '
+                   'code in the same process. Approximate options are priced on two small trained models.')
+    if rows:
+        order = {work: place for place, work in enumerate(SPEEDS)}
+        rows.sort(key=lambda record: (order.get(record.parameters['work'], len(order)), record.parameters['dtype']))
+        table = pd.DataFrame([speed_line(record) for record in rows]).fillna('')
+        note = f"{processor(rows[-1])}, {rows[-1].ended[:10]}. Columns with a name: our time over theirs."
+        yield 'table', 'Exact work', table, note, False
+    if priced: yield from _price_blocks(folder, priced[-1])
+
+# %% ../nbs/56_report.ipynb #56fee6fa
+def processor(record: Record) -> str:
+    "The machine of a record, as a note names it."
+    of = record.provenance
+    torch_version = of.get('packages', {}).get('torch', '?')
+    return f"{of.get('device_name', 'unknown device')}, {of.get('threads', '?')} threads, torch {torch_version}"
+
+# %% ../nbs/56_report.ipynb #52501f1d
+def _price_blocks(folder: Path, record: Record) -> Iterator[PageBlock]:
+    prices = price_table(record.metrics)
+    save_figure(price_figure(prices), 'prices', folder/'figures')
+    yield 'finding', price_finding(record.metrics, prices)
+    seeds, images = record.parameters['seeds'], record.parameters['images']
+    caption = (f'{images} images from each of {seeds} seeds; bars are 95 % intervals of the difference to the plain '
+               'choice of the same colour, seeds paired.')
+    yield 'figure', 'figures/prices', 'Quality against cost', caption
+    yield 'table', 'Prices', shown_prices(prices), 'FD-J and recognition: the judge of maskgil.judge.', False
+
+# %% ../nbs/56_report.ipynb #f181d617
+def shown_prices(
+    prices: pd.DataFrame, # from `approximate.price_table`
+) -> pd.DataFrame: # texts
+    "The table as it is printed: time beside the plain choice, and each loss with its interval."
+    shown = prices[['number', 'choice']].rename(columns=dict(number='No.'))
+    shown['operations'] = prices.operations.map('{:.2f}'.format)
+    for column in prices:
+        if column.startswith('saved '): shown[f"time, batch {column.split()[1]}"] = prices[column].map('{:.2f}'.format)
+    for judge in JUDGES:
+        parts = prices[[f'{judge} {part}' for part in ('value', 'change', 'low', 'high')]].itertuples(index=False)
+        shown[judge] = [f'{value:.3g}' if pd.isna(change) else f'{value:.3g} ({change:+.2g} [{low:+.2g}, {high:+.2g}])'
+                        for value, change, low, high in parts]
+    return shown
+
+# %% ../nbs/56_report.ipynb #017ee0eb
+def price_finding(
+    metrics: dict[str, Any], # of the record
+    prices: pd.DataFrame, # from `approximate.price_table`
+) -> str:
+    "The cheapest choice of MAR without a significant loss, beside the plain one and the released code."
+    unharmed = prices[(prices.sampler == 'MAR') & ~prices[[f'{judge} lost' for judge in JUDGES]].any(axis=1)]
+    timed = [column for column in prices if column.startswith('seconds ')]
+    if not timed: return ''
+    best = unharmed.loc[unharmed[timed[-1]].idxmin()]
+    batch = timed[-1].split()[1]
+    said = f"“{best.choice}” takes {best[f'saved {batch}']:.2f} of the time of MAR in 8 steps at batch {batch}"
+    released = metrics['seconds'][batch].get('released MaskGIL') if batch in metrics['seconds'] else None
+    beside = f", {best[timed[-1]] / released:.2f} of the released code's" if released else ''
+    return f'{said}{beside}, with no significant loss by any of the judges.'
+
+# %% ../nbs/56_report.ipynb #89ab370c
 FAULTY = 'What breaks, and what comes of it'
 ENDS_SAID = { # of `faults.ENDS`
     'right': 'came out right', 'refused': 'refused, file named', 'lost': 'work lost', 'wrong': 'wrong, silently',
@@ -180,13 +257,14 @@ def compose(
 ) -> list[PageBlock]:
     "Gather, draw and order everything."
     gathered = {name: gather_evidence(name, profile, sources) for name in STUDIES}
-    broken = list(fault_blocks(sources))
-    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([FAULTY] if broken else [])]
+    broken, fast = list(fault_blocks(sources)), list(speed_blocks(folder, sources))
+    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([FAST] if fast else []),
+              *([FAULTY] if broken else [])]
     blocks: list[PageBlock] = [('title', TITLE), ('text', LEAD), ('contents', titles), *claim_blocks(profile, sources),
                            ('heading', RUNS, 'one row a study'), ('table', '', status_table(gathered), '', False),
                            *(('missing', line) for line in older_records(gathered)), *method_blocks(folder)]
     for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder)
-    return [*blocks, *broken, ('text', CREDIT)]
+    return [*blocks, *fast, *broken, ('text', CREDIT)]
 
 # %% ../nbs/56_report.ipynb #7055aec4
 def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:

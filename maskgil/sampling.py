@@ -11,20 +11,23 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import autocast, derived_seed, DTYPES, pick_dtype, progress
+from .core import autocast, derived_seed, DTYPES, has_fast_bfloat16, pick_dtype, progress
 from .weights import check_real, check_whole
-from .models import check_condition, check_tokens, ModelConfig
+from .models import check_condition, check_tokens, compute_dtype, ImageLlama, ModelConfig, SettledCache
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'PACKED_FROM', 'unmask_plan',
-           'unmask_plans', 'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds',
-           'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'halton', 'halton_ranks', 'top_scoring',
-           'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first', 'name_of',
-           'check_logits', 'kept_by_autocast', 'packed', 'readying_weights', 'start_tokens', 'fading', 'at_hidden',
-           'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM',
+           'PRECISIONS', 'REUSES', 'unmask_plan', 'unmask_plans', 'guidance_scales', 'logits_at', 'guided_logits',
+           'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'halton',
+           'halton_ranks', 'top_scoring', 'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call',
+           'refusing_first', 'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers', 'other_products',
+           'packed_product', 'in_int8', 'int8_product', 'has_int8', 'ready_products', 'readying_weights',
+           'start_tokens', 'fading', 'at_hidden', 'cache_for', 'looked_at_again', 'sample_mar', 'next_logits',
+           'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -68,6 +71,7 @@ def unmask_plans(
 GUIDANCE: dict[str, Callable[[float, int, int], float]] = { # scale, step, last step -> scale at the step
     'constant': lambda scale, step, last: scale,
     'ramp':     lambda scale, step, last: 1 + (scale - 1) * (step / last if last else 1),
+    'late':     lambda scale, step, last: scale if 2 * step >= last else 1.,
 }
 
 # %% ../nbs/15_sampling.ipynb #327db836
@@ -93,8 +97,10 @@ def logits_at(
     labels: Tensor, # (b,), or texts (b l width)
     drop: Tensor, # (b,) bool, True hides the label
     at: Tensor, # (b n) bool: the k places whose logits are wanted
+    cache: SettledCache | None = None, # what a network may keep from the step before
 ) -> Tensor: # (k v)
     "Ask a network, which computes nothing else, or a function."
+    if cache is not None: return model.logits(tokens, labels, drop, at=at, cache=cache)
     if hasattr(model, 'logits'): return model.logits(tokens, labels, drop, at=at)
     return model(tokens, labels, drop)[at]
 
@@ -106,13 +112,14 @@ def guided_logits(
     at: Tensor, # (b n) bool: the k places whose logits are wanted
     scale: float, # s
     alike: bool = False, # all images have the same tokens: one unconditional image serves all
+    cache: SettledCache | None = None,
 ) -> Tensor: # (k v)
     "l_u + s (l_c - l_u) where `at` is true; the unconditional pass is left out when s is 1."
     b = len(labels)
     extra = 0 if scale == 1 else 1 if alike else b # unconditional images
     def both(x): return torch.cat([x, x[:extra]])
     drop = torch.arange(b + extra, device=labels.device) >= b
-    logits = logits_at(model, both(tokens), both(labels), drop, both(at))
+    logits = logits_at(model, both(tokens), both(labels), drop, both(at), cache)
     if not extra: return logits
     conditional, unconditional = logits.tensor_split([len(logits) * b // (b + extra)])
     conditional = conditional.unflatten(0, (b // extra, -1)) # 1 k v, or b n v when alike
@@ -125,11 +132,14 @@ def first_step_logits(
     labels: Tensor, # (b,), or texts (b l width)
     at: Tensor, # (b n) bool, true everywhere
     scale: float, # s
+    cache: SettledCache | None = None,
 ) -> Tensor: # (b*n v)
     "`guided_logits` for images that are hidden everywhere."
     classes, inverse = labels.unique(dim=0, return_inverse=True)
     one_each = slice(len(classes))
-    logits = guided_logits(model, tokens[one_each], classes, at[one_each], scale, alike=True)
+    logits = guided_logits(model, tokens[one_each], classes, at[one_each], scale, alike=True, cache=cache)
+    if cache is not None: # all images of a class go on from its first, and all unconditional ones from the last
+        cache.take(torch.cat([inverse, torch.full_like(inverse, len(classes))]) if scale != 1 else inverse)
     return logits.unflatten(0, (len(classes), -1))[inverse].flatten(0, 1)
 
 # %% ../nbs/15_sampling.ipynb #829c3453
@@ -266,6 +276,7 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # %% ../nbs/15_sampling.ipynb #635a5ed5
 MOST_STEPS = 10_000 # each has random numbers of its own; beyond one for each token nothing changes
 
+# %% ../nbs/15_sampling.ipynb #new
 OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; returns it as a Python number
     'steps': lambda value: check_whole('steps', value, 1, MOST_STEPS),
     'mar_steps': lambda value: check_whole('mar_steps', value, 1, MOST_STEPS),
@@ -281,6 +292,10 @@ OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; retu
     'top_p': _top_p,
     'ar_tokens': lambda value: check_whole('ar_tokens', value, 0),
     'cfg_interval': _or_none(lambda value: check_whole('cfg_interval', value, 0)),
+    'precision': lambda value: check_choice('precision', value, PRECISIONS),
+    'reuse': lambda value: check_choice('reuse', value, REUSES),
+    'window': lambda value: check_whole('window', value, 0),
+    'refresh': lambda value: check_whole('refresh', value, 0),
     'length': _or_none(lambda value: check_whole('length', value, 0)),
     'codebook_size': _or_none(lambda value: check_whole('codebook_size', value, 1)),
     'first': lambda value: check_whole('first', value),
@@ -400,51 +415,137 @@ def kept_by_autocast(
         for weight in frozen: weight.requires_grad_(False)
 
 # %% ../nbs/15_sampling.ipynb #aa9dbd32
-PACKED_FROM = 2**25 # bytes of weights, about what a processor's cache holds
+Product = Callable[[Tensor], Tensor]
 
-def _to_pack(model: Any, device: torch.device, dtype: torch.dtype) -> list[nn.Linear]: # layers; none where it cannot be
-    if device.type != 'cpu' or dtype != torch.float32 or not isinstance(model, nn.Module): return []
-    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled: return []
-    if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules()): return [] # compiled
-    plain = [m for m in model.modules() if type(m) is nn.Linear and 'forward' not in vars(m)] # and nobody's hook
-    layers = [m for m in plain if m.weight.dtype == torch.float32]
-    size = sum(4 * m.weight.numel() for m in layers)
-    return layers if PACKED_FROM <= size < psutil.virtual_memory().available / 4 else []
+# %% ../nbs/15_sampling.ipynb #e0b81413
+def linear_layers(model: Any) -> list[nn.Linear]: # none of a function, or where a compiler or a hook has been at work
+    "The layers of a network whose product may be replaced."
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in modules): return [] # compiled
+    plain = [m for m in modules if type(m) is nn.Linear and 'forward' not in vars(m)]
+    return [m for m in plain if m.weight.dtype == torch.float32]
 
+# %% ../nbs/15_sampling.ipynb #7dde56bf
 @contextlib.contextmanager
-def packed(
-    model: Any, # a network, or a function
-    rows: int, # of what is multiplied, for which the order is chosen
-    device: torch.device, dtype: torch.dtype, # of the products
+def other_products(
+    layers: Iterable[nn.Linear],
+    made: Callable[[nn.Linear], Product], # from its weights
 ) -> Iterator[None]:
-    "Meanwhile the linear layers of a large network use oneDNN's product (`mkldnn._linear_pointwise`, as in Inductor)."
+    "Meanwhile these layers multiply in another way."
     changed = []
     try:
-        with contextlib.suppress(RuntimeError, AttributeError), torch.no_grad(): # an order that this build lacks
-            for layer in _to_pack(model, device, dtype):
-                order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-                layer.forward = functools.partial(_packed_product, order, layer.bias) # type: ignore[method-assign]
+        with torch.no_grad():
+            for layer in layers:
+                layer.forward = made(layer) # type: ignore[method-assign,assignment]
                 changed.append(layer)
         yield
     finally:
         for layer in changed: vars(layer).pop('forward', None) # another thread may have drawn from it meanwhile
 
-def _packed_product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+# %% ../nbs/15_sampling.ipynb #0cec2f04
+PACKED_FROM = 2**25 # bytes of weights, about what a processor's cache holds
+
+# %% ../nbs/15_sampling.ipynb #86895421
+def _to_pack(model: Any, device: torch.device, dtype: torch.dtype) -> list[nn.Linear]: # layers; none where it cannot be
+    if device.type != 'cpu' or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled: return []
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and has_fast_bfloat16(device)): return []
+    layers = linear_layers(model)
+    size = sum(dtype.itemsize * layer.weight.numel() for layer in layers)
+    return layers if PACKED_FROM <= size < psutil.virtual_memory().available / 4 else []
+
+# %% ../nbs/15_sampling.ipynb #52d9cf3a
+def packed_product(
+    layer: nn.Linear,
+    rows: int, # of what is multiplied, for which the order is chosen
+    dtype: torch.dtype, # of the product
+) -> Product:
+    "oneDNN's product (`mkldnn._linear_pointwise`, as in Inductor), or the layer's own where this build lacks it."
+    try: order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), rows)
+    except (RuntimeError, AttributeError): return layer.forward
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), order, bias, 'none', [], '')
+
+# %% ../nbs/15_sampling.ipynb #babb499b
+PRECISIONS: list[str] = ['full', 'int8'] # of the products of linear layers
+
+# %% ../nbs/15_sampling.ipynb #b64c9102
+def in_int8(
+    x: Tensor, # (... d), floating point
+) -> tuple[Tensor, Tensor]: # (... d) whole numbers from -127 to 127, and (... 1) what 1 stands for
+    "Rows as whole numbers, each with a scale of its own."
+    unit = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
+    return (x / unit).round_(), unit
+
+# %% ../nbs/15_sampling.ipynb #fb842eaa
+def int8_product(
+    layer: nn.Linear,
+    rows: int, # of what is multiplied, for which the order is chosen
+) -> Product:
+    "The layer's product in 8 bits: oneDNN's on a CPU, `torch._int_mm` on a GPU."
+    whole, unit = in_int8(layer.weight.detach())
+    multiply = _int8_on_cpu(whole, unit[:, 0], rows) if whole.device.type == 'cpu' else _int8_on_gpu(whole, unit[:, 0])
+    def product(x: Tensor) -> Tensor:
+        numbers, scale = in_int8(x.float().flatten(0, -2))
+        y = multiply(numbers).mul_(scale)
+        if layer.bias is not None: y += layer.bias
+        return y.to(compute_dtype(x)).unflatten(0, x.shape[:-1])
+    return product
+
+# %% ../nbs/15_sampling.ipynb #afe52907
+def _int8_on_cpu(weight: Tensor, unit: Tensor, rows: int) -> Product:
+    order = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), [rows, weight.shape[1]])
+    nothing = torch.zeros(len(weight), dtype=torch.int32)
+    def multiply(x: Tensor) -> Tensor: # bytes without sign, 128 being nothing, are what VNNI multiplies
+        return torch.ops.onednn.qlinear_pointwise((x + 128).to(torch.uint8), 1., 128, order, unit, nothing, None,
+                                                  1., 0, torch.float32, 'none', [], '')
+    return multiply
+
+# %% ../nbs/15_sampling.ipynb #c27667ef
+def _int8_on_gpu(weight: Tensor, unit: Tensor) -> Product:
+    columns = weight.to(torch.int8).T
+    def multiply(x: Tensor) -> Tensor: # the kernel wants more than 16 rows, in eights
+        padded = F.pad(x.to(torch.int8), (0, 0, 0, max(24, -(-len(x) // 8) * 8) - len(x)))
+        return torch._int_mm(padded, columns)[:len(x)].float().mul_(unit)
+    return multiply
+
+# %% ../nbs/15_sampling.ipynb #9c5fe9fe
+@functools.lru_cache
+def has_int8(device: str) -> bool: # 'cpu' or 'cuda'
+    "Whether this build of torch has the product."
+    ones = torch.ones(32, 32, device=device)
+    try: return bool(int8_product(nn.Linear(32, 32, device=device), 32)(ones).isfinite().all())
+    except (RuntimeError, AttributeError, NotImplementedError): return False
 
 # %% ../nbs/15_sampling.ipynb #980643fd
+@contextlib.contextmanager
+def ready_products(
+    model: Any, # a network, or a function
+    rows: int, # of what is multiplied at each step
+    device: torch.device, dtype: torch.dtype, # of the products
+    precision: str = 'full', # a name of `PRECISIONS`
+) -> Iterator[None]:
+    "Meanwhile the linear layers multiply as `precision` says, in the fastest way that this machine has."
+    if precision == 'full':
+        with other_products(_to_pack(model, device, dtype), lambda layer: packed_product(layer, rows, dtype)): yield
+        return
+    layers = linear_layers(model)
+    if not layers: raise ValueError(f"{name_of(model)} has no linear layers for int8: choose precision='full'")
+    if not has_int8(device.type): raise ValueError(f"no product of int8 on {device} here: choose precision='full'")
+    with other_products(layers, lambda layer: int8_product(layer, rows)): yield
+
+# %% ../nbs/15_sampling.ipynb #de9d2906
 def readying_weights(
     tokens_at_once: Callable[[tuple[int, int]], int], # of the grid: how many a step looks at
 ) -> Callable: # of a sampler: the same, in mixed precision
-    "Make the weights ready once in a drawing: cast, or packed."
+    "Make the weights ready once in a drawing: cast, packed, or in 8 bits."
     def decorate(sampler: Callable) -> Callable:
         @functools.wraps(sampler)
         def draw(model: Any, labels: Tensor, grid: tuple[int, int], *args: Any,
-                 dtype: str | torch.dtype = 'auto', **options: Any) -> Tensor:
+                 dtype: str | torch.dtype = 'auto', precision: str = 'full', **options: Any) -> Tensor:
             device, dtype = labels.device, pick_dtype(dtype, labels.device)
-            rows = 2 * len(labels) * tokens_at_once(grid)
-            with kept_by_autocast(model, dtype), packed(model, rows, device, dtype), autocast(device, dtype):
-                return sampler(model, labels, grid, *args, dtype=dtype, **options)
+            products = ready_products(model, 2 * len(labels) * tokens_at_once(grid), device, dtype, precision)
+            with kept_by_autocast(model, dtype), products, autocast(device, dtype):
+                return sampler(model, labels, grid, *args, dtype=dtype, precision=precision, **options)
         return draw
     return decorate
 
@@ -477,6 +578,31 @@ def at_hidden(
     "Values of the hidden tokens, each in its place."
     return torch.full(hidden.shape, -torch.inf, device=hidden.device).masked_scatter(hidden, values)
 
+# %% ../nbs/15_sampling.ipynb #efe99fc1
+REUSES: list[str] = ['none', 'settled'] # what a step of masked decoding keeps from the one before
+
+# %% ../nbs/15_sampling.ipynb #2763d2b8
+def cache_for(
+    model: Any, # a network, or a function
+    reuse: str, # a name of `REUSES`
+) -> SettledCache | None:
+    "An empty one; a model that cannot keep anything is refused with a `ValueError`."
+    if reuse == 'none': return None
+    if isinstance(model, ImageLlama): return SettledCache()
+    raise ValueError(f"reuse='settled' needs a network of kind 'maskgil', not {name_of(model)}")
+
+# %% ../nbs/15_sampling.ipynb #a4343861
+def looked_at_again(
+    hidden: Tensor, # (b n) bool
+    settled_at: Tensor, # (b n) int64: the step at which a token was settled, -1 if it was given
+    step: int, # from 0
+    window: int, # steps in which a token is still computed after it was settled
+    refresh: int, # compute all tokens at every so many steps; 0 is never again
+) -> Tensor | None: # (b n) bool; None is all
+    "The tokens that a step computes."
+    if refresh and step % refresh == 0: return None
+    return hidden | (settled_at >= 0) & (step - settled_at <= window)
+
 # %% ../nbs/15_sampling.ipynb #233bee3a
 @refusing_first
 @torch.no_grad()
@@ -497,6 +623,8 @@ def sample_mar(
     codebook_size: int | None = None, # v; needed only if `model` is a function
     seed: int | Sequence[int] = 0, first: int = 0, # see `image_seeds`
     dtype: str | torch.dtype = 'auto', # precision of the model's products
+    precision: str = 'full', # a name of `PRECISIONS`
+    reuse: str = 'none', window: int = 1, refresh: int = 0, # see `looked_at_again`
     on_step: Callable[[int, Tensor], None] | None = None, # called with the step and a copy of the tokens so far
     show_progress: bool = False,
 ) -> Tensor: # (b h w) int64
@@ -507,12 +635,14 @@ def sample_mar(
     score, scales = ORDERS[order], guidance_scales(cfg, steps, guidance)
     plan = unmask_plans((x == v).flatten(1), steps, schedule)                                 # b T
     uniform, noise = image_noise(image_seeds(seed, b, first), (steps, 2, n), device).unbind(2) # b T n
+    cache, settled_at = cache_for(model, reuse), torch.full_like(x.flatten(1), -1)               # b n
     for t in progress(range(steps), desc='steps', disable=not show_progress, leave=False):
         if not plan[:, t].any(): continue
         hidden = (x == v).flatten(1)                                                          # b n, k of them true
         # 1. what the model believes about the hidden tokens; outputs beyond v are the mask, which is never drawn
         ask = first_step_logits if hidden.all() else guided_logits
-        logits = ask(model, x, labels, hidden, scales[t])[:, :v]
+        if cache is not None: cache.again = looked_at_again(hidden, settled_at, t, window, refresh)
+        logits = ask(model, x, labels, hidden, scales[t], cache=cache)[:, :v]
         check_logits(logits, model, f'step {t + 1} of {steps}', dtype, scales[t])
         log_p = filter_logits(logits, temperature, top_k, top_p)                              # k v
         # 2. a candidate for each of them
@@ -523,6 +653,7 @@ def sample_mar(
         # 4. keep the surest, hide the rest again
         keep = top_scoring(scores, hidden, plan[:, t])                                        # b n
         x.view(b, n)[keep] = ids[keep[hidden]]
+        settled_at[keep] = t
         if on_step is not None: on_step(t, x.clone())
     return x
 
@@ -559,6 +690,7 @@ def sample_ar(
     length: int | None = None, # stop after so many tokens; all of them if None
     seed: int | Sequence[int] = 0, first: int = 0, # see `image_seeds`
     dtype: str | torch.dtype = 'auto', # precision of the model's products
+    precision: str = 'full', # a name of `PRECISIONS`
     use_cache: bool = True, # False recomputes the past at every token: for tests
     show_progress: bool = False,
 ) -> Tensor: # (b h w) int64, or (b length) if `length` is given

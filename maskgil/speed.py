@@ -5,7 +5,7 @@
 # %% ../nbs/48_speed.ipynb #fb209949
 from __future__ import annotations
 
-import gc, itertools, time
+import gc, itertools, math, time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,21 @@ from torch import Tensor
 from .bench import as_metric
 from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
-    autocast, device_name, fingerprint, pick_device, pick_dtype, provenance, shipped, utc_now,
+    autocast, device_name, fingerprint, keep_freed_memory, pick_device, pick_dtype, provenance, shipped, utc_now,
 )
 from .data import TokenSet
 from .losses import MaskedObjective
 from .metrics import frechet_distance, mean_and_covariance
-from .models import forward_flops, load_model, parameter_count
+from .models import forward_flops, load_model, parameter_count, weights_per_position
 from .records import Record, save_record
 from .sampling import sample_ar, sample_mar, unmask_plan
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, first_state, place_model, train_step
 
 # %% auto #0
-__all__ = ['Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'Machine', 'mar_operations', 'ar_operations', 'Task', 'mar_task',
-           'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'measure_row', 'load_peers',
-           'run_speeds', 'speed_line']
+__all__ = ['LAST_BLOCK', 'Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'SHORT', 'LEAST_SHARE', 'Machine', 'mar_operations',
+           'ar_operations', 'Task', 'mar_task', 'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns',
+           'measure_task', 'load_peers', 'short_bench', 'run_speeds', 'speed_line']
 
 # %% ../nbs/48_speed.ipynb #0f71464b
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Machine:
     def bytes(self) -> float: return self.megabytes * 2.**20
 
 # %% ../nbs/48_speed.ipynb #64bff970
+LAST_BLOCK = 3 / 4 # share of a block's products that come behind its attention: out, gate, up and down of 12 d^2
+
+# %% ../nbs/48_speed.ipynb #new
 def mar_operations(
     config: Any, # of the model
     images: int, # of different classes, drawn together with guidance
@@ -74,8 +77,10 @@ def mar_operations(
     plan = unmask_plan(n, steps, schedule)
     hidden = [n - sum(plan[:step]) for step in range(steps) if plan[step]]
     passes = [images + 1, *[2 * images] * (len(hidden) - 1)]
-    return sum(count * forward_flops(config, predicted=k / n) for count, k in zip(passes, hidden))
+    spared = 2 * weights_per_position(config) / config.layers * LAST_BLOCK # of a token that nobody asks for
+    return sum(count * (forward_flops(config, predicted=k / n) - (n - k) * spared) for count, k in zip(passes, hidden))
 
+# %% ../nbs/48_speed.ipynb #3754beb8
 def ar_operations(
     config: Any, # of the model
     images: int, # drawn together with guidance
@@ -99,10 +104,16 @@ class Task:
         return max(self.operations / operations_a_second, self.bytes / bytes_a_second)
 
 # %% ../nbs/48_speed.ipynb #ef7319dc
+def _cache_bytes(model: Any, dtype: torch.dtype, images: int) -> float: # read for all tokens of a drawing
+    tokens = math.prod(model.config.grid)
+    return 2 * images * model.config.layers * model.config.width * dtype.itemsize * tokens * (tokens + 1) / 2
+
+# %% ../nbs/48_speed.ipynb #ebdcf4ec
 def _weight_bytes(model: Any, dtype: torch.dtype) -> float:
     embedded = model.config.codebook_size * model.config.width # a table: a few of its rows are read
     return (parameter_count(model) - embedded) * dtype.itemsize
 
+# %% ../nbs/48_speed.ipynb #76fb5250
 def mar_task(
     dtype: torch.dtype, device: torch.device,
     size: str = 'b', batch: int = 4, steps: int = 8, order: str = 'confidence',
@@ -114,17 +125,20 @@ def mar_task(
     def run() -> Tensor: return sample_mar(model, labels, model.config.grid, steps, 3., order=order, dtype=dtype)
     return Task(run, mar_operations(model.config, batch, steps), steps * _weight_bytes(model, dtype), batch)
 
+# %% ../nbs/48_speed.ipynb #b20da9ce
 def ar_task(
     dtype: torch.dtype, device: torch.device,
     size: str = 'b', batch: int = 4,
+    length: int | None = None, # tokens to draw; all if None
     **options: Any, # of `load_model`
 ) -> Task:
     "Draw a batch left to right, with guidance and the past kept."
     model: Any = load_model('llamagen', size, device=device, **options)
     labels = torch.arange(batch, device=device) % model.config.classes
-    tokens = model.config.grid[0] * model.config.grid[1]
-    def run() -> Tensor: return sample_ar(model, labels, model.config.grid, 2., dtype=dtype)
-    return Task(run, ar_operations(model.config, batch), tokens * _weight_bytes(model, dtype), batch)
+    read = math.prod(model.config.grid) * _weight_bytes(model, dtype) + _cache_bytes(model, dtype, 2 * batch)
+    def run() -> Tensor: return sample_ar(model, labels, model.config.grid, 2., dtype=dtype, length=length)
+    share = 1 if length is None else length / math.prod(model.config.grid)
+    return Task(run, ar_operations(model.config, batch) * share, read * share, batch)
 
 # %% ../nbs/48_speed.ipynb #48693711
 def training_task(
@@ -218,14 +232,14 @@ def _is_busy(times: Sequence[float]) -> bool: return float(np.median(times)) > Q
 # %% ../nbs/48_speed.ipynb #20c3c9ef
 Peers = dict[str, dict[str, Callable[[torch.dtype, torch.device], Callable[[], Any]]]] # row -> name -> prepare
 
-def measure_row(
-    name: str, # of SPEEDS
+def measure_task(
+    prepare: Prepare, # a value of SPEEDS
     dtype: torch.dtype, device: torch.device,
     rounds: int = 3,
     rivals: dict[str, Callable[[], Any]] | None = None, # the same work by others
 ) -> dict[str, Any]: # metrics by name
     "Share of the roofline, seconds an image, and the ratio to each rival."
-    machine, task, rivals = Machine(dtype, device), SPEEDS[name](dtype, device), rivals or {}
+    machine, task, rivals = Machine(dtype, device), prepare(dtype, device), rivals or {}
     times = in_turns(dict(product=machine.product(), stream=machine.stream(), ours=task.run) | rivals, rounds)
     best = {who: min(seconds) for who, seconds in times.items()}
     operations, read = machine.operations / best['product'], machine.bytes / best['stream']
@@ -250,6 +264,34 @@ def load_peers(folder: Path) -> Peers: # folder: of checkouts
     spec.loader.exec_module(module)
     return module.available(folder)
 
+# %% ../nbs/48_speed.ipynb #655b1331
+SHORT: dict[str, Prepare] = {
+    'MAR B, 2 steps, batch 2': partial(mar_task, batch=2, steps=2),
+    'AR B, 12 tokens, batch 4': partial(ar_task, length=12),
+    'training step B, batch 2': partial(training_task, batch=2),
+    'training step of mini XXL, batch 32': SPEEDS['training step of mini XXL, batch 32'],
+    'LlamaGen-VQ decoder, 128 px': partial(tokenizer_task, batch=1, side=128),
+}
+
+# %% ../nbs/48_speed.ipynb #9d80567b
+LEAST_SHARE = dict(zip(SHORT, (.7, .45, .5, .37, .6))) # of the roofline, in float32
+
+# %% ../nbs/48_speed.ipynb #6a1d906c
+def short_bench(tries: int = 3) -> None:
+    "Measure the short form in float32; raises `RuntimeError` if a share stays below its floor."
+    keep_freed_memory()
+    slow = {}
+    for name, prepare in SHORT.items():
+        shares: list[float] = []
+        while len(shares) < tries and max(shares, default=0.) < LEAST_SHARE[name]:
+            row = measure_task(prepare, torch.float32, torch.device('cpu'))
+            shares.append(row['roofline']['value'])
+        print(f'{name}: {max(shares):.0%} of the roofline, at least {LEAST_SHARE[name]:.0%}', flush=True)
+        if max(shares) < LEAST_SHARE[name]: slow[name] = max(shares)
+        gc.collect()
+    said = ', '.join(f'{name} ({share:.0%})' for name, share in slow.items())
+    if slow: raise RuntimeError(f'slower than it was: {said}')
+
 # %% ../nbs/48_speed.ipynb #643eca4f
 def run_speeds(
     rows: list[str] = [], # parts of names of SPEEDS; all unless told otherwise
@@ -257,8 +299,11 @@ def run_speeds(
     rounds: int = 3,
     peers: str = '', # a folder with checkouts of published code
     device: str = 'auto',
+    short: bool = False, # a minute of small rows, which must not fall below their floors; nothing is recorded
 ) -> None:
     "Measure every row in turn with the machine, and with published code, and keep a record of each."
+    if short: return short_bench()
+    keep_freed_memory()
     place, table = pick_device(device), []
     known = load_peers(Path(peers).expanduser()) if peers else {}
     chosen = [name for name in SPEEDS if not rows or any(part in name for part in rows)]
@@ -266,7 +311,7 @@ def run_speeds(
     for name, dtype in itertools.product(chosen, dtypes):
         kind = pick_dtype(dtype)
         rivals = {who: prepare(kind, place) for who, prepare in known.get(name, {}).items()}
-        metrics = measure_row(name, kind, place, rounds, rivals)
+        metrics = measure_task(SPEEDS[name], kind, place, rounds, rivals)
         del rivals
         gc.collect()
         record = Record('speed', 'paper', dict(work=name, dtype=dtype), metrics, ended=utc_now(), dtype=dtype,

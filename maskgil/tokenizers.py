@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib, functools, math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -513,6 +513,7 @@ class TokenizerRow:
     colour: str                # in every figure
     published: TokenizerConfig
     small: dict[str, Any]      # what its small variants keep of the published one
+    midi: dict[str, Any] = field(default_factory=dict) # and what 'midi-' has otherwise
 
 # %% ../nbs/11_tokenizers.ipynb #2473968d
 MINI = TokenizerConfig(
@@ -523,6 +524,9 @@ MINI = TokenizerConfig(
 SMALL_LAYOUTS = { # prefix of a name -> the layout that `TokenizerRow.small` is put into
     'mini-': MINI,
     'smoke-': replace(MINI, channels=8, decoder_blocks=(0, 0, 1)),
+    'midi-': TokenizerConfig( # trained before the study: results/small-tokenizers
+        'vq', 1, 1, z_channels=64, channels=32, multipliers=(1, 2, 4), encoder_blocks=(1, 1, 1),
+        decoder_blocks=(1, 1, 2), middle='r', groups=8, code_kernel=1, down='pad', up='nearest'),
 }
 
 # %% ../nbs/11_tokenizers.ipynb #a6463d50
@@ -536,23 +540,25 @@ def register_tokenizer(
     "Put a tokenizer and its small variants into the tables; every study, claim, figure and plan then has it."
     TOKENIZER_ROWS[row.name] = row
     TOKENIZERS[row.name] = row.published
-    for prefix, layout in SMALL_LAYOUTS.items(): TOKENIZERS[prefix + row.name] = replace(layout, **row.small)
+    for prefix, layout in SMALL_LAYOUTS.items():
+        changes = row.small | (row.midi if prefix == 'midi-' else {})
+        TOKENIZERS[prefix + row.name] = replace(layout, **changes)
 
 # %% ../nbs/11_tokenizers.ipynb #302b4975
 register_tokenizer(TokenizerRow(
     'maskgit-vq', 'MaskGIT-VQ', '#D55E00',
     TokenizerConfig('vq', 1024, 256, attention_levels=(4,)),
-    small=dict(quantizer='vq', codebook_size=16, code_dim=32)))
+    small=dict(quantizer='vq', codebook_size=16, code_dim=32), midi=dict(codebook_size=64)))
 
 register_tokenizer(TokenizerRow(
     'chameleon-vq', 'Chameleon-VQ', '#009E73',
     TokenizerConfig('vq', 8192, 256),
-    small=dict(quantizer='vq', codebook_size=128, code_dim=32)))
+    small=dict(quantizer='vq', codebook_size=128, code_dim=32), midi=dict(codebook_size=512)))
 
 register_tokenizer(TokenizerRow(
     'llamagen-vq', 'LlamaGen-VQ', '#0072B2',
     TokenizerConfig('l2-vq', 16384, 8, attention_levels=(4,)),
-    small=dict(quantizer='l2-vq', codebook_size=256, code_dim=8)))
+    small=dict(quantizer='l2-vq', codebook_size=256, code_dim=8), midi=dict(codebook_size=1024)))
 
 register_tokenizer(TokenizerRow(
     'open-magvit2-vq', 'Open-MAGVIT2-VQ', '#222222',
@@ -560,7 +566,8 @@ register_tokenizer(TokenizerRow(
         'lfq', 2**18, 18, z_channels=18, projected=False, encoder_blocks=4, decoder_blocks=4, middle='rrrr',
         conv_bias=False, code_kernel=1, down='conv', up='shuffle', adaptive_norm=True),
     small=dict(quantizer='lfq', codebook_size=2**12, code_dim=12, z_channels=12, projected=False,
-               conv_bias=False, adaptive_norm=True)))
+               conv_bias=False, adaptive_norm=True),
+    midi=dict(codebook_size=2**14, code_dim=14, z_channels=14)))
 
 # %% ../nbs/11_tokenizers.ipynb #a9da1b1e
 def tokenizer_names() -> list[str]: # names of `TOKENIZER_ROWS`

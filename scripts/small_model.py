@@ -11,7 +11,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1') # two runs side by side: one threa
 
 import torch
 
-from maskgil.approximate import SMALL_MODEL, small_tokenizer
+from maskgil.approximate import PRICED_MODEL, priced_tokenizer
 from maskgil.data import encode_tokens
 from maskgil.losses import CausalObjective, MaskedObjective
 from maskgil.models import load_model
@@ -33,15 +33,15 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     chosen = arguments()
     images = open_images('openmoji', 'train', 32, None)
-    tokens = encode_tokens(small_tokenizer(), images, copies=4, seed=0, device='cpu', shift=0, background=False)
-    model = load_model(chosen.kind, dropout=DROPOUT[chosen.kind], seed=0, **SMALL_MODEL)
+    tokens = encode_tokens(priced_tokenizer(), images, copies=4, seed=0, device='cpu', shift=0, background=False)
+    model = load_model(chosen.kind, dropout=DROPOUT[chosen.kind], seed=0, **PRICED_MODEL)
     causal = model.config.causal
     objective = CausalObjective() if causal else MaskedObjective(model.config.mask_id)
     schedule = TrainConfig(chosen.steps, 64, 2e-3, warmup_steps=100, decay='cosine', ema=.999)
     fit(model, objective, tokens, schedule, chosen.folder, [chosen.steps], 'cpu', 'float32', name=chosen.kind,
         save_seconds=120)
     load_milestone(model, chosen.folder, chosen.steps)
-    made = dict(steps=chosen.steps, images=chosen.steps * schedule.batch_size, tokenizer=SMALL_MODEL['tokenizer'])
+    made = dict(steps=chosen.steps, images=chosen.steps * schedule.batch_size, tokenizer=PRICED_MODEL['tokenizer'])
     save_weights(chosen.folder/f'{chosen.kind}.safetensors', model, made, torch.bfloat16)
 
 

@@ -19,25 +19,14 @@ from maskgil.metrics import Reference, evaluate, extract
 from maskgil.pipeline import decode_tokens
 from maskgil.reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
 from maskgil.shards import open_images
-from maskgil.tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
+from maskgil.tokenizers import TOKENIZER_ROWS, TOKENIZERS, load_tokenizer
 from maskgil.training import TrainConfig, fit, load_milestone
 from maskgil.weights import save_weights
-
-LAYOUT = dict(
-    z_channels=64, channels=32, multipliers=(1, 2, 4), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 2),
-    middle='r', groups=8, code_kernel=1, down='pad', up='nearest')
-CODES = { # the published codebooks, scaled to a grid of 8x8 and 3,650 images
-    'maskgit-vq':      dict(quantizer='vq', codebook_size=64, code_dim=32),
-    'chameleon-vq':    dict(quantizer='vq', codebook_size=512, code_dim=32),
-    'llamagen-vq':     dict(quantizer='l2-vq', codebook_size=1024, code_dim=8),
-    'open-magvit2-vq': dict(quantizer='lfq', codebook_size=2**14, code_dim=14) | dict(
-        z_channels=14, projected=False, conv_bias=False, adaptive_norm=True),
-}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('tokenizer', choices=CODES)
+    parser.add_argument('tokenizer', choices=TOKENIZER_ROWS)
     parser.add_argument('--folder', type=Path, required=True, help='for checkpoints, milestones and what they reach')
     parser.add_argument('--steps', type=int, default=10_000, help='of 32 images')
     parser.add_argument('--perceptual', type=float, default=.2, help='weight of the perceptual loss')
@@ -56,8 +45,8 @@ def measure(tokenizer, images, reference: Reference) -> dict: # metric -> value,
 
 def main() -> None:
     chosen = arguments()
-    name = f'small-{chosen.tokenizer}'
-    config = TOKENIZERS[name] = TokenizerConfig(**(LAYOUT | CODES[chosen.tokenizer]))
+    name = f'midi-{chosen.tokenizer}'
+    config = TOKENIZERS[name]
     tokenizer = load_tokenizer(name, chosen.begin, seed=0)
     losses = replace(LOSSES[config.quantizer], perceptual=chosen.perceptual, adversarial=chosen.adversarial,
                      adversarial_start=1500 if chosen.adversarial else 0, refresh_every=50)
