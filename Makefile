@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report page text protocol sample plan test faults bench check export notebooks docs clean
+.PHONY: help install reproduce reference report page text protocol sample plan test faults bench prices check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ faults: install ## break things on purpose: kills, full disks, flipped bits, noi
 
 bench: install ## speed as a share of what this machine can do; PEERS=folder compares with published code
 	@$(PYTHON) -m maskgil.speed $(if $(PEERS),--peers $(PEERS))
+
+prices: install ## what approximate options of the samplers save and lose; PEERS=folder adds the released code
+	@$(PYTHON) -m maskgil.approximate $(if $(PEERS),--peers $(PEERS))
 
 check: install ## ruff on notebooks and tests, mypy on the library
 	$(BIN)ruff check nbs maskgil tests benchmarks scripts

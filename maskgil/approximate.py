@@ -219,7 +219,7 @@ def _without_precision(options: dict[str, Any]) -> dict[str, Any]:
 # %% ../nbs/50_approximate.ipynb #9155d846
 RELEASED = {4: 'MAR B, 8 steps, batch 4', 16: 'MAR B, 8 steps, batch 16'} # batch -> the row of `speed.SPEEDS`
 
-# %% ../nbs/50_approximate.ipynb #10897b63
+# %% ../nbs/50_approximate.ipynb #293daa17
 def measure_seconds(
     choices: Sequence[str], # of `CHOICES`
     batches: Sequence[int] = (1, 4),
@@ -234,7 +234,7 @@ def measure_seconds(
     known = load_peers(Path(peers).expanduser()) if peers else {}
     for batch in batches:
         labels = torch.arange(batch, device=place)
-        how = dict(labels=labels, seed=0, dtype=dtype)
+        how: dict[str, Any] = dict(labels=labels, seed=0, dtype=dtype)
         runs: dict[str, Callable[[], Any]] = {name: partial(drawing, name, *models, **how) for name in choices}
         rivals = known.get(RELEASED.get(batch, ''), {})
         if 'released MaskGIL' in rivals:

@@ -11,33 +11,70 @@ from pathlib import Path
 from typing import Any, Iterable
 
 from .checks import look_at_folder, printable, run_function
-from .core import as_ctrl_c, progress, results_dir
-from .machines import HARDWARE
+from .core import as_ctrl_c, pick_dtype, progress, results_dir
+from .machines import Hardware, HARDWARE, this_machine
 from .planner import plan_cell
 from .profiles import Profile, resolve_profile
 from .records import write_index
 from .studies import STUDIES, default_cells, study_notebook
 
 # %% auto #0
-__all__ = ['StudyJob', 'QUIET', 'jobs', 'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'start', 'stop', 'run_all',
-           'reproduce']
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'QUIET', 'planned_jobs', 'jobs', 'expected_seconds', 'said_duration', 'say_expected',
+           'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'start', 'stop', 'run_all', 'reproduce']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
 
-def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by side, and alone
-    "What `reproduce` starts: every cell of every study, the longest first."
-    hours: dict[str, float] = {}
+def planned_jobs(
+    profile: Profile,
+    hardware: Hardware,
+) -> list[tuple[StudyJob, float]]: # and the seconds that its operations take there
+    "Every cell of every study, grouped to processes."
     held: dict[str, StudyJob] = {}
+    seconds: dict[str, float] = {}
     for name, study in STUDIES.items():
         at, cells = default_cells(study, profile)
         for cell in cells:
             job = (name, {k: cell.arguments[k] for k in study.apart})
             held[str(job)] = job
-            hours[str(job)] = hours.get(str(job), 0.) + plan_cell(at, cell, HARDWARE['1xA100'])['hours']
-    longest = [held[k] for k in sorted(held, key=lambda k: -hours[k])]
+            seconds[str(job)] = seconds.get(str(job), 0.) + 3600 * plan_cell(at, cell, hardware)['hours']
+    return [(held[k], seconds[k]) for k in held]
+
+# %% ../nbs/57_reproduce.ipynb #new
+def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by side, and alone
+    "What `reproduce` starts: every cell of every study, the longest first."
+    planned = planned_jobs(profile, HARDWARE['1xA100']) # the same order on every machine
+    longest = [job for job, _ in sorted(planned, key=lambda planned: -planned[1])]
     alone = [job for job in longest if STUDIES[job[0]].alone]
     return [job for job in longest if job not in alone], alone
+
+# %% ../nbs/57_reproduce.ipynb #be116b9b
+SECONDS_A_JOB = 25 # of starting a kernel, reading images and references, drawing figures
+
+def expected_seconds(
+    profile: Profile,
+    lanes: int, # jobs at a time, which share the machine
+    hardware: Hardware,
+) -> float:
+    "How long all jobs take, if none has been run before."
+    planned = planned_jobs(profile, hardware)
+    return sum(seconds for _, seconds in planned) + SECONDS_A_JOB * len(planned) / lanes
+
+# %% ../nbs/57_reproduce.ipynb #671c5501
+def said_duration(seconds: float) -> str:
+    "Minutes, or hours and minutes."
+    minutes = max(1, round(seconds / 60))
+    if minutes == 1: return '1 minute'
+    return f'{minutes} minutes' if minutes < 120 else f'{minutes / 60:.1f} hours'
+
+# %% ../nbs/57_reproduce.ipynb #2a1cc63a
+def say_expected(profile: Profile, lanes: int) -> float: # seconds
+    "Print what this machine does in a second, and how long all jobs take at that speed."
+    machine, seconds = this_machine(), expected_seconds(profile, lanes, this_machine())
+    speeds = f'{machine.peak / 1e9:,.0f} GFLOP/s in {pick_dtype()} and {machine.peak32 / 1e9:,.0f} in float32'
+    print(f'This machine multiplies {speeds.replace("torch.", "")}: all cells of the profile {profile.name} '
+          f'take about {said_duration(seconds)} (what has a record is skipped).', flush=True)
+    return seconds
 
 # %% ../nbs/57_reproduce.ipynb #5f10aefe
 @dataclass
@@ -148,13 +185,16 @@ def run_all(
     waiting: Iterable[StudyJob],
     lanes: int = 1, # how many at a time
     threads: int = 0, # of each; 0 leaves it to torch
+    *,
+    expected: float = 0., # seconds for all of them, to be shown
     **parameters: Any, # for all of them: profile, seed, force
 ) -> list[str]: # the names of those that failed
     "Run jobs, show what is running, and leave nothing behind when interrupted."
     waiting, failed = list(waiting), []
     running: list[CellProcess] = []
+    whole = f' of about {said_duration(expected)}' if expected else ''
     bar: dict[str, Any] = dict(total=len(waiting), desc='cells', unit='cell',
-               bar_format='{desc} {n_fmt}/{total_fmt} [{elapsed}]{postfix}')
+               bar_format='{desc} {n_fmt}/{total_fmt} [{elapsed}' + whole + ']{postfix}')
     with progress(**bar) as shown, contextlib.ExitStack() as stack:
         stack.callback(stop, running)
         stack.enter_context(as_ctrl_c('SIGTERM', 'SIGHUP'))
@@ -189,8 +229,11 @@ def reproduce(
     cores = os.cpu_count() or 1
     lanes = lanes or (1 if torch.cuda.is_available() else min(2, cores))
     given: dict[str, Any] = dict(profile=profile, seed=seed) | (dict(force=True) if force else {})
-    side_by_side, alone = jobs(resolve_profile(profile))
-    failed = run_all(side_by_side, lanes, 0 if lanes == 1 else max(1, cores // lanes), **given)
+    chosen = resolve_profile(profile)
+    expected = say_expected(chosen, lanes)
+    side_by_side, alone = jobs(chosen)
+    threads = 0 if lanes == 1 else max(1, cores // lanes)
+    failed = run_all(side_by_side, lanes, threads, expected=expected, **given)
     failed += run_all(alone, **given)
     write_index('yours')
     total = len(side_by_side) + len(alone)

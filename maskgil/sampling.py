@@ -21,13 +21,13 @@ from .models import check_condition, check_tokens, compute_dtype, ImageLlama, Mo
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM',
-           'PRECISIONS', 'REUSES', 'unmask_plan', 'unmask_plans', 'guidance_scales', 'logits_at', 'guided_logits',
-           'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'halton',
-           'halton_ranks', 'top_scoring', 'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call',
-           'refusing_first', 'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers', 'other_products',
-           'packed_product', 'in_int8', 'int8_product', 'has_int8', 'ready_products', 'readying_weights',
-           'start_tokens', 'fading', 'at_hidden', 'cache_for', 'looked_at_again', 'sample_mar', 'next_logits',
-           'sample_ar', 'shared_codebook_size', 'sample_fusion']
+           'PRECISIONS', 'Multiply', 'REUSES', 'unmask_plan', 'unmask_plans', 'guidance_scales', 'logits_at',
+           'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical',
+           'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options', 'check_grid', 'check_asked',
+           'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers',
+           'other_products', 'packed_product', 'unit_of_rows', 'int8_product', 'has_int8', 'ready_products',
+           'readying_weights', 'start_tokens', 'fading', 'at_hidden', 'cache_for', 'looked_at_again', 'sample_mar',
+           'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -468,43 +468,49 @@ def packed_product(
 # %% ../nbs/15_sampling.ipynb #babb499b
 PRECISIONS: list[str] = ['full', 'int8'] # of the products of linear layers
 
-# %% ../nbs/15_sampling.ipynb #b64c9102
-def in_int8(
+# %% ../nbs/15_sampling.ipynb #85479f23
+def unit_of_rows(
     x: Tensor, # (... d), floating point
-) -> tuple[Tensor, Tensor]: # (... d) whole numbers from -127 to 127, and (... 1) what 1 stands for
-    "Rows as whole numbers, each with a scale of its own."
-    unit = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(127)
-    return (x / unit).round_(), unit
+) -> Tensor: # (... 1)
+    "What 1 stands for, if the largest number of a row becomes 127 or -127."
+    return torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30).div_(127)
 
-# %% ../nbs/15_sampling.ipynb #fb842eaa
+# %% ../nbs/15_sampling.ipynb #2f519c6f
 def int8_product(
     layer: nn.Linear,
     rows: int, # of what is multiplied, for which the order is chosen
 ) -> Product:
     "The layer's product in 8 bits: oneDNN's on a CPU, `torch._int_mm` on a GPU."
-    whole, unit = in_int8(layer.weight.detach())
-    multiply = _int8_on_cpu(whole, unit[:, 0], rows) if whole.device.type == 'cpu' else _int8_on_gpu(whole, unit[:, 0])
+    weight = layer.weight.detach()
+    unit = unit_of_rows(weight)
+    whole = (weight / unit).round_().to(torch.int8)
+    multiply = _int8_on_cpu(whole, unit[:, 0], rows) if weight.device.type == 'cpu' else _int8_on_gpu(whole, unit[:, 0])
     def product(x: Tensor) -> Tensor:
-        numbers, scale = in_int8(x.float().flatten(0, -2))
-        y = multiply(numbers).mul_(scale)
+        each = x.float().flatten(0, -2)
+        scale = unit_of_rows(each)
+        y = multiply(each, scale).mul_(scale)
         if layer.bias is not None: y += layer.bias
         return y.to(compute_dtype(x)).unflatten(0, x.shape[:-1])
     return product
 
-# %% ../nbs/15_sampling.ipynb #afe52907
-def _int8_on_cpu(weight: Tensor, unit: Tensor, rows: int) -> Product:
-    order = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), [rows, weight.shape[1]])
-    nothing = torch.zeros(len(weight), dtype=torch.int32)
-    def multiply(x: Tensor) -> Tensor: # bytes without sign, 128 being nothing, are what VNNI multiplies
-        return torch.ops.onednn.qlinear_pointwise((x + 128).to(torch.uint8), 1., 128, order, unit, nothing, None,
+# %% ../nbs/15_sampling.ipynb #f5aa5254
+Multiply = Callable[[Tensor, Tensor], Tensor] # (rows d) and the unit of each row -> (rows outputs), in these units
+
+def _int8_on_cpu(weight: Tensor, unit: Tensor, rows: int) -> Multiply:
+    order = torch.ops.onednn.qlinear_prepack(weight, [rows, weight.shape[1]])
+    nothing, middle = torch.zeros(len(weight), dtype=torch.int32), torch.tensor(128.5)
+    def multiply(x: Tensor, scale: Tensor) -> Tensor: # VNNI wants bytes without sign; 128 is nothing
+        whole = torch.addcdiv(middle, x, scale).to(torch.uint8) # which cuts, so half of one rounds
+        return torch.ops.onednn.qlinear_pointwise(whole, 1., 128, order, unit, nothing, None,
                                                   1., 0, torch.float32, 'none', [], '')
     return multiply
 
-# %% ../nbs/15_sampling.ipynb #c27667ef
-def _int8_on_gpu(weight: Tensor, unit: Tensor) -> Product:
-    columns = weight.to(torch.int8).T
-    def multiply(x: Tensor) -> Tensor: # the kernel wants more than 16 rows, in eights
-        padded = F.pad(x.to(torch.int8), (0, 0, 0, max(24, -(-len(x) // 8) * 8) - len(x)))
+# %% ../nbs/15_sampling.ipynb #d6720215
+def _int8_on_gpu(weight: Tensor, unit: Tensor) -> Multiply:
+    columns = weight.T
+    def multiply(x: Tensor, scale: Tensor) -> Tensor: # the kernel wants more than 16 rows, in eights
+        whole = (x / scale).round_().to(torch.int8)
+        padded = F.pad(whole, (0, 0, 0, max(24, -(-len(x) // 8) * 8) - len(x)))
         return torch._int_mm(padded, columns)[:len(x)].float().mul_(unit)
     return multiply
 

@@ -276,8 +276,8 @@ SHORT: dict[str, Prepare] = {
 # %% ../nbs/48_speed.ipynb #9d80567b
 LEAST_SHARE = dict(zip(SHORT, (.7, .45, .5, .37, .6))) # of the roofline, in float32
 
-# %% ../nbs/48_speed.ipynb #6a1d906c
-def short_bench(tries: int = 3) -> None:
+# %% ../nbs/48_speed.ipynb #f1f25150
+def short_bench(tries: int = 5) -> None:
     "Measure the short form in float32; raises `RuntimeError` if a share stays below its floor."
     keep_freed_memory()
     slow = {}
