@@ -267,12 +267,13 @@ def price_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/50_approximate.ipynb #842d4217
+# %% ../nbs/50_approximate.ipynb #b451fc36
 def run_approximate(
     choices: list[str] = [], # of `CHOICES`; all unless told otherwise
     seeds: int = 5,
     images: int = 400, # drawn for each choice and seed
     batches: list[int] = [1, 4], # sizes to time; none to leave the timing out
+    rounds: int = 1, # of timing, after one to warm up
     peers: str = '', # a folder with checkouts of published code
     device: str = 'auto', dtype: str = 'float32',
 ) -> None:
@@ -281,7 +282,7 @@ def run_approximate(
     keep_freed_memory()
     place = pick_device(device)
     metrics: dict[str, Any] = dict(operations=count_operations(chosen))
-    if batches: metrics['seconds'] = measure_seconds(chosen, batches, peers=peers, device=device, dtype=dtype)
+    if batches: metrics['seconds'] = measure_seconds(chosen, batches, rounds, peers=peers, device=device, dtype=dtype)
     if seeds:
         metrics['losses'] = measure_losses(chosen, range(seeds), images, device, dtype)
         table = losses_table(metrics['losses'], range(seeds))

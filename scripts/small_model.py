@@ -26,7 +26,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('kind', choices=DROPOUT)
     parser.add_argument('--folder', type=Path, required=True, help='for checkpoints and the weights')
-    parser.add_argument('--steps', type=int, default=3600, help='of 64 images')
+    parser.add_argument('--steps', type=int, default=3600, help='of 64 images, over which the learning rate falls')
+    parser.add_argument('--take', type=int, default=1800, help='the step whose averaged weights are written')
     return parser.parse_args()
 
 
@@ -38,10 +39,11 @@ def main() -> None:
     causal = model.config.causal
     objective = CausalObjective() if causal else MaskedObjective(model.config.mask_id)
     schedule = TrainConfig(chosen.steps, 64, 2e-3, warmup_steps=100, decay='cosine', ema=.999)
-    fit(model, objective, tokens, schedule, chosen.folder, [chosen.steps], 'cpu', 'float32', name=chosen.kind,
+    fit(model, objective, tokens, schedule, chosen.folder, [chosen.take], 'cpu', 'float32', name=chosen.kind,
         save_seconds=120)
-    load_milestone(model, chosen.folder, chosen.steps)
-    made = dict(steps=chosen.steps, images=chosen.steps * schedule.batch_size, tokenizer=PRICED_MODEL['tokenizer'])
+    load_milestone(model, chosen.folder, chosen.take)
+    made = dict(step=chosen.take, of=chosen.steps, images=chosen.take * schedule.batch_size,
+                tokenizer=PRICED_MODEL['tokenizer'])
     save_weights(chosen.folder/f'{chosen.kind}.safetensors', model, made, torch.bfloat16)
 
 
