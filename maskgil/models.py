@@ -265,12 +265,13 @@ def attention(
     "softmax(q k' / sqrt(c)) v"
     keys = k.shape[-2]
     causal = causal and q.shape[-2] > 1 # one query continues a cache: it comes last, and sees all
-    if q.device.type == 'cpu' and keys <= SHORT_SEQUENCE:
+    fused = not torch.is_grad_enabled() and q.dtype == torch.float32 # where a CPU's kernel is the faster one
+    if q.device.type == 'cpu' and keys <= SHORT_SEQUENCE and not fused:
         return plain_attention(q, k, v, attention_mask(keys, causal, key_mask, q.device))
     if key_mask is None: return F.scaled_dot_product_attention(q, k, v, is_causal=causal) # its kernel knows this mask
     return F.scaled_dot_product_attention(q, k, v, attention_mask(keys, causal, key_mask, q.device))
 
-# %% ../nbs/12_models.ipynb #c62688ea
+# %% ../nbs/12_models.ipynb #6327fe55
 def rows_at(
     x: Tensor, # (b t d)
     at: Tensor | None, # (k,) rows of (b t); None is all
@@ -278,7 +279,7 @@ def rows_at(
     "The rows that are wanted."
     return x if at is None else x.flatten(0, 1).index_select(0, at)
 
-# %% ../nbs/12_models.ipynb #afc8689e
+# %% ../nbs/12_models.ipynb #0fe286a3
 def true_rows(
     at: Tensor, # (b t) bool, k of them true
 ) -> Tensor: # (k,) int64
@@ -332,7 +333,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor: # (... d) -> (... 1)
     "1 / sqrt(mean(x^2) + eps)"
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
-# %% ../nbs/12_models.ipynb #e7615f82
+# %% ../nbs/12_models.ipynb #b72613e6
 class UnitRMS(torch.autograd.Function):
     "x / sqrt(mean(x^2) + eps) * weight, with a backward pass that is short of memory traffic."
     @staticmethod
@@ -531,7 +532,7 @@ class KVCache:
         "Forget all but the first `images` of the batch."
         self.keys, self.values = self.keys[:, :images], self.values[:, :images]
 
-# %% ../nbs/12_models.ipynb #ad639f46
+# %% ../nbs/12_models.ipynb #76ca874a
 class SettledCache:
     "Keys and values of all positions of a batch that is drawn in steps, made anew only where a step looks."
     def __init__(self) -> None:

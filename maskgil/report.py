@@ -25,11 +25,11 @@ from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'FAULTY',
-           'ENDS_SAID', 'STYLE', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing',
+           'ENDS_SAID', 'STYLE', 'EFFECT', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing',
            'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices', 'price_finding',
-           'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'html_table',
-           'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown',
-           'write_report']
+           'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture',
+           'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table',
+           'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -341,7 +341,8 @@ th { font-weight: 600; border-bottom: 1px solid var(--ink); }
 tr.new td { border-top: 1px solid #bbb; }
 td.short { white-space: nowrap; }
 .verdict { display: block; font-weight: 600; }
-.verdict + span { color: var(--soft); font-size: .92em; }
+.said { color: var(--soft); font-size: .92em; }
+.effect { display: block; margin: .15rem 0; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media (max-width: 40rem) {
   body { padding-top: 1.25rem; }
@@ -372,14 +373,35 @@ def _rows(frame: pd.DataFrame) -> Iterator[tuple[bool, list[str]]]:
         yield same == 0, [''] * hidden + cells[hidden:]
 
 # %% ../nbs/56_report.ipynb #47d2a0f1
+# how `claims` says an effect and its interval
+EFFECT = re.compile(r'= ([+-][\d.,e+-]+) [^\[]*\(\[([^,\]]+), ([^,\]]+)\]')
+
+def effect_picture(
+    said: str, # why a verdict was given
+    width: int = 120, height: int = 14, # pixels
+) -> str: # SVG; empty where there is no interval
+    "An effect and its interval beside zero, which is in the middle: on the right it speaks for the claim."
+    found = EFFECT.search(said)
+    if not found: return ''
+    effect, low, high = (float(number.replace(',', '')) for number in found.groups())
+    reach, half, y = max(abs(low), abs(high)) or 1., width / 2, height / 2
+    x, left, right = (f'{half + (half - 5) * number / reach:.1f}' for number in (effect, low, high))
+    return (f'<svg class="effect" width="{width}" height="{height}" role="img" aria-label="effect and interval">'
+            f'<line x1="{half}" x2="{half}" y1="0" y2="{height}" stroke="#bbb"/>'
+            f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" stroke="currentColor" stroke-width="2"/>'
+            f'<circle cx="{x}" cy="{y}" r="3.5" fill="currentColor"/></svg>')
+
+# %% ../nbs/56_report.ipynb #c0c719f8
 def _cell(text: str) -> str:
     verdict = re.match(f"({'|'.join(VERDICT_COLOURS)})(?:: |$)", text)
     if not verdict:
         short = ' class=short' if len(text) < 30 else ''
         return f'<td{short}>{_plain(text)}</td>'
     word, rest = verdict[1], text[verdict.end():]
-    said = f'<span>{_plain(rest)}</span>' if rest else ''
-    return f'<td><span class="verdict {word.replace(" ", "-")}">{word}</span>{said}</td>'
+    said = f'<span class="said">{_plain(rest)}</span>' if rest else ''
+    kind = word.replace(' ', '-')
+    drawn = f'<span class="{kind}">{picture}</span>' if (picture := effect_picture(rest)) else ''
+    return f'<td><span class="verdict {kind}">{word}</span>{drawn}{said}</td>'
 
 def html_table(frame: pd.DataFrame) -> str:
     "A table that scrolls by itself."
