@@ -532,7 +532,7 @@ class KVCache:
         "Forget all but the first `images` of the batch."
         self.keys, self.values = self.keys[:, :images], self.values[:, :images]
 
-# %% ../nbs/12_models.ipynb #76ca874a
+# %% ../nbs/12_models.ipynb #e2bffaa4
 class SettledCache:
     "Keys and values of all positions of a batch that is drawn in steps, made anew only where a step looks."
     def __init__(self) -> None:
@@ -551,6 +551,7 @@ class SettledCache:
     ) -> None:
         "Choose the positions of this step; another batch than the last one computes all."
         self.rows = None
+        if 2 * images == self.images: self.take(torch.arange(images)) # guidance has ended: its half comes last
         if self.again is None or images != self.images: return
         looked = F.pad(self.again, sides, value=True).repeat(images // len(self.again), 1) # b t
         most = int(looked.sum(1).max())

@@ -273,7 +273,8 @@ def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Itera
     cards = scorecard(long_table(found), history_table(found), profile)
     yield 'heading', CLAIMED, 'every checkable sentence'
     yield 'text', ("A claim holds when every interval it needs lies on its side of zero; the paper's own numbers have "
-                   'no intervals. Under each verdict is the comparison that decided.')
+                   'no intervals. Under each verdict is the comparison that decided, drawn where it has an interval: '
+                   'the grey line is zero, and what lies right of it speaks for the claim.')
     yield 'finding', verdict_counts(cards['measured'])
     for kind, card in cards.items():
         columns = [c for c in card if c not in SOURCES or (card[c] != '–').any()]

@@ -72,6 +72,7 @@ GUIDANCE: dict[str, Callable[[float, int, int], float]] = { # scale, step, last 
     'constant': lambda scale, step, last: scale,
     'ramp':     lambda scale, step, last: 1 + (scale - 1) * (step / last if last else 1),
     'late':     lambda scale, step, last: scale if 2 * step >= last else 1.,
+    'early':    lambda scale, step, last: scale if 2 * step <= last else 1.,
 }
 
 # %% ../nbs/15_sampling.ipynb #327db836

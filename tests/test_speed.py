@@ -88,7 +88,7 @@ def test_tokens_are_those_of_the_plain_way(kind, sampler, plain):
     assert (fast == reference).double().mean() >= .999
 
 
-@pytest.mark.parametrize('guidance', ['constant', 'late', 'ramp'])
+@pytest.mark.parametrize('guidance', ['constant', 'late', 'early', 'ramp'])
 def test_keeping_settled_tokens_is_close(guidance):
     "Nothing is kept where the window is as long as the drawing; the shorter it is, the more tokens differ."
     model = lively('maskgil')
