@@ -27,8 +27,8 @@ __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQU
            'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition', 'TextCondition',
            'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel', 'check_tokens',
            'check_condition', 'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock', 'MaskGITTransformer',
-           'model_config', 'build_model', 'parameter_count', 'weights_per_position', 'forward_flops', 'training_flops',
-           'load_model']
+           'model_config', 'build_model', 'parameter_count', 'weights_per_position', 'weights_behind_attention',
+           'forward_flops', 'training_flops', 'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -880,18 +880,26 @@ def parameter_count(
 def weights_per_position(
     config: ModelConfig, # from `model_config`
 ) -> int: # without embeddings and the output layer
-    "Weights that every position of the sequence is multiplied with."
+    "Weights that every position of the sequence is multiplied with, before the last block at least."
     d = config.width
     attention_weights = 4 * d * d # q, k, v and out
     if config.kind != 'maskgit-transformer': return config.layers * (attention_weights + 3 * d * hidden_width(d))
     around = 3 * d * d # two products before the blocks, one behind them
     return config.layers * (attention_weights + 2 * 4 * d * d) + around
 
+# %% ../nbs/12_models.ipynb #41ad0e07
+def weights_behind_attention(
+    config: ModelConfig, # from `model_config`
+) -> int: # of one block: what it multiplies the wanted rows with
+    "Output projection and feed-forward."
+    d = config.width
+    return d * d + (2 * 4 * d * d if config.kind == 'maskgit-transformer' else 3 * d * hidden_width(d))
+
 # %% ../nbs/12_models.ipynb #434f70d4
 def forward_flops(
     config: ModelConfig, # from `model_config`
     grid: tuple[int, int] | None = None, # the trained one if None
-    predicted: float = 1.0, # share of positions that reach the output layer
+    predicted: float = 1.0, # share of positions that reach the last block's second half and the output layer
     prefix: int = 1, # tokens of the condition
 ) -> float: # floating-point operations for one image
     "Multiplications and additions of one forward pass over one image."
@@ -902,7 +910,8 @@ def forward_flops(
     scores_and_values = config.layers * 4 * t * t * d
     outputs = 2 * n * predicted * d * config.outputs
     text = 2 * (prefix - 1) * (config.text_width + d) * d if config.text_width else 0
-    return weights + scores_and_values + outputs + text
+    spared = 2 * n * (1 - predicted) * weights_behind_attention(config) # of the last block
+    return weights + scores_and_values + outputs + text - spared
 
 # %% ../nbs/12_models.ipynb #2a2ac89f
 def training_flops(

@@ -23,16 +23,16 @@ from maskgil.core import (
 from .data import TokenSet
 from .losses import MaskedObjective
 from .metrics import frechet_distance, mean_and_covariance
-from .models import forward_flops, load_model, parameter_count, weights_per_position
+from .models import forward_flops, load_model, parameter_count
 from .records import Record, save_record
 from .sampling import packed_product, sample_ar, sample_mar, unmask_plan
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, first_state, place_model, train_step
 
 # %% auto #0
-__all__ = ['LAST_BLOCK', 'Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'SHORT', 'LEAST_SHARE', 'Machine', 'mar_operations',
-           'ar_operations', 'Task', 'mar_task', 'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns',
-           'measure_task', 'load_peers', 'short_bench', 'run_speeds', 'speed_line']
+__all__ = ['Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'SHORT', 'LEAST_SHARE', 'Machine', 'mar_operations', 'ar_operations',
+           'Task', 'mar_task', 'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'measure_task',
+           'load_peers', 'short_bench', 'run_speeds', 'speed_line']
 
 # %% ../nbs/48_speed.ipynb #0f71464b
 def _best_of_three(run: Callable[[], Any]) -> float: # seconds
@@ -73,9 +73,6 @@ class Machine:
     def bytes(self) -> float: return self.megabytes * 2.**20
 
 # %% ../nbs/48_speed.ipynb #64bff970
-LAST_BLOCK = 3 / 4 # share of a block's products that come behind its attention: out, gate, up and down of 12 d^2
-
-# %% ../nbs/48_speed.ipynb #cb62310e
 def mar_operations(
     config: Any, # of the model
     images: int, # of different classes, drawn together with guidance
@@ -87,10 +84,9 @@ def mar_operations(
     plan = unmask_plan(n, steps, schedule)
     hidden = [n - sum(plan[:step]) for step in range(steps) if plan[step]]
     passes = [images + 1, *[2 * images] * (len(hidden) - 1)]
-    spared = 2 * weights_per_position(config) / config.layers * LAST_BLOCK # of a token that nobody asks for
-    return sum(count * (forward_flops(config, predicted=k / n) - (n - k) * spared) for count, k in zip(passes, hidden))
+    return sum(count * forward_flops(config, predicted=k / n) for count, k in zip(passes, hidden))
 
-# %% ../nbs/48_speed.ipynb #f79cc95f
+# %% ../nbs/48_speed.ipynb #3754beb8
 def ar_operations(
     config: Any, # of the model
     images: int, # drawn together with guidance
@@ -118,12 +114,12 @@ def _cache_bytes(model: Any, dtype: torch.dtype, images: int) -> float: # read f
     tokens = math.prod(model.config.grid)
     return 2 * images * model.config.layers * model.config.width * dtype.itemsize * tokens * (tokens + 1) / 2
 
-# %% ../nbs/48_speed.ipynb #9036dc5d
+# %% ../nbs/48_speed.ipynb #ebdcf4ec
 def _weight_bytes(model: Any, dtype: torch.dtype) -> float:
     embedded = model.config.codebook_size * model.config.width # a table: a few of its rows are read
     return (parameter_count(model) - embedded) * dtype.itemsize
 
-# %% ../nbs/48_speed.ipynb #b170cb96
+# %% ../nbs/48_speed.ipynb #76fb5250
 def mar_task(
     dtype: torch.dtype, device: torch.device,
     size: str = 'b', batch: int = 4, steps: int = 8, order: str = 'confidence',
@@ -135,7 +131,7 @@ def mar_task(
     def run() -> Tensor: return sample_mar(model, labels, model.config.grid, steps, 3., order=order, dtype=dtype)
     return Task(run, mar_operations(model.config, batch, steps), steps * _weight_bytes(model, dtype), batch)
 
-# %% ../nbs/48_speed.ipynb #e31a9ea4
+# %% ../nbs/48_speed.ipynb #b20da9ce
 def ar_task(
     dtype: torch.dtype, device: torch.device,
     size: str = 'b', batch: int = 4,
@@ -274,7 +270,7 @@ def load_peers(folder: Path) -> Peers: # folder: of checkouts
     spec.loader.exec_module(module)
     return module.available(folder)
 
-# %% ../nbs/48_speed.ipynb #961cd478
+# %% ../nbs/48_speed.ipynb #655b1331
 SHORT: dict[str, Prepare] = {
     'MAR B, 2 steps, batch 2': partial(mar_task, batch=2, steps=2),
     'AR B, 12 tokens, batch 4': partial(ar_task, length=12),
@@ -283,10 +279,10 @@ SHORT: dict[str, Prepare] = {
     'LlamaGen-VQ decoder, 128 px': partial(tokenizer_task, batch=1, side=128),
 }
 
-# %% ../nbs/48_speed.ipynb #3306595a
+# %% ../nbs/48_speed.ipynb #9d80567b
 LEAST_SHARE = dict(zip(SHORT, (.7, .45, .5, .37, .6))) # of the roofline, in float32
 
-# %% ../nbs/48_speed.ipynb #7a8bd692
+# %% ../nbs/48_speed.ipynb #f1f25150
 def short_bench(tries: int = 5) -> None:
     "Measure the short form in float32; raises `RuntimeError` if a share stays below its floor."
     keep_freed_memory()
