@@ -981,12 +981,13 @@ def _draw_picture(ax, sheet, box, left, top): # box: x, y, width, height in the 
     frame = Rectangle((left, top), width, height, fill=False, edgecolor=PALE, linewidth=.8)
     ax.add_patch(frame) # a white picture has an end
 
-# %% ../nbs/51_figures.ipynb #17ee4dc9
+# %% ../nbs/51_figures.ipynb #45fa6a75
 def price_figure(
     prices: pd.DataFrame, # from `approximate.price_table`
     metric: str = 'FID-EL0',
 ) -> Any: # a matplotlib figure
     "Quality against operations, and against the seconds of an image at each batch size."
+    from matplotlib.ticker import LogLocator, NullFormatter
     seconds = [column for column in prices if column.startswith('seconds ')]
     axes_of = {'operations': 'operations, as a share of MAR in 8 steps'} | {
         column: f"seconds an image, size B, batch {column.split()[1]}" for column in seconds}
@@ -994,6 +995,9 @@ def price_figure(
         for ax, (column, label) in zip(axes[0], axes_of.items()):
             for sampler in prices.sampler.unique(): _draw_prices(ax, prices[prices.sampler == sampler], column, metric)
             ax.set(xlabel=label, xscale='log')
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter('{x:g}')
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.grid(axis='x')
         axes[0, 0].set_ylabel(metric)
         axes[0, 0].legend(frameon=False, loc='best')
