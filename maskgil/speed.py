@@ -279,8 +279,8 @@ SHORT: dict[str, Prepare] = {
     'LlamaGen-VQ decoder, 128 px': partial(tokenizer_task, batch=1, side=128),
 }
 
-# %% ../nbs/48_speed.ipynb #9d80567b
-LEAST_SHARE = dict(zip(SHORT, (.7, .45, .5, .37, .6))) # of the roofline, in float32
+# %% ../nbs/48_speed.ipynb #d7a52391
+LEAST_SHARE = dict(zip(SHORT, (.62, .45, .48, .33, .56))) # of the roofline, in float32
 
 # %% ../nbs/48_speed.ipynb #f1f25150
 def short_bench(tries: int = 5) -> None:
