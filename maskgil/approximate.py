@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -21,7 +22,7 @@ from .checks import check_choice, one_line_errors, options
 from .core import fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now
 from .features import extract
 from .judge import judge_distance, as_judged, recognition
-from .metrics import evaluate, Reference
+from .metrics import evaluate, fewest_images, Reference
 from .models import load_model
 from .pipeline import decode_tokens, draw_tokens
 from .records import Record, records, save_record
@@ -30,10 +31,11 @@ from .shards import open_images
 from .speed import in_turns, load_peers
 from .statistics import Estimate, Point, spread_of
 from .tokenizers import load_tokenizer
+from .weights import check_whole
 
 # %% auto #0
-__all__ = ['FAST_MAR', 'KEPT', 'FAST_AR', 'CHOICES', 'Draw', 'DRAW', 'PRICED_TOKENIZER', 'PRICED_MODEL', 'LOST', 'RELEASED',
-           'JUDGES', 'Choice', 'plain_of', 'draw_mar', 'draw_ar', 'draw_fused', 'drawing', 'priced_model',
+__all__ = ['FAST_MAR', 'KEPT', 'FAST_AR', 'CHOICES', 'Draw', 'DRAW', 'PRICED_TOKENIZER', 'PRICED_MODEL', 'LOST', 'PEER',
+           'RELEASED', 'JUDGES', 'Choice', 'plain_of', 'draw_mar', 'draw_ar', 'draw_fused', 'drawing', 'priced_model',
            'priced_tokenizer', 'Court', 'measure_losses', 'losses_table', 'count_operations', 'measure_seconds',
            'price_table', 'added', 'run_approximate']
 
@@ -145,8 +147,7 @@ class Court:
 
     def __post_init__(self):
         self.reference = Reference.from_images(self.images, 'el0')
-        self.features, named = as_judged(self.images)
-        self.real = dict(recognition=recognition(named, torch.as_tensor(self.images.labels)))
+        self.features, _ = as_judged(self.images)
 
     def hear(self, drawn: Tensor, labels: Tensor) -> dict[str, float]: # (n 3 h w) uint8 and (n,) -> metric -> value
         "What the judges say."
@@ -186,13 +187,12 @@ def _mean_of(point: Point) -> Estimate: return Estimate(float(np.mean(list(point
 # %% ../nbs/50_approximate.ipynb #47702c3c
 def losses_table(
     found: dict[str, dict[str, list[float]]], # from `measure_losses`
-    seeds: Sequence[int],
 ) -> pd.DataFrame: # a row for each choice and metric: value, and the loss with its interval
     "What each choice loses."
     rows = []
     for metric, (label, sign) in LOST.items():
         spread = spread_of(np.array([found[choice][metric] for choice in found]).T)
-        points = {choice: Point(dict(zip(seeds, found[choice][metric])), spread=spread) for choice in found}
+        points = {choice: Point(dict(enumerate(found[choice][metric])), spread=spread) for choice in found}
         means = {choice: _mean_of(point) for choice, point in points.items()}
         for choice, mean in means.items():
             row = dict(choice=choice, sampler=CHOICES[choice].sampler, metric=label, value=mean.value)
@@ -223,6 +223,7 @@ def _without_precision(options: dict[str, Any]) -> dict[str, Any]:
             for name, value in options.items() if name != 'precision'}
 
 # %% ../nbs/50_approximate.ipynb #9155d846
+PEER = 'released MaskGIL'
 RELEASED = {4: 'MAR B, 8 steps, batch 4', 16: 'MAR B, 8 steps, batch 16'} # batch -> the row of `speed.SPEEDS`
 
 # %% ../nbs/50_approximate.ipynb #293daa17
@@ -243,8 +244,7 @@ def measure_seconds(
         how: dict[str, Any] = dict(labels=labels, seed=0, dtype=dtype)
         runs: dict[str, Callable[[], Any]] = {name: partial(drawing, name, *models, **how) for name in choices}
         rivals = known.get(RELEASED.get(batch, ''), {})
-        if 'released MaskGIL' in rivals:
-            runs['released MaskGIL'] = rivals['released MaskGIL'](getattr(torch, dtype), place)
+        if PEER in rivals: runs[PEER] = rivals[PEER](getattr(torch, dtype), place)
         times = in_turns(runs, rounds, rounds, watched=choices[0])
         found[batch] = {name: min(seconds) / batch for name, seconds in times.items()}
         said = ', '.join(f'{name} {value:.3g} s' for name, value in found[batch].items())
@@ -259,8 +259,7 @@ def price_table(
 ) -> pd.DataFrame: # a row for each choice, in the order of `CHOICES`
     "What each choice saves and loses."
     losses = metrics['losses']
-    seeds = len(next(iter(losses.values()))['fid_el0'])
-    table, first = losses_table(losses, range(seeds)), next(iter(CHOICES))
+    table, first = losses_table(losses), next(iter(CHOICES))
     rows = []
     for number, choice in enumerate(losses, 1):
         row = dict(number=number, choice=choice, sampler=CHOICES[choice].sampler,
@@ -276,16 +275,17 @@ def price_table(
 # %% ../nbs/50_approximate.ipynb #41bee17f
 def added(
     before: dict[str, Any], # metrics of a record
-    now: dict[str, Any], # of other choices, and of the first one again
+    now: dict[str, Any], # of other choices, and of the plain ones again
 ) -> dict[str, Any]:
-    "Both; what both have is taken from the record."
+    "Both; operations and losses of a choice are the same in both, its seconds are the newer ones."
     first = next(iter(CHOICES))
     made = {part: now.get(part, {}) | before.get(part, {}) for part in ('operations', 'losses')}
     seconds = {batch: dict(of) for batch, of in before.get('seconds', {}).items()}
     for batch, of in now.get('seconds', {}).items():
         known = seconds.setdefault(str(batch), dict(of))
-        pace = known[first] / of[first]
-        for choice, value in of.items(): known.setdefault(choice, value * pace)
+        same = next(name for name in (PEER, first) if name in known and name in of)
+        pace = known[same] / of[same]
+        known |= {choice: value * pace for choice, value in of.items()}
     in_order = {name: {choice: made[name][choice] for choice in CHOICES if choice in made[name]} for name in made}
     return in_order | (dict(seconds=seconds) if seconds else {})
 
@@ -298,22 +298,29 @@ def run_approximate(
     rounds: int = 1, # of timing, after one to warm up
     peers: str = '', # a folder with checkouts of published code
     device: str = 'auto', dtype: str = 'float32',
-    add: bool = False, # to your newest record of as many images and seeds, whose other choices stay
+    add: bool = False, # to the newest record of as many images and seeds, whose other choices stay
 ) -> None:
     "Measure what the approximate options save and lose."
-    chosen = [check_choice('choice', name, CHOICES) for name in choices] or list(CHOICES)
-    parameters = dict(images=images, seeds=seeds)
-    before = records('approximate', ['yours'], **parameters) if add else []
+    wanted = {check_choice('choice', name, CHOICES) for name in choices} or {*CHOICES}
+    compared = wanted | {plain_of(name) for name in wanted} | {next(iter(CHOICES))}
+    chosen = [name for name in CHOICES if name in compared]
+    parameters = dict(images=check_whole('images', images, fewest_images('el0')), seeds=check_whole('seeds', seeds, 0))
+    if seeds == 1: raise ValueError('seeds is 1: a difference has an interval from 2 seeds on; 0 leaves quality out')
+    for batch in batches: check_whole('batches', batch, 1)
+    there = records('approximate', ['yours', 'reference'], **parameters) if add else []
+    before = sorted(there, key=attrgetter('ended'))
     if add and not before: raise ValueError(f'there is no record of {parameters} to add to')
     keep_freed_memory()
     place = pick_device(device)
     metrics: dict[str, Any] = dict(operations=count_operations(chosen))
     if batches: metrics['seconds'] = measure_seconds(chosen, batches, rounds, peers=peers, device=device, dtype=dtype)
     if seeds:
-        metrics['losses'] = measure_losses(chosen, range(seeds), images, device, dtype)
-        table = losses_table(metrics['losses'], range(seeds))
+        known = before[-1].metrics.get('losses', {}) if before else {} # the same seeds give the same images
+        metrics['losses'] = known | measure_losses([name for name in chosen if name not in known], range(seeds), images,
+                                                   device, dtype)
+        table = losses_table(metrics['losses'])
         print(table[table.metric.isin(['FID-EL0', 'FD-J', 'recognition'])].round(3).to_string(index=False))
-    if before: metrics = added(max(before, key=lambda record: record.ended).metrics, metrics)
+    if before: metrics = added(before[-1].metrics, metrics)
     record = Record('approximate', 'paper', parameters, metrics, dtype=dtype, ended=utc_now(),
                     key=fingerprint('approximate', images, seeds, dtype), provenance=provenance(place))
     save_record(record)

@@ -128,14 +128,15 @@ class ModelConfig:
 
     @property
     def groups(self) -> tuple[int, ...]: return self.code_groups or (self.codebook_size,)
-    def condition_sides(self, prefix: int) -> tuple[int, int]: # condition tokens before and behind the image
-        return (prefix, 0) if self.class_first else (0, prefix)
     @property
     def head_dim(self) -> int: return self.width // self.heads
     @property
     def mask_id(self) -> int: return self.codebook_size
     @property
     def outputs(self) -> int: return sum(self.groups) + self.mask_logit
+
+    def condition_sides(self, prefix: int) -> tuple[int, int]: # condition tokens before and behind the image
+        return (prefix, 0) if self.class_first else (0, prefix)
 
 # %% ../nbs/12_models.ipynb #bcf2d789
 ROPE_BASE = 10_000

@@ -5,7 +5,7 @@
 # %% ../nbs/56_report.ipynb #ef8af40d
 from __future__ import annotations
 
-import base64, html, re, shlex
+import base64, html, operator, re, shlex
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -157,26 +157,28 @@ PageBlock = tuple # kind, and what it holds
 
 # %% ../nbs/56_report.ipynb #fbe18766
 def newest_of(program: str, sources: Iterable[str]) -> list[Record]: # of `records.PROGRAMS`
-    "Its records, those of the latest day of each work."
+    "Its newest record of each work, in the order of time."
+    ended = operator.attrgetter('ended')
     found = records(program, [source for source in sources if source != 'paper'])
-    kept = {str(record.parameters): record for record in sorted(found, key=lambda record: record.ended)}
-    return list(kept.values())
+    newest = {str(record.parameters): record for record in sorted(found, key=ended)}
+    return sorted(newest.values(), key=ended)
 
-# %% ../nbs/56_report.ipynb #new
+# %% ../nbs/56_report.ipynb #4877c72c
 FAST = 'How fast, and what approximate options cost'
 
 def speed_blocks(folder: Path, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
     "Shares of the roofline, ratios to published code, and prices; nothing where nothing was measured."
-    rows, priced = newest_of('speed', sources), newest_of('approximate', sources)
+    rows = newest_of('speed', sources)
+    priced = [record for record in newest_of('approximate', sources) if 'losses' in record.metrics]
     if not rows and not priced: return
     yield 'heading', FAST, '`make bench`, `python -m maskgil.approximate`'
     yield 'text', ('Exact work is compared with what the same machine could do in the same minute, and with published '
                    'code in the same process. Approximate options are priced on two small trained models.')
     if rows:
+        note = f'{processor(rows[-1])}, {rows[-1].ended[:10]}. Columns with a name: our time over theirs.'
         order = {work: place for place, work in enumerate(SPEEDS)}
         rows.sort(key=lambda record: (order.get(record.parameters['work'], len(order)), record.parameters['dtype']))
         table = pd.DataFrame([speed_line(record) for record in rows]).fillna('')
-        note = f"{processor(rows[-1])}, {rows[-1].ended[:10]}. Columns with a name: our time over theirs."
         yield 'table', 'Exact work', table, note, False
     if priced: yield from _price_blocks(folder, priced[-1])
 
@@ -237,9 +239,9 @@ ENDS_SAID = { # of `faults.ENDS`
 
 def fault_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
     "The newest campaign of faults; nothing where there was none."
-    found = records('faults', [source for source in sources if source != 'paper'])
+    found = newest_of('faults', sources)
     if not found: return
-    newest = max(found, key=lambda record: record.ended)
+    newest = found[-1]
     table = pd.DataFrame(newest.metrics['rows']).rename(columns=ENDS_SAID)
     tried, bad = int(table.tried.sum()), int(table[[ENDS_SAID['lost'], ENDS_SAID['wrong']]].sum().sum())
     yield 'heading', FAULTY, '`make faults`'

@@ -40,7 +40,7 @@ def planned_jobs(
             seconds[str(job)] = seconds.get(str(job), 0.) + 3600 * plan_cell(at, cell, hardware)['hours']
     return [(held[k], seconds[k]) for k in held]
 
-# %% ../nbs/57_reproduce.ipynb #new
+# %% ../nbs/57_reproduce.ipynb #f0a0148c
 def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by side, and alone
     "What `reproduce` starts: every cell of every study, the longest first."
     planned = planned_jobs(profile, HARDWARE['1xA100']) # the same order on every machine

@@ -277,7 +277,7 @@ def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 # %% ../nbs/15_sampling.ipynb #635a5ed5
 MOST_STEPS = 10_000 # each has random numbers of its own; beyond one for each token nothing changes
 
-# %% ../nbs/15_sampling.ipynb #new
+# %% ../nbs/15_sampling.ipynb #d55c8fbc
 OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; returns it as a Python number
     'steps': lambda value: check_whole('steps', value, 1, MOST_STEPS),
     'mar_steps': lambda value: check_whole('mar_steps', value, 1, MOST_STEPS),
@@ -520,7 +520,9 @@ def _int8_on_gpu(weight: Tensor, unit: Tensor) -> Multiply:
 def has_int8(device: str) -> bool: # 'cpu' or 'cuda'
     "Whether this build of torch has the product."
     ones = torch.ones(32, 32, device=device)
-    try: return bool(int8_product(nn.Linear(32, 32, device=device), 32)(ones).isfinite().all())
+    layer = nn.utils.skip_init(nn.Linear, 32, 32, bias=False, device=device) # which draws no random numbers
+    layer.weight.data.fill_(1)
+    try: return torch.equal(int8_product(layer, 32)(ones), 32 * ones)
     except (RuntimeError, AttributeError, NotImplementedError): return False
 
 # %% ../nbs/15_sampling.ipynb #980643fd

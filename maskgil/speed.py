@@ -39,7 +39,7 @@ def _best_of_three(run: Callable[[], Any]) -> float: # seconds
     run()
     return min(_seconds(run) for _ in range(3))
 
-# %% ../nbs/48_speed.ipynb #new
+# %% ../nbs/48_speed.ipynb #9a2483cf
 @dataclass(frozen=True)
 class Machine:
     "Two pieces of work that measure the machine, to be run in turn with others."

@@ -5,11 +5,11 @@ from unittest import mock
 import pytest
 import torch
 
+from maskgil.approximate import run_approximate
 from maskgil.losses import MaskedObjective
 from maskgil.models import load_model
 from maskgil.sampling import sample_ar, sample_mar
 from maskgil.speed import LEAST_SHARE, SHORT, SPEEDS, ar_operations, mar_operations
-from maskgil.training import TrainConfig
 
 SHAPE = dict(size='b', layers=3, heads=4, width=128, codebook_size=500, classes=10, grid=(8, 8))
 KINDS = ['maskgil', 'maskgit-transformer']
@@ -134,7 +134,8 @@ def test_int8_is_close_and_leaves_the_model_as_it_was(batch):
 
 def test_the_short_bench_has_floors():
     assert {*SHORT} == {*LEAST_SHARE} and all(.3 < share < 1 for share in LEAST_SHARE.values())
-    assert set(SHORT) & set(SPEEDS) and TrainConfig(10, 1)
+    same = 'training step of mini XXL, batch 32'
+    assert SHORT[same] is SPEEDS[same]
 
 
 def test_operations_of_a_drawing():
@@ -142,3 +143,12 @@ def test_operations_of_a_drawing():
     of = [mar_operations(config, 4, steps=steps) for steps in (1, 4, 8)] # the first step has fewer images
     assert 2 * of[0] < of[1] < 8 * of[0] and 1.5 * of[1] < of[2] < 2.5 * of[1]
     assert ar_operations(config, 8) == pytest.approx(2 * ar_operations(config, 4))
+
+
+@pytest.mark.parametrize('asked, said', [
+    (dict(choices=['MAR, int4']), 'MAR, int8'), (dict(seeds=1), '2 seeds'), (dict(seeds=-1), 'seeds'),
+    (dict(images=3), 'images'), (dict(batches=[0]), 'batches'), (dict(add=True, images=77), 'no record'),
+], ids=str)
+def test_prices_refuse_before_they_draw(asked, said):
+    with mock.patch('maskgil.approximate.count_operations', side_effect=AssertionError('it has begun')):
+        with pytest.raises(ValueError, match=said): run_approximate(**asked)
