@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .bench import proportional_labels
+from .bench import proportional_labels, published_file
 from .checks import check_choice, one_line_errors, options
 from .core import fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now
 from .features import extract
@@ -130,8 +130,7 @@ def priced_model(kind: str, device: torch.device = torch.device('cpu')) -> Any: 
 # %% ../nbs/50_approximate.ipynb #65055098
 def priced_tokenizer(device: torch.device = torch.device('cpu')) -> Any:
     "The trained one that they draw for."
-    file = shipped('results/small-tokenizers', 'small-tokenizers')/'llamagen-vq.safetensors'
-    return load_tokenizer(PRICED_TOKENIZER, file, device)
+    return load_tokenizer(PRICED_TOKENIZER, published_file(PRICED_TOKENIZER), device)
 
 # %% ../nbs/50_approximate.ipynb #6a77b780
 LOST = { # metric -> how it is written, and the sign of a loss

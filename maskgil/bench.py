@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from maskgil.core import (
-    cache_dir, DamagedFile, fingerprint, locked, pick_device, pick_dtype, read_json, weights_fingerprint, write_atomic,
-    write_json,
+    cache_dir, DamagedFile, fingerprint, locked, pick_device, pick_dtype, read_json, shipped, shown,
+    weights_fingerprint, write_atomic, write_json,
 )
 from .data import TokenSet, encode_tokens, image_grid
 from .evaluation import SampleSet, adm_reference, balanced_labels, draw_on_all, protocol_card
@@ -26,6 +26,7 @@ from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
 from .machines import hidden_share
 from .metrics import Reference, evaluate, fewest_images, images_read, real_floor, said_images
 from .features import EXTRACTORS, extract
+from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
 from .processes import device_count, run_here
@@ -38,12 +39,12 @@ from .versions import versions_of
 from .weights import save_weights
 
 # %% auto #0
-__all__ = ['PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file',
-           'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference',
-           'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels', 'wanted_labels',
-           'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'as_metric', 'as_line',
-           'measure', 'measure_drawn', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
-           'share_pipeline']
+__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir',
+           'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
+           'real_reference', 'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels',
+           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'as_metric',
+           'as_line', 'judged', 'measure', 'measure_drawn', 'card_of', 'origin_card', 'data_provenance',
+           'check_weights', 'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -75,9 +76,13 @@ class Bench:
     def reference(self) -> Reference: return real_reference(self)
 
     @cached_property
-    def floor(self) -> dict[str, Any]: # metrics between two halves of the real images
+    def floor(self) -> dict[str, Any]: # metrics between two halves of the real images; held-out ones by the judge
         half = len(self.reference) // 2
-        return real_floor(self.reference, min(self.profile.evaluation.images, half), self.seed) if half else {}
+        between = real_floor(self.reference, min(self.profile.evaluation.images, half), self.seed) if half else {}
+        return between | judged(self, self.held_out, self.held_out.labels)
+
+    @cached_property
+    def seen_by_judge(self) -> Tensor: return as_judged(self.images)[0] # (m d) features of the training images
 
     @property
     def row(self) -> TokenizerConfig: # what is known of the tokenizer before it is trained
@@ -111,16 +116,19 @@ def checkpoints_dir() -> Path:
     "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
     return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
 
+SMALL_TOKENIZERS = ('results/small-tokenizers', 'small-tokenizers') # in the project, in the package
 PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 
 def published_file(name: str) -> Path:
-    "The file of a published checkpoint: `<name>.*` in `checkpoints_dir()`."
-    places = [checkpoints_dir()/f'{name}{suffix}' for suffix in PUBLISHED_SUFFIXES]
+    "The file of a checkpoint: `<name>.*` in `checkpoints_dir()`, or among the tokenizers that come with the code."
+    folders = (checkpoints_dir(), shipped(*SMALL_TOKENIZERS))
+    places = [folder/f'{name}{suffix}' for folder in folders for suffix in PUBLISHED_SUFFIXES]
     found = [place for place in places if place.is_file()]
-    if len(found) > 1: print(f"{name}: {found[0].name} is read, and not {', '.join(p.name for p in found[1:])}")
+    if len(found) > 1: print(f"{name}: {shown(found[0])} is read, and not {', '.join(map(str, map(shown, found[1:])))}")
     if found: return found[0]
-    raise FileNotFoundError(f'no file {name}{" or ".join(PUBLISHED_SUFFIXES)} in {checkpoints_dir()}: see '
-                            'nbs/10_weights.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
+    where = ('`make tokenizers` trains it' if name.startswith('midi-') else
+             'see nbs/10_weights.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
+    raise FileNotFoundError(f'no file {name}{" or ".join(PUBLISHED_SUFFIXES)} in {checkpoints_dir()}: {where}')
 
 def adm_file(bench: Bench) -> Path | None: # None where the profile names none, or it is not there
     "ADM's file of the profile."
@@ -343,14 +351,24 @@ def as_line(metric: dict[str, Any]) -> str:
     return said if metric['low'] is None else f"{said} [{metric['low']:.4g}, {metric['high']:.4g}]"
 
 # %% ../nbs/43_bench.ipynb #c9a1918f
-def measure(bench: Bench, images: Tensor) -> dict[str, dict[str, Any]]: # metrics by name; images (n 3 h w) uint8
+def judged(bench: Bench, images: Any, labels: Any) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge
+    "What the judge of the classes says of images of these labels, if the profile asks it."
+    if not bench.profile.evaluation.judged or bench.profile.data.source != 'openmoji': return {}
+    return judged_metrics(images, labels, bench.seen_by_judge, seed=bench.seed)
+
+def measure(
+    bench: Bench,
+    images: Tensor, # (n 3 h w) uint8
+    labels: Tensor | None = None, # (n,) that they were drawn for, which a judge needs
+) -> dict[str, dict[str, Any]]: # metrics by name
     "All metrics of generated images against the real ones; a `ValueError` for images of another size or kind."
     side = bench.profile.data.resolution
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (3, side, side):
         raise ValueError(f'generated images are {tuple(images.shape)} {images.dtype}, '
                          f'and the real ones are bytes of {side} x {side} pixels')
     seen = extract(images, bench.profile.evaluation.extractor, device=bench.device)
-    return evaluate(seen, bench.reference, seed=bench.seed)
+    found = evaluate(seen, bench.reference, seed=bench.seed)
+    return found if labels is None else found | judged(bench, images, labels)
 
 # %% ../nbs/43_bench.ipynb #edf1e0ab
 def _is_readable(path: Path) -> bool: # JSON that can be made again
@@ -361,10 +379,10 @@ def _is_readable(path: Path) -> bool: # JSON that can be made again
         return False
 
 def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
-    "Draw the profile's number of images and measure them: in memory on a CPU, otherwise on all GPUs."
-    if pick_device(bench.device).type == 'cpu' and device_count() == 1:
-        return measure(bench, draw_images(bench, model, **options))
+    "Draw the profile's number of images and measure them: in memory on a CPU or for a judge, otherwise on all GPUs."
     labels, settings = wanted_labels(bench), profile_options(bench, model, **options)
+    if bench.profile.evaluation.judged or pick_device(bench.device).type == 'cpu' and device_count() == 1:
+        return measure(bench, draw_labels(bench, model, labels, **options), labels)
     products = str(pick_dtype(settings.get('dtype', 'auto'), bench.device))
     made_from = fingerprint(weights_fingerprint(model), dataclasses.asdict(model.config), bench.tokenizer.fingerprint(),
                             labels, settings, products, bench.seed, bench.reference.fingerprint,

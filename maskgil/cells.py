@@ -82,9 +82,10 @@ def generation_curve(
     folder: Path | None = None,
     **options: Any, # of the sampler
 ) -> list[dict[str, Any]]: # a point for each epoch and scale
-    "Metrics over training at one guidance scale, and over all scales at the end."
+    "Metrics over training at one guidance scale or at all, and over all scales at the end."
     settings, epochs, curve = bench.profile.evaluation, bench.profile.training.epochs, []
-    points = [(e, settings.main_cfg) for e in epochs[:-1]] + [(epochs[-1], scale) for scale in settings.cfg]
+    before = settings.cfg if settings.every_scale else [settings.main_cfg]
+    points = [(epoch, scale) for epoch in epochs for scale in (settings.cfg if epoch == epochs[-1] else before)]
     for epoch, scale in points:
         point = lambda: dict(epoch=epoch, cfg=scale,
                              metrics=measure_drawn(bench, trained.at(epoch), cfg=scale, **options))
@@ -261,14 +262,14 @@ def stability_cell(
 def timed_draw(
     bench: Bench,
     draw: Callable[[], Tensor], # makes tokens (n h w)
-    count: int, # n
+    labels: Tensor, # (n,) that they are drawn for
 ) -> dict[str, dict[str, Any]]: # metrics by name
     "Draw tokens, time it, and measure the pictures."
     began = time.perf_counter()
     tokens = draw()
-    seconds = (time.perf_counter() - began) / count
-    timed = dict(seconds_per_image=as_metric(seconds, 'seconds an image', count))
-    return measure(bench, decode_tokens(bench.tokenizer, tokens)) | timed
+    seconds = (time.perf_counter() - began) / len(labels)
+    timed = dict(seconds_per_image=as_metric(seconds, 'seconds an image', len(labels)))
+    return measure(bench, decode_tokens(bench.tokenizer, tokens), labels) | timed
 
 # %% ../nbs/44_cells.ipynb #a9b38e59
 def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | None = None) -> dict[str, Any]:
@@ -283,7 +284,7 @@ def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | No
     for change in changes:
         options = base | change
         draw = lambda: draw_tokens(model, labels, seed=bench.seed, **options)
-        metrics = once(folder, lambda: timed_draw(bench, draw, len(labels)), **change)
+        metrics = once(folder, lambda: timed_draw(bench, draw, labels), **change)
         curve.append(dict(steps=options['steps'], order=options['order'], images=len(labels), cfg=settings.main_cfg,
                           metrics=metrics))
         print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
@@ -321,7 +322,7 @@ def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int
     shown = torch.arange(12) % len(bench.classes)
     for ar_tokens in dict.fromkeys(round(tokens * k / shares) for k in range(shares + 1)):
         draw = lambda labels: draw_tokens(mar, labels, ar_tokens=ar_tokens, **fused)
-        metrics = once(folder, lambda: timed_draw(bench, lambda: draw(labels), len(labels)), ar_tokens=ar_tokens)
+        metrics = once(folder, lambda: timed_draw(bench, lambda: draw(labels), labels), ar_tokens=ar_tokens)
         curve.append(dict(ar_tokens=ar_tokens, ar_share=ar_tokens / tokens, mar_steps=settings.steps, metrics=metrics))
         sheets.append(decode_tokens(bench.tokenizer, draw(shown)))
         took = 1000 * metrics['seconds_per_image']['value']

@@ -18,13 +18,15 @@ from .checks import one_line_errors, options
 from .core import keep_freed_memory, progress, project_root, shipped, write_atomic
 from .data import to_float
 from .features import in_batches, resize_bytes
-from .metrics import frechet_distance, mean_and_covariance
+from maskgil.metrics import (
+    bootstrap_counts, frechet_distance, frechet_estimates, interval, mean_and_covariance, mean_estimates,
+)
 from .shards import open_images
 from .weights import read_weights
 
 # %% auto #0
-__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen', 'train_judge',
-           'load_judge', 'as_judged', 'recognition', 'judge_distance', 'make_judge']
+__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGED', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen', 'train_judge',
+           'load_judge', 'as_judged', 'recognition', 'judge_distance', 'judged_metrics', 'make_judge']
 
 # %% ../nbs/32_judge.ipynb #c9d941de
 JUDGE_SIDE = 32 # pixels that it looks at
@@ -148,6 +150,27 @@ def judge_distance(
 ) -> float: # FD-J, at least 0
     "Fréchet distance between the judge's features, times 100."
     return 100 * float(frechet_distance(*mean_and_covariance(drawn), *mean_and_covariance(real)))
+
+# %% ../nbs/32_judge.ipynb #76bdb0b6
+JUDGED = dict(recognition='recognition', fd_judge='FD-J') # what `judged_metrics` finds, and its labels
+
+def judged_metrics(
+    images: Any, # (n 3 h w) uint8, or an image set
+    asked: Any, # (n,) classes that were asked for
+    real: Tensor, # (m d) features of real images
+    judge: ClassJudge | None = None, # the one of the repository if None
+    bootstrap: int = 200, seed: int = 0, # resamples behind the intervals, and what they are drawn with
+) -> dict[str, dict[str, Any]]: # name: value, low, high, n, n_reference, label, reference
+    "Both verdicts with their intervals, in the form of `metrics.evaluate`."
+    features, named = as_judged(images, judge)
+    recognised, counts = named == torch.as_tensor(asked), bootstrap_counts(len(features), bootstrap, seed)
+    estimates = dict(
+        recognition=mean_estimates(recognised, counts),
+        fd_judge=100 * frechet_estimates(features.double(), counts, *mean_and_covariance(real)))
+    held_against = dict(recognition=None, fd_judge=len(real))
+    return {name: interval(found) | dict(n=len(features), n_reference=held_against[name], label=JUDGED[name],
+                                         reference=None)
+            for name, found in estimates.items()}
 
 # %% ../nbs/32_judge.ipynb #fc6a782e
 def make_judge(

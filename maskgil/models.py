@@ -21,8 +21,8 @@ from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
 __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES', 'Size',
-           'SizeRow', 'register_size', 'names_of_rows', 'ModelConfig', 'frequencies', 'angles_2d', 'unit_vectors',
-           'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask',
+           'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies', 'angles_2d',
+           'unit_vectors', 'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask',
            'plain_attention', 'attention', 'rows_at', 'true_rows', 'Attention', 'compute_dtype', 'inverse_rms',
            'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition', 'TextCondition',
            'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel', 'check_tokens',
@@ -72,13 +72,20 @@ def names_of_rows(
 # %% ../nbs/12_models.ipynb #1fa5ac03
 BOTH_NORMS = dict(qk_norm=True, post_norm=True) # Section 4.2: what keeps the largest model stable
 
+def small_sizes(
+    small: Size, # of the profiles mini and midi, which differ in how long they train
+    smallest: Size, # of the profile smoke
+) -> dict[str, Size]: # prefix of the name -> size
+    "The variants of a size that a laptop can train."
+    return {'mini-': small, 'midi-': small, 'smoke-': smallest}
+
 # %% ../nbs/12_models.ipynb #e8dc5d1a
 for row in (
-    SizeRow('b',   'B',   '#e2692f', Size(12, 12,  768), {'mini-': Size(2, 3,  96), 'smoke-': Size(1, 3, 24)}),
-    SizeRow('l',   'L',   '#c5417e', Size(24, 16, 1024), {'mini-': Size(4, 4, 128), 'smoke-': Size(2, 4, 32)}),
-    SizeRow('xl',  'XL',  '#7e1fa0', Size(36, 20, 1280), {'mini-': Size(6, 5, 160), 'smoke-': Size(3, 5, 40)}),
+    SizeRow('b',   'B',   '#e2692f', Size(12, 12,  768), small_sizes(Size(2, 3,  96), Size(1, 3, 24))),
+    SizeRow('l',   'L',   '#c5417e', Size(24, 16, 1024), small_sizes(Size(4, 4, 128), Size(2, 4, 32))),
+    SizeRow('xl',  'XL',  '#7e1fa0', Size(36, 20, 1280), small_sizes(Size(6, 5, 160), Size(3, 5, 40))),
     SizeRow('xxl', 'XXL', '#17117f', Size(48, 24, 1536, **BOTH_NORMS),
-            {'mini-': Size(8, 6, 192, **BOTH_NORMS), 'smoke-': Size(4, 6, 48, **BOTH_NORMS)}),
+            small_sizes(Size(8, 6, 192, **BOTH_NORMS), Size(4, 6, 48, **BOTH_NORMS))),
 ): register_size(row)
 
 SIZES['3b'] = Size(24, 32, 3200)      # LlamaGen only

@@ -67,6 +67,8 @@ class EvaluationSettings:
     head: tuple[int, int] = (768, 256)   # width and tokens of the output layer whose cost is measured
     balanced: bool = False               # draw as many images of each class; else in the proportion of the data
     adm_reference: str = ''              # ADM's file in MASKGIL_CHECKPOINTS to measure against, if it is there
+    every_scale: bool = False            # measure all scales at every epoch; else all at the last, one before
+    judged: bool = False                 # by the judge of OpenMoji's groups too, where the images are OpenMoji
 
     @property
     def fid(self) -> str: # as the metrics of a record name it: 'fid' or 'fid_el0'
@@ -142,6 +144,22 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             size='l', stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
         seeds=(0, 1, 2)),
+    # mini's data and sizes, with tokenizers trained before the study and 24 times its images for each model
+    Profile('midi', 'midi-',
+        DataSettings('openmoji', resolution=32, copies=2, shift=0),
+        TokenizerSettings(steps=0, batch_size=32, learning_rate=1.5e-3),
+        TrainingSettings(
+            epochs=(20, 40, 60), study_epochs=(20, 60), batch_size=32, learning_rate=1.5e-3, warmup_steps=100,
+            dropout=0., stability_steps=2_000, stability_learning_rate=1.5e-3, ema=0.999),
+        EvaluationSettings(
+            cfg=(1.0, 1.5, 2.0, 3.0, 5.0), main_cfg=2.0, steps=8, images=400, extractor='el0',
+            step_grid=(1, 2, 4, 8, 16, 32), sample_counts=(100, 200, 400, 800), speed_batches=(1, 4, 16, 64),
+            every_scale=True, judged=True),
+        TextSettings(
+            budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
+            size='l', stage_images=(56_000, 16_000), ar_images=(56_000, 16_000),
+            probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
+        seeds=(0, 1, 2)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', '',
         DataSettings('imagenet', resolution=256, copies=10, variants='ten-crop'),
@@ -152,7 +170,8 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
         EvaluationSettings(
             cfg=(1.5, 2.0, 2.5, 3.0), main_cfg=2.0, steps=8, images=50_000, extractor='inception',
             step_grid=(4, 8, 12, 16, 32, 64), sample_counts=(5_000, 10_000, 20_000, 50_000),
-            speed_batches=(1, 4, 16, 64, 256), balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz'),
+            speed_batches=(1, 4, 16, 64, 256), balanced=True, adm_reference='VIRTUAL_imagenet256_labeled.npz',
+            every_scale=True),
         TextSettings( # Section 4.4; how long either stage is, it does not say
             tokenizer='chameleon-vq', encoder='gemma-2b', live_captions=True, caption_tokens=64,
             budgets=(256, 1024), max_ratio=4.0, stage_images=(100_000_000, 20_000_000), stage_batch=(256, 256),

@@ -196,9 +196,10 @@ def each(value: str, names: Iterable[str]) -> list[str]:
     return list(names) if value == 'all' else [value]
 
 def curve_images(profile: Profile, untrained: bool = False) -> int:
-    "Images behind a cell of generation: each epoch at one scale, each scale at the end."
-    points = len(profile.training.epochs) - 1 + len(profile.evaluation.cfg) + untrained
-    return points * profile.evaluation.images
+    "Images behind a cell of generation: each epoch at one scale or at all, each scale at the end."
+    settings, before = profile.evaluation, len(profile.training.epochs) - 1
+    points = before * (len(settings.cfg) if settings.every_scale else 1) + len(settings.cfg) + untrained
+    return points * settings.images
 
 # %% ../nbs/53_studies.ipynb #dda21cc1
 def scaling_grid(profile: Profile, p: Any) -> Iterator[Cell]:
