@@ -30,7 +30,7 @@ register_study(Study('tenth', 'A tenth study', 'beyond the paper', 'Is it seen?'
                      figures=scaling.figures[:1], tables=(first_rows, COST)))
 '''
 
-PARAMETERS = """profile: str = 'auto'      # auto | smoke | mini | paper
+PARAMETERS = """profile: str = 'auto'      # auto | smoke | mini | midi | paper
 data: str = ''             # replaces the profile's data
 seed: int = 0              # of weights, data order and samples
 force: bool = False        # run again even if the record exists
