@@ -219,7 +219,8 @@ def test_data_are_looked_at_first(given, project, name, says):
 @pytest.mark.parametrize('variables, says', [
     (dict(MASKGIL_RESULTS='/proc/results'), 'MASKGIL_RESULTS'),
     (dict(MASKGIL_RESULTS='settings.ini'), 'MASKGIL_RESULTS'),
-    (dict(MASKGIL_CACHE='settings.ini'), 'MASKGIL_CACHE'), (dict(MASKGIL_PROFILE='foo'), 'auto, smoke, mini, midi, paper'),
+    (dict(MASKGIL_CACHE='settings.ini'), 'MASKGIL_CACHE'),
+    (dict(MASKGIL_PROFILE='foo'), 'auto, smoke, mini, midi, paper'),
     (dict(MASKGIL_PROFILE='Paper'), "perhaps 'paper'"), (dict(MASKGIL_PROCESSES='x'), 'a whole number'),
     (dict(MASKGIL_PROCESSES='-1'), 'a whole number'), (dict(MASKGIL_PROGRESS='/nowhere/x'), "'off'"),
     (dict(MASKGIL_EXTEND='absent.py'), 'there is no absent.py'), (dict(MASKGIL_ROOT='/nowhere'), 'an existing folder'),
