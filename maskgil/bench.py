@@ -24,7 +24,7 @@ from .evaluation import SampleSet, adm_reference, balanced_labels, draw_on_all, 
 from .jobs import fit_on_all
 from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
 from .machines import hidden_share
-from .metrics import Reference, evaluate, fewest_images, images_read, real_floor, said_images
+from .metrics import Reference, evaluate, fewest_images, images_read, real_floor, reconstruct, said_images
 from .features import EXTRACTORS, extract
 from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
@@ -41,10 +41,11 @@ from .weights import save_weights
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir',
            'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
-           'real_reference', 'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_labels',
-           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'as_metric',
-           'as_line', 'judged', 'measure', 'measure_drawn', 'card_of', 'origin_card', 'data_provenance',
-           'check_weights', 'told_protocol', 'share_pipeline']
+           'real_reference', 'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_rows',
+           'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet',
+           'sample_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'measure_drawn',
+           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
+           'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -79,7 +80,10 @@ class Bench:
     def floor(self) -> dict[str, Any]: # metrics between two halves of the real images; held-out ones by the judge
         half = len(self.reference) // 2
         between = real_floor(self.reference, min(self.profile.evaluation.images, half), self.seed) if half else {}
-        return between | judged(self, self.held_out, self.held_out.labels)
+        return between | judge_drawn(self, self.held_out, self.held_out.labels)
+
+    @cached_property
+    def through(self) -> dict[str, Any]: return measure_through(self) # metrics of real images through the tokenizer
 
     @cached_property
     def seen_by_judge(self) -> Tensor: return as_judged(self.images)[0] # (m d) features of the training images
@@ -292,13 +296,20 @@ def training_cost(trained: Trained) -> dict[str, float]:
     return dict(tokens_seen=images * math.prod(config.grid), training_flops=flops)
 
 # %% ../nbs/43_bench.ipynb #87f01de5
+def proportional_rows(
+    labels: np.ndarray, # (n,) of the real images
+    count: int,
+) -> np.ndarray: # (count,) rows of them, sorted by class
+    "Real images in the proportion of all, evenly spaced through their list by class."
+    places = ((np.arange(count) + .5) * len(labels) / count).astype(int)
+    return np.argsort(labels, kind='stable')[places]
+
 def proportional_labels(
     labels: np.ndarray, # (n,) of the real images
     count: int,
 ) -> Tensor: # (count,) int64, sorted by class
-    "Labels in the proportion of the real ones, evenly spaced through their sorted list."
-    places = ((np.arange(count) + .5) * len(labels) / count).astype(int)
-    return torch.from_numpy(np.sort(labels)[places])
+    "Labels in the proportion of the real ones."
+    return torch.from_numpy(np.asarray(labels)[proportional_rows(labels, count)])
 
 # %% ../nbs/43_bench.ipynb #e09047c1
 def wanted_labels(bench: Bench, count: int = 0) -> Tensor: # (count,) int64
@@ -351,10 +362,13 @@ def as_line(metric: dict[str, Any]) -> str:
     return said if metric['low'] is None else f"{said} [{metric['low']:.4g}, {metric['high']:.4g}]"
 
 # %% ../nbs/43_bench.ipynb #c9a1918f
-def judged(bench: Bench, images: Any, labels: Any) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge
-    "What the judge of the classes says of images of these labels, if the profile asks it."
-    if not bench.profile.evaluation.judged or bench.profile.data.source != 'openmoji': return {}
-    return judged_metrics(images, labels, bench.seen_by_judge, seed=bench.seed)
+def has_judge(bench: Bench) -> bool:
+    "Whether the profile asks the judge of OpenMoji's groups, and the images are those."
+    return bench.profile.evaluation.judged and bench.profile.data.source == 'openmoji'
+
+def judge_drawn(bench: Bench, images: Any, labels: Any) -> dict[str, dict[str, Any]]: # metrics by name
+    "What the judge says of images of these labels; nothing without one."
+    return judged_metrics(images, labels, bench.seen_by_judge, seed=bench.seed) if has_judge(bench) else {}
 
 def measure(
     bench: Bench,
@@ -368,7 +382,7 @@ def measure(
                          f'and the real ones are bytes of {side} x {side} pixels')
     seen = extract(images, bench.profile.evaluation.extractor, device=bench.device)
     found = evaluate(seen, bench.reference, seed=bench.seed)
-    return found if labels is None else found | judged(bench, images, labels)
+    return found if labels is None else found | judge_drawn(bench, images, labels)
 
 # %% ../nbs/43_bench.ipynb #edf1e0ab
 def _is_readable(path: Path) -> bool: # JSON that can be made again
@@ -381,7 +395,7 @@ def _is_readable(path: Path) -> bool: # JSON that can be made again
 def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
     "Draw the profile's number of images and measure them: in memory on a CPU or for a judge, otherwise on all GPUs."
     labels, settings = wanted_labels(bench), profile_options(bench, model, **options)
-    if bench.profile.evaluation.judged or pick_device(bench.device).type == 'cpu' and device_count() == 1:
+    if has_judge(bench) or pick_device(bench.device).type == 'cpu' and device_count() == 1:
         return measure(bench, draw_labels(bench, model, labels, **options), labels)
     products = str(pick_dtype(settings.get('dtype', 'auto'), bench.device))
     made_from = fingerprint(weights_fingerprint(model), dataclasses.asdict(model.config), bench.tokenizer.fingerprint(),
@@ -396,6 +410,15 @@ def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[st
         for file in folder.glob('*.npy'): file.unlink()
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(folder/'metrics.json')
+
+# %% ../nbs/43_bench.ipynb #cc334ecc
+def measure_through(bench: Bench) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge
+    "What the tokenizer leaves of training images, as many as are drawn: no model that draws its tokens can do better."
+    if not has_judge(bench): return {}
+    count = min(bench.profile.evaluation.images, len(bench.images))
+    chosen = bench.images.subset(proportional_rows(bench.images.labels, count))
+    rebuilt = reconstruct(bench.tokenizer, chosen)[1]
+    return measure(bench, rebuilt, torch.as_tensor(chosen.labels))
 
 # %% ../nbs/43_bench.ipynb #b5f35180
 def card_of(

@@ -72,8 +72,8 @@ def generation_cell(
         found['untrained'] = once(folder, lambda: measure_drawn(bench, fresh, cfg=1., **options), untrained=True)
     card = card_of(bench, trained.model, cfg=settings.main_cfg, **options)
     codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
-    return found | dict(floor=bench.floor, parameters=parameter_count(fresh), history=trained.history, protocol=card,
-                        codebook=codes, **training_cost(trained))
+    return found | dict(floor=bench.floor, through=bench.through, parameters=parameter_count(fresh),
+                        history=trained.history, protocol=card, codebook=codes, **training_cost(trained))
 
 # %% ../nbs/44_cells.ipynb #de84832a
 def generation_curve(
@@ -110,8 +110,8 @@ def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, An
     if sheet is not None:
         pairs = reconstruct(bench.tokenizer, held_out.subset(slice(0, 12)))[:2]
         save_sheet(torch.cat(pairs), sheet) # above the images, below what became of them
-    return dict(**metrics, samples=sheet, codebook=codes, parameters=parameter_count(bench.tokenizer),
-                protocol=reconstruction_card(bench, reference))
+    return dict(**metrics, through=bench.through, samples=sheet, codebook=codes,
+                parameters=parameter_count(bench.tokenizer), protocol=reconstruction_card(bench, reference))
 
 # %% ../nbs/44_cells.ipynb #31842a70
 def reconstruction_card(
@@ -289,8 +289,8 @@ def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | No
                           metrics=metrics))
         print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
     curve += by_image_count(bench, model, **base)
-    return dict(curve=curve, floor=bench.floor, history=trained.history, protocol=card_of(bench, model, labels, **base),
-                **training_cost(trained))
+    return dict(curve=curve, floor=bench.floor, through=bench.through, history=trained.history,
+                protocol=card_of(bench, model, labels, **base), **training_cost(trained))
 
 # %% ../nbs/44_cells.ipynb #ae236096
 def wanted_proportions(bench: Bench) -> Tensor: # (n,) int64
@@ -330,7 +330,8 @@ def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int
               f'{took:.1f} ms an image')
     samples = save_sheet(torch.cat(sheets), folder/'samples.png') if folder else None # a row for each division
     card = card_of(bench, mar, labels, cfg=settings.main_cfg) | dict(begun_by=weights_fingerprint(ar))
-    return dict(curve=curve, samples=samples, floor=bench.floor, rows=[c['ar_tokens'] for c in curve], protocol=card)
+    return dict(curve=curve, samples=samples, floor=bench.floor, through=bench.through,
+                rows=[c['ar_tokens'] for c in curve], protocol=card)
 
 # %% ../nbs/44_cells.ipynb #b501229f
 PARADIGMS = dict(AR='llamagen', MAR='maskgil') # a name of `models.KINDS`

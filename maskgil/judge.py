@@ -25,8 +25,8 @@ from .shards import open_images
 from .weights import read_weights
 
 # %% auto #0
-__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGED', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen', 'train_judge',
-           'load_judge', 'as_judged', 'recognition', 'judge_distance', 'judged_metrics', 'make_judge']
+__all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGE_METRICS', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen',
+           'train_judge', 'load_judge', 'as_judged', 'recognition', 'judge_distance', 'judged_metrics', 'make_judge']
 
 # %% ../nbs/32_judge.ipynb #c9d941de
 JUDGE_SIDE = 32 # pixels that it looks at
@@ -151,8 +151,8 @@ def judge_distance(
     "Fréchet distance between the judge's features, times 100."
     return 100 * float(frechet_distance(*mean_and_covariance(drawn), *mean_and_covariance(real)))
 
-# %% ../nbs/32_judge.ipynb #76bdb0b6
-JUDGED = dict(recognition='recognition', fd_judge='FD-J') # what `judged_metrics` finds, and its labels
+# %% ../nbs/32_judge.ipynb #2a44e228
+JUDGE_METRICS = dict(recognition='recognition', fd_judge='FD-J') # what `judged_metrics` finds, and its labels
 
 def judged_metrics(
     images: Any, # (n 3 h w) uint8, or an image set
@@ -168,7 +168,7 @@ def judged_metrics(
         recognition=mean_estimates(recognised, counts),
         fd_judge=100 * frechet_estimates(features.double(), counts, *mean_and_covariance(real)))
     held_against = dict(recognition=None, fd_judge=len(real))
-    return {name: interval(found) | dict(n=len(features), n_reference=held_against[name], label=JUDGED[name],
+    return {name: interval(found) | dict(n=len(features), n_reference=held_against[name], label=JUDGE_METRICS[name],
                                          reference=None)
             for name, found in estimates.items()}
 

@@ -125,7 +125,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             stability_steps=6, stability_learning_rate=5e-3),
         EvaluationSettings(
             cfg=(1.0, 2.0), main_cfg=2.0, steps=4, images=64, extractor='el0', step_grid=(1, 4),
-            sample_counts=(32, 64), speed_batches=(1, 2), head=(48, 16)),
+            sample_counts=(32, 64), speed_batches=(1, 2), head=(48, 16), judged=True),
         TextSettings(
             budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60),
             stage_images=(256, 64), stage_batch=(32, 16), ar_images=(64, 32),

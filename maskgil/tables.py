@@ -24,13 +24,13 @@ __all__ = ['COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', '
 def points(
     record: Record,
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]: # part, coordinates, metrics by name
-    "The points a record holds; `part` is 'curve', 'point', 'untrained' or 'floor'."
+    "The points a record holds; `part` is 'curve', 'point', 'untrained', 'through' (the tokenizer) or 'floor'."
     metrics_in = lambda held: {k: v for k, v in held.items() if isinstance(v, dict) and 'value' in v}
     for point in record.metrics.get('curve', []):
         yield 'curve', {k: v for k, v in point.items() if k != 'metrics'}, point['metrics']
     yield 'point', {}, metrics_in(record.metrics)
     yield 'untrained', dict(epoch=0), metrics_in(record.metrics.get('untrained', {}))
-    yield 'floor', {}, metrics_in(record.metrics.get('floor', {}))
+    for part in ('through', 'floor'): yield part, {}, metrics_in(record.metrics.get(part, {}))
 
 # %% ../nbs/42_tables.ipynb #fc226901
 def data_label(record: Record) -> str:
