@@ -26,26 +26,27 @@ from .statistics import borrowed, check_measured, Estimate, estimate, exactly, l
 from .statistics import seeds_to_decide, spread_of_table
 
 # %% auto #0
-__all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'CLAIMS', 'FULLY_USED_CODEBOOKS',
-           'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'Verdict', 'decide', 'stated', 'where',
-           'of_paper', 'at', 'at_end', 'rows_at_best_guidance', 'final', 'usual', 'Claim', 'claim', 'reconstruction',
-           'rfid_falls', 'rfid_saturates', 'full_usage', 'generation', 'fid_falls_then_rises', 'llamagen_vq_best',
-           'magvit_poor_on_transformer', 'paradigms', 'mar_not_inferior', 'mar_outperforms_somewhere',
-           'gap_to_ar_remains', 'llama_beats_transformer', 'precise_but_less_diverse', 'mar_is_faster', 'fid_by_size',
-           'better_up_to_xl', 'marginal_beyond_xl', 'better_throughout_training', 'better_with_training', 'by_scale',
-           'guidance_best_at_2', 'guidance_hurts_beyond_2', 'guidance_depends_on_size', 'is_rises_with_guidance',
-           'fid_of_3_71', 'xxl_ends_at_300', 'doublings', 'diverged', 'norm_grows_without_both',
-           'qk_norm_only_mitigates', 'both_norms_bound_it', 'by_steps', 'eight_steps_best', 'more_steps_do_not_help',
-           'by_share', 'fusion_is_convex', 'fusion_best_near_half', 'fusion_saves_time', 'head_ratio', 'near',
-           'head_is_16_times_larger', 'head_costs_twice', 'counted', 'parameters_of_table_2', 'about_100m_each',
-           'full_usage_by_lookup_free', 'table_1_on_validation_set', 'all_trained_on_imagenet',
-           'maskgit_vq_is_maskgits', 'batch_of_256', 'fusion_uses_llamagen', 'always_8_steps', 'rope_is_2d',
-           'loss_on_hidden_tokens', 'class_comes_first', 'xxl_has_both_norms', 'claim_rows', 'judge', 'verdicts',
-           'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals', 'text_on_sizes',
-           'text_on_tokenizers', 'paper_inconsistencies']
+__all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'ROOM', 'NEEDS', 'CLAIMS',
+           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'Verdict',
+           'decide', 'stated', 'where', 'of_paper', 'at', 'at_end', 'rows_at_best_guidance', 'final', 'usual',
+           'class_score', 'Claim', 'Reach', 'reach_of', 'not_imagenet', 'no_factor_of_two', 'no_room_for_precision',
+           'claim', 'reconstruction', 'rfid_falls', 'rfid_saturates', 'full_usage', 'generation',
+           'fid_falls_then_rises', 'llamagen_vq_best', 'magvit_poor_on_transformer', 'paradigms', 'mar_not_inferior',
+           'mar_outperforms_somewhere', 'gap_to_ar_remains', 'llama_beats_transformer', 'precise_but_less_diverse',
+           'mar_is_faster', 'fid_by_size', 'better_up_to_xl', 'marginal_beyond_xl', 'better_throughout_training',
+           'better_with_training', 'by_scale', 'guidance_best_at_2', 'guidance_hurts_beyond_2',
+           'guidance_depends_on_size', 'is_rises_with_guidance', 'fid_of_3_71', 'xxl_ends_at_300', 'doublings',
+           'diverged', 'norm_grows_without_both', 'qk_norm_only_mitigates', 'both_norms_bound_it', 'by_steps',
+           'eight_steps_best', 'more_steps_do_not_help', 'by_share', 'fusion_is_convex', 'fusion_best_near_half',
+           'fusion_saves_time', 'head_ratio', 'near', 'head_is_16_times_larger', 'head_costs_twice', 'counted',
+           'parameters_of_table_2', 'about_100m_each', 'full_usage_by_lookup_free', 'table_1_on_validation_set',
+           'all_trained_on_imagenet', 'maskgit_vq_is_maskgits', 'batch_of_256', 'fusion_uses_llamagen',
+           'always_8_steps', 'rope_is_2d', 'loss_on_hidden_tokens', 'class_comes_first', 'xxl_has_both_norms',
+           'claim_rows', 'judge', 'verdicts', 'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits',
+           'reversals', 'text_on_sizes', 'text_on_tokenizers', 'paper_inconsistencies']
 
 # %% ../nbs/50_claims.ipynb #7d2c5603
-VERDICTS = ('supported', 'contradicted', 'inconclusive', 'no data')
+VERDICTS = ('supported', 'contradicted', 'inconclusive', 'cannot be shown here', 'no data')
 
 # %% ../nbs/50_claims.ipynb #27d80f54
 @dataclass(frozen=True)
@@ -213,6 +214,13 @@ def usual(
         table = where(table, **{column: table[column].mode().max()})
     return table
 
+# %% ../nbs/50_claims.ipynb #6743a6e3
+def class_score(
+    table: pd.DataFrame, # from `tables.long_table`
+) -> str: # a metric
+    "How well classes are drawn: by the share that a judge of real images recognises, else by IS, made for ImageNet."
+    return 'recognition' if len(where(table, family='recognition', part='curve')) else 'is'
+
 # %% ../nbs/50_claims.ipynb #a2e1389f
 CLAIM_KINDS = dict(
     measured='judged on the paper, the reference and your run',
@@ -232,10 +240,55 @@ class Claim:
     reading: str = '' # what the sentence is taken to mean
     kind: str = 'measured' # a row of `CLAIM_KINDS`
     unprinted: str = '' # why the paper's own numbers cannot be judged, where they cannot
+    needs: str = '' # a row of `NEEDS`: what a setting has to reach before anything is worth a run
 
     @property
     def command(self) -> str: # that makes the records
         return f'papermill nbs/{self.study}.ipynb' if self.kind == 'measured' else ''
+
+# %% ../nbs/50_claims.ipynb #6622873a
+@dataclass(frozen=True)
+class Reach:
+    "What numbers a setting gives at all; None where it was not measured."
+    data: str = '' # as `tables.data_label` writes it
+    untrained: float | None = None # FID of a model before training: the worst
+    through: float | None = None # FID of real images through the tokenizer: the best
+    precision: float | None = None # of these
+
+def reach_of(
+    table: pd.DataFrame, # from `tables.long_table`, of all studies
+    rows: pd.DataFrame, # of it: those that a claim is judged on
+) -> Reach:
+    "What the setting of these rows reaches, from the records of all studies in it."
+    same = table
+    for column in {'source', 'profile', 'data'} & {*table} & {*rows}: same = same[same[column] == rows[column].iloc[0]]
+    if 'tokenizer' in same: same = same[same.tokenizer.isna() | (same.tokenizer == 'llamagen-vq')]
+    def mean(part: str, family: str) -> float | None:
+        values = where(same, part=part, family=family).get('value', pd.Series(dtype=float)).astype(float)
+        return float(values.mean()) if len(values) else None
+    return Reach(str(rows.data.iloc[0]) if 'data' in rows else '', mean('untrained', 'fid'), mean('through', 'fid'),
+                 mean('through', 'precision'))
+
+# %% ../nbs/50_claims.ipynb #faf112df
+ROOM = .5 # precision of real images through the tokenizer, at least, before precisions are compared
+
+def not_imagenet(reach: Reach) -> str: # why not; '' where it can be shown
+    "For a number that only images of ImageNet at 256 px have."
+    return '' if reach.data.startswith('ImageNet 256 px') else f'It takes ImageNet at 256 px; these are {reach.data}'
+
+def no_factor_of_two(reach: Reach) -> str:
+    "For one FID that has to be twice another."
+    if reach.untrained is None or reach.through is None or reach.untrained > 2 * reach.through: return ''
+    return (f'An untrained model has FID {reach.untrained:.0f}, real images through the tokenizer {reach.through:.0f}: '
+            'no FID can be twice another')
+
+def no_room_for_precision(reach: Reach) -> str:
+    "For a comparison of precisions."
+    if reach.precision is None or reach.precision >= ROOM: return ''
+    return (f'Real images through the tokenizer have a precision of {reach.precision:.2f}, less than {ROOM}: nothing '
+            'that draws its tokens can have more')
+
+NEEDS = {'ImageNet': not_imagenet, 'a factor of two': no_factor_of_two, 'room for precision': no_room_for_precision}
 
 # %% ../nbs/50_claims.ipynb #dc850f9c
 CLAIMS: dict[str, Claim] = {}
@@ -247,6 +300,7 @@ def claim(
 ) -> Callable: # leaves the function as it is
     "Put the function below into `CLAIMS`."
     check_choice('kind of claim', row.get('kind', 'measured'), CLAIM_KINDS)
+    if row.get('needs'): check_choice('need of a claim', row['needs'], NEEDS)
     def register(check):
         CLAIMS[check.__name__] = Claim(check.__name__, quote, place, study, check, **row)
         return check
@@ -328,7 +382,7 @@ def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #7cf9b69b
 @claim(
     'especially on the Transformer architecture of the MAR generation task, where it performs very poorly',
-    'Section 3.2, Table 6', 'tokenizers',
+    'Section 3.2, Table 6', 'tokenizers', needs='a factor of two',
     reading='on the bidirectional Transformer the FID of Open-MAGVIT2-VQ is more than twice that of any other '
             'tokenizer')
 def magvit_poor_on_transformer(table: pd.DataFrame) -> Verdict:
@@ -386,15 +440,16 @@ def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
 @claim(
     'the FID and Recall of MakGIL are slightly inferior to the LlamaGen, '
     'it demonstrates significantly high IS and Precision',
-    'Section 4.3, Table 3', 'tokenizers',
+    'Section 4.3, Table 3', 'tokenizers', needs='room for precision',
     reading='with LlamaGen-VQ, MAR has the higher IS and precision and the lower recall, '
-            'both at their best guidance scale',
+            'both at their best guidance scale; where images are judged by class, that share takes the place of IS',
     unprinted='Table 3, the only one with precision and recall, is not in the text of the paper that we have.')
 def precise_but_less_diverse(table: pd.DataFrame) -> Verdict:
     last = final(table, 'tokenizer', 'architecture') # all tokenizers tell how far seeds lie apart
     of = lambda family, architecture: at(last, family, tokenizer='llamagen-vq', architecture=architecture)
     ar, mar = (functools.partial(of, architecture=f'{kind} LLaMA') for kind in ('causal', 'bidirectional'))
-    return decide([mar('is') - ar('is'), mar('precision') - ar('precision'), ar('recall') - mar('recall')])
+    clear = class_score(last)
+    return decide([mar(clear) - ar(clear), mar('precision') - ar('precision'), ar('recall') - mar('recall')])
 
 # %% ../nbs/50_claims.ipynb #f970040d
 @claim(
@@ -526,15 +581,16 @@ def guidance_depends_on_size(table: pd.DataFrame) -> Verdict:
 @claim(
     'CFG has a significant impact on the generation performance of our MaskGIL models',
     'Section 4.1, Figure 5b', 'scaling',
-    reading='at the end of training, IS of every size rises from each scale to the next')
+    reading='at the end of training, IS of every size rises from each scale to the next; where images are judged by '
+            'class, the share of recognised ones')
 def is_rises_with_guidance(table: pd.DataFrame) -> Verdict:
-    scores = [by_scale(table, size, 'is').values() for size in PAPER_SIZES]
+    scores = [by_scale(table, size, class_score(table)).values() for size in PAPER_SIZES]
     return decide(higher - lower for score in scores for lower, higher in itertools.pairwise(score))
 
 # %% ../nbs/50_claims.ipynb #8875cdb1
 @claim(
     'achieving a 3.71 FID comparable to state-of-the-art AR models on the ImageNet 256×256 benchmark',
-    'Abstract', 'scaling',
+    'Abstract', 'scaling', needs='ImageNet',
     reading='the lowest FID of XXL, rounded, is 3.71 or less; only an FID on ImageNet at 256 px can tell')
 def fid_of_3_71(table: pd.DataFrame) -> Verdict:
     rows = where(table, size='xxl', part='curve', family='fid', label='FID', data='ImageNet 256 px')
@@ -914,6 +970,8 @@ def judge(
         if not row.study: return row.check(table)
         rows = claim_rows(row, table, source, profile)
         with lending():
+            if source != 'paper' and row.needs and (why := NEEDS[row.needs](reach_of(table, rows))):
+                return Verdict('cannot be shown here', says=f'{why}.')
             if source == 'yours' and rows.seed.nunique() == 1: _look_at_reference(row, table, rows)
             return row.check(rows)
     except NoData as missing:

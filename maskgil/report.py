@@ -33,7 +33,8 @@ __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
-    'supported': '#1a7337', 'contradicted': '#b3261e', 'inconclusive': '#8a5a00', 'no data': '#767676',
+    'supported': '#1a7337', 'contradicted': '#b3261e', 'inconclusive': '#8a5a00', 'cannot be shown here': '#4b5a8a',
+    'no data': '#767676',
 }
 
 def scorecard(
@@ -72,11 +73,13 @@ def summary() -> str: # Markdown
     scaling = [r for r in found if r.study == 'scaling']
     count = lambda verdicts, verdict: (verdicts == verdict).sum()
     sizes = size_finding(Evidence(scaling, over_seeds(long_table(scaling))))
+    unreachable = count(measured.reference, 'cannot be shown here')
+    beyond = f'; {unreachable} cannot be shown in its setting' if unreachable else ''
     repeated = (f"Of {len(measured)} sentences that a run can repeat, the paper's own tables support "
                 f"{count(measured.paper, 'supported')} and contradict {count(measured.paper, 'contradicted')}; the "
                 f"reference run supports {count(measured.reference, 'supported')}, contradicts "
                 f"{count(measured.reference, 'contradicted')} and leaves "
-                f"{count(measured.reference, 'inconclusive')} open.")
+                f"{count(measured.reference, 'inconclusive')} open{beyond}.")
     systems = (f'Of {len(other)} sentences about the tables and the published systems themselves, '
                f"{count(other.paper, 'contradicted')} are contradicted by them.")
     return '\n'.join(f'- {line}' for line in (sizes, repeated, systems))

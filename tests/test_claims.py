@@ -470,7 +470,34 @@ def test_a_loss_that_is_no_number():
 def test_only_fid_on_imagenet_can_be_held_against_3_71():
     row, rows = CLAIMS['fid_of_3_71'], SCENARIOS['fid_of_3_71'](1)
     assert judge(row, rows.assign(label='FID-EL0'), 'yours').verdict == 'no data'
-    assert judge(row, rows.assign(data='ImageNet 64 px'), 'yours').verdict == 'no data'
+    elsewhere = judge(row, rows.assign(data='ImageNet 64 px'), 'yours')
+    assert elsewhere.verdict == 'cannot be shown here' and 'these are ImageNet 64 px' in elsewhere.says
+
+
+def reached(untrained, through, precision):
+    "What a setting gives at all: an untrained model, and real images through the tokenizer."
+    real = dict(fid=through, precision=precision)
+    points = [(dict(part='untrained'), dict(fid=untrained)), (dict(part='through'), real)]
+    return table('scaling', points)
+
+@pytest.mark.parametrize('key, within, beyond', [
+    ('magvit_poor_on_transformer', (650, 30, .7), (650, 400, .7)),
+    ('precise_but_less_diverse', (650, 30, .7), (650, 30, .08)),
+])
+def test_what_the_setting_cannot_reach_is_not_held_against_a_claim(key, within, beyond):
+    row, rows = CLAIMS[key], SCENARIOS[key](-1)
+    verdict = lambda *reach: judge(row, pd.concat([rows, reached(*reach)]), 'yours')
+    assert verdict(*within).verdict == 'contradicted'
+    assert verdict(*beyond).verdict == 'cannot be shown here'
+    assert any(f'{number:g}' in verdict(*beyond).says for number in beyond) # says with which number
+    other = pd.concat([rows, reached(*beyond).assign(source='reference')]) # of another source: says nothing of this one
+    assert judge(row, other, 'yours').verdict == 'contradicted'
+
+def test_classes_are_judged_by_a_judge_where_there_is_one():
+    row, rows = CLAIMS['is_rises_with_guidance'], SCENARIOS['is_rises_with_guidance'](1)
+    judged = rows[rows.family == 'is'].assign(family='recognition', value=lambda found: -found.value)
+    assert judge(row, rows, 'yours').verdict == 'supported'
+    assert judge(row, pd.concat([rows, judged]), 'yours').verdict == 'contradicted'
 
 
 def test_system_claims_follow_the_rows_of_the_library(monkeypatch):
