@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce reference report page text protocol sample plan test faults bench prices check export notebooks docs clean
+.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample plan test faults bench prices check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ reproduce: install ## run every cell of every study in the profile that fits thi
 	@$(PYTHON) -m maskgil.cli reproduce
 	@$(MAKE) --no-print-directory report
 
+remeasure: install ## draw and measure the reference's tables again from its own models: nothing is trained
+	@$(PYTHON) -m maskgil.remeasure
+
 reference: install ## the committed reference: all seeds of the mini profile, then results/reference/
 	@for seed in 0 1 2; do $(PYTHON) -m maskgil.cli reproduce --profile mini --seed $$seed || exit 1; done
 	@$(PYTHON) -m maskgil.cli promote
@@ -32,6 +35,10 @@ report: install ## render reports/yours/ from the records: the paper, the refere
 
 page: install ## render the committed reports/ from the paper and the reference alone
 	@$(PYTHON) -m maskgil.cli report --reference True
+
+tokenizers: install ## train the four small tokenizers anew, in results/checkpoints/small-tokenizers; hours
+	@for row in maskgit-vq chameleon-vq llamagen-vq open-magvit2-vq; do \
+	  $(PYTHON) scripts/small_tokenizer.py $$row --folder results/checkpoints/small-tokenizers/$$row || exit 1; done
 
 plan: install ## what every study takes in the paper's profile, on several machines
 	@$(PYTHON) -m maskgil.planner profile=paper

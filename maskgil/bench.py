@@ -36,12 +36,13 @@ from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
 from .training import TrainConfig, fit, load_milestone
 from .versions import versions_of
-from .weights import save_weights
+from .weights import load_model_weights, save_weights
 
 # %% auto #0
-__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir',
-           'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
-           'real_reference', 'check_real_images', 'Trained', 'train_model', 'training_cost', 'proportional_rows',
+__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS', 'Bench',
+           'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file',
+           'encoded_tokens', 'sharded_tokens', 'real_reference', 'check_real_images', 'Trained', 'committed_file',
+           'with_committed_weights', 'commit_weights', 'train_model', 'training_cost', 'proportional_rows',
            'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet',
            'sample_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'measure_drawn',
            'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
@@ -55,6 +56,7 @@ class Bench:
     tokenizer_name: str = 'llamagen-vq' # a name of the paper; the profile knows its own row
     seed: int = 0
     force: bool = False # train models again, from the start
+    committed: bool = False # take the reference's models, which come with the code, in place of training
     device: str = 'auto'
 
     @cached_property
@@ -249,15 +251,40 @@ class Trained:
     steps: dict[int, int]                # epoch -> step
     history: list[dict[str, float]]
     loss_on: str = 'all'                 # the tokens its loss is computed on: 'masked' or 'all'
+    committed: bool = False              # there are weights of the last step alone
 
     def at(self, epoch: int) -> Any:
         "The model with the weights of an epoch."
-        return load_milestone(self.model, self.folder, self.steps[epoch])
+        if not self.committed: return load_milestone(self.model, self.folder, self.steps[epoch])
+        if self.steps[epoch] == max(self.steps.values()): return self.model
+        raise ValueError(f'the weights of epoch {epoch} were not committed: those of the last epoch are')
 
 # %% ../nbs/43_bench.ipynb #190d35d8
 def _not_as_before(profile: Profile, **unless: Any) -> dict[str, Any]: # unless: setting of data or training: as it was
     given = vars(profile.data) | vars(profile.training)
     return {name: given[name] for name, before in unless.items() if given[name] != before}
+
+# %% ../nbs/43_bench.ipynb #98fde545
+REFERENCE_MODELS = ('results/models', 'models') # in the project, in the package
+
+def committed_file(trained: Trained) -> Path: # it need not be there
+    "Where the reference's weights of this training are."
+    return shipped(*REFERENCE_MODELS)/f'{trained.folder.name}.safetensors'
+
+def with_committed_weights(trained: Trained, config: TrainConfig) -> Trained:
+    "With the reference's weights; a `FileNotFoundError` where they were not committed."
+    file = committed_file(trained)
+    if not file.exists():
+        raise FileNotFoundError(f"no {shown(file)}: the weights of this training ({trained.options['kind']} "
+                                f"{trained.options['size']}) do not come with the code, or are of an older version")
+    load_model_weights(trained.model, file)
+    trained.history = [dict(step=config.steps, images=config.steps * config.batch_size)]
+    return trained
+
+def commit_weights(trained: Trained) -> Path:
+    "Put the weights of a training's last step where `with_committed_weights` finds them."
+    model = trained.at(max(trained.steps))
+    return save_weights(committed_file(trained), model, dict(steps=max(trained.steps.values())), torch.bfloat16)
 
 # %% ../nbs/43_bench.ipynb #a5bf23e0
 def train_model(
@@ -282,11 +309,13 @@ def train_model(
         config=dataclasses.asdict(config), tokens=bench.tokens.manifest['tokenizer'],
         copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)],
         **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'))
+    trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed)
+    if bench.committed: return with_committed_weights(trained, config)
     with locked(folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(folder, ignore_errors=True)
-        history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()),
-                             bench.device, settings.dtype, f'{kind} {bench.profile.row(size)}')
-    return Trained(model, options, folder, steps, history, getattr(objective, 'loss_on', 'all'))
+        trained.history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()),
+                                     bench.device, settings.dtype, f'{kind} {bench.profile.row(size)}')
+    return trained
 
 # %% ../nbs/43_bench.ipynb #78e9a484
 def training_cost(trained: Trained) -> dict[str, float]:
@@ -411,7 +440,7 @@ def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[st
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(folder/'metrics.json')
 
-# %% ../nbs/43_bench.ipynb #cc334ecc
+# %% ../nbs/43_bench.ipynb #0bcfa08a
 def measure_through(bench: Bench) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge
     "What the tokenizer leaves of training images, as many as are drawn: no model that draws its tokens can do better."
     if not has_judge(bench): return {}
