@@ -269,7 +269,7 @@ def reach_of(
     return Reach(str(rows.data.iloc[0]) if 'data' in rows else '', mean('untrained', 'fid'), mean('through', 'fid'),
                  mean('through', 'precision'))
 
-# %% ../nbs/50_claims.ipynb #66c0770a
+# %% ../nbs/50_claims.ipynb #da190e57
 ROOM = .5 # precision of real images through the tokenizer, at least, before precisions are compared
 
 def not_imagenet(reach: Reach, rows: pd.DataFrame) -> str: # why not; '' where it can be shown
@@ -282,8 +282,8 @@ def no_factor_of_two(reach: Reach, rows: pd.DataFrame) -> str:
     reached = [float(value) for value in others.value[others.tokenizer != 'open-magvit2-vq']]
     best = min([*reached, *([reach.through] if reach.through else [])], default=0.)
     if reach.untrained is None or reach.untrained > 2 * best: return ''
-    return (f'An untrained model has FID {reach.untrained:.0f}, and the best that is reached is {best:.0f}: no model can '
-            'have twice that of the others')
+    return (f'An untrained model has FID {reach.untrained:.0f}, and the best that is reached is {best:.0f}: no model '
+            'can have twice that of the others')
 
 def no_room_for_precision(reach: Reach, rows: pd.DataFrame) -> str:
     "For a comparison of precisions."
