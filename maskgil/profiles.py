@@ -158,7 +158,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
         TextSettings(
             budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
             size='l', stage_images=(56_000, 16_000), ar_images=(56_000, 16_000),
-            probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
+            probe_images=1_500, judged_images=300, bucket_images=70, bucket_reference=150),
         seeds=(0, 1, 2)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', '',

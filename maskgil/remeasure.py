@@ -24,7 +24,7 @@ from .studies import STUDIES, Cell, default_cells
 from .tables import long_table
 
 # %% auto #0
-__all__ = ['REMEASURED', 'TIMES', 'cell_of', 'bench_of', 'measured_again', 'differences', 'reference_records', 'keep_models',
+__all__ = ['REMEASURED', 'TIMES', 'cell_of', 'bench_of', 'measured_again', 'side_by_side', 'reference_records', 'keep_models',
            'say_differences', 'remeasure']
 
 # %% ../nbs/57_remeasure.ipynb #63fb66be
@@ -53,8 +53,8 @@ def measured_again(record: Record) -> Record: # source 'yours'
         metrics = STUDIES[record.study].run(bench_of(record, committed=True), cell, Path(folder))
     return dataclasses.replace(record, metrics=metrics, source='yours')
 
-# %% ../nbs/57_remeasure.ipynb #ba2e6503
-def differences(
+# %% ../nbs/57_remeasure.ipynb #b153ebaa
+def side_by_side(
     reference: Iterable[Record],
     again: Iterable[Record], # of the same cells
 ) -> pd.DataFrame: # the place of a number, its label, the record's value, low and high, the new value, and `within`
@@ -102,7 +102,7 @@ def say_differences(found: pd.DataFrame) -> None:
 
 def _with_threads(count: int) -> None: torch.set_num_threads(count)
 
-# %% ../nbs/57_remeasure.ipynb #516d1266
+# %% ../nbs/57_remeasure.ipynb #3567bcba
 def remeasure(
     studies: Sequence[str] = REMEASURED,
     profile: str = 'midi', # whose reference
@@ -125,7 +125,7 @@ def remeasure(
     spawned = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(lanes, spawned, _with_threads, (max(1, cores // lanes),)) as pool:
         again = list(progress(pool.map(measured_again, found), total=len(found), desc='cells', unit='cell'))
-    table = differences(found, again)
+    table = side_by_side(found, again)
     path = results_dir()/'runs'/'differences.csv'
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)

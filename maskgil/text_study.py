@@ -41,15 +41,16 @@ from .profiles import Profile
 from .bench import as_line, as_metric, Bench, stage_folder, Trained
 
 # %% auto #0
-__all__ = ['GPUS', 'CANDIDATES', 'QUESTIONS', 'Curve', 'AR_SHARES', 'token_pixels', 'grids_of', 'shapes_of', 'stretch',
-           'square_of', 'text_options', 'kept_for_backward', 'meta_inputs', 'encoder_width', 'gpu_hours', 'stage_plan',
-           'dry_run', 'training_memory', 'plan_line', 'Judge', 'fit_judge', 'some_of', 'TextImages', 'TextBench',
-           'training_tokens', 'trained_judge', 'images_seen', 'stage_config', 'train_stage', 'trained_ar',
-           'stage_flops', 'draw_texts', 'other_pictures', 'other_emoji', 'other_background', 'candidates',
-           'share_found', 'Alignment', 'no_captions', 'class_captions', 'told_pictures', 'alignment_curve',
-           'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow', 'wide_square_tall', 'rows_of_shapes',
-           'rows_of_shares', 'save_rows', 'save_sheets', 'square_floor', 'tokens_seen', 'least_reference',
-           'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'text_card', 'text_pipeline']
+__all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'QUESTIONS', 'Curve', 'AR_SHARES', 'token_pixels', 'grids_of',
+           'shapes_of', 'stretch', 'square_of', 'text_options', 'kept_for_backward', 'meta_inputs', 'encoder_width',
+           'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line', 'Judge', 'colour_shares',
+           'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench', 'training_tokens', 'trained_judge',
+           'images_seen', 'stage_config', 'train_stage', 'trained_ar', 'stage_flops', 'draw_texts', 'other_pictures',
+           'other_emoji', 'other_background', 'candidates', 'share_found', 'Alignment', 'no_captions', 'class_captions',
+           'told_pictures', 'alignment_curve', 'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow',
+           'wide_square_tall', 'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'square_floor',
+           'tokens_seen', 'least_reference', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'text_card',
+           'text_pipeline']
 
 # %% ../nbs/46_text_study.ipynb #e2a46d40
 def token_pixels(profile: Profile) -> int:
@@ -202,10 +203,11 @@ CANDIDATES = 10 # captions to choose from
 @dataclass(frozen=True, eq=False)
 class Judge:
     "Guesses the embedding of a caption from features of an image."
-    weights: Tensor   # (d e) float64
-    mean: Tensor      # (d)
-    scale: Tensor     # (d)
-    text_mean: Tensor # (e)
+    weights: Tensor    # (d k) float64
+    mean: Tensor       # (d)
+    scale: Tensor      # (d)
+    text_mean: Tensor  # (e)
+    directions: Tensor # (e k) of embeddings, in which captions differ, each scaled to the same spread
 
     def right(
         self,
@@ -213,11 +215,34 @@ class Judge:
         candidates: Tensor, # (n k e) embeddings of captions; the first is the right one
     ) -> Tensor: # (n,) bool
         "Whether the right caption is nearest, by the cosine."
-        guess = ((features.double() - self.mean) / self.scale) @ self.weights # n e
-        near = torch.cosine_similarity(guess[:, None], candidates.double() - self.text_mean, dim=-1) # n k
+        guess = ((features.double() - self.mean) / self.scale) @ self.weights # n k
+        told = (candidates.double() - self.text_mean) @ self.directions # n c e, e k -> n c k
+        near = torch.cosine_similarity(guess[:, None], told, dim=-1) # n c
         return near[:, 0] > near[:, 1:].amax(1)
 
+# %% ../nbs/46_text_study.ipynb #e866b983
+COLOUR_LEVELS = 4 # of each channel
+
+def colour_shares(
+    images: Tensor, # (n 3 h w) uint8
+) -> Tensor: # (n 64) float32; each row sums to 1
+    "Which share of a picture's pixels has each colour."
+    levels = images.long() * COLOUR_LEVELS // 256
+    colours = (levels[:, 0] * COLOUR_LEVELS + levels[:, 1]) * COLOUR_LEVELS + levels[:, 2] # n h w
+    pixels = colours.flatten(1)
+    counted = torch.zeros(len(images), COLOUR_LEVELS**3).scatter_add_(1, pixels, torch.ones(pixels.shape))
+    return counted / pixels.shape[1]
+
+def seen_for_captions(
+    images: Tensor, # (n 3 h w) uint8
+    device: str,
+) -> Tensor: # (n d)
+    "What the judge looks at."
+    return torch.cat([extract(images, 'el0', device=device).features, colour_shares(images)], 1)
+
 # %% ../nbs/46_text_study.ipynb #569d1000
+NOTICEABLE = .1 # spread of embeddings along a direction, as a share of the largest
+
 def fit_judge(
     features: Tensor, # (n d) of real images
     embeddings: Tensor, # (n e) of their captions
@@ -226,9 +251,13 @@ def fit_judge(
     "Learn to guess."
     x, y = features.double(), embeddings.double()
     mean, scale, text_mean = x.mean(0), x.std(0).clamp(min=1e-6), y.mean(0)
+    _, spread, axes = torch.linalg.svd(y - text_mean, full_matrices=False)
+    differ = spread > NOTICEABLE * spread[0]
+    directions = axes[differ].T / spread[differ] * len(y)**.5
     x = (x - mean) / scale
     gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64) # d d
-    return Judge(torch.linalg.solve(gram, x.T @ (y - text_mean)), mean, scale, text_mean)
+    weights = torch.linalg.solve(gram, x.T @ ((y - text_mean) @ directions))
+    return Judge(weights, mean, scale, text_mean, directions)
 
 # %% ../nbs/46_text_study.ipynb #44009e33
 def some_of(
@@ -330,7 +359,7 @@ def trained_judge(bench: TextBench, stage: int) -> Judge:
     each = math.ceil(bench.profile.text.probe_images / len(shapes_of(bench.profile, stage)))
     real = bench.sets(stage, count=each, seed=2, template='full')
     pictures = [images for side in bench.pairs(real) for images in side]
-    features = torch.cat([extract(images, 'el0', device=bench.device).features for images in pictures])
+    features = torch.cat([seen_for_captions(images, bench.device) for images in pictures])
     captions = [caption for images in real for caption in images.captions]
     return fit_judge(features, bench.embed(captions).repeat(2, 1))
 
@@ -506,7 +535,7 @@ class Alignment:
         images: Sequence[Tensor], # each (n 3 h w) uint8, in the order of `sets`
     ) -> dict[str, dict[str, Any]]: # metrics by name
         "How often the right caption is found."
-        features = torch.cat([extract(x, 'el0', device=self.bench.device).features for x in images])
+        features = torch.cat([seen_for_captions(part, self.bench.device) for part in images])
         return {f'found_{question}': share_found(self.judge.right(features, options),
                                                  f'{question} found among {CANDIDATES}', self.bench.seed)
                 for question, options in self.options.items()}

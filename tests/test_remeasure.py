@@ -9,7 +9,7 @@ from maskgil.bench import committed_file, train_model
 from maskgil.models import load_model
 from maskgil.profiles import PROFILES, settings
 from maskgil.records import Record
-from maskgil.remeasure import bench_of, cell_of, differences, keep_models, measured_again
+from maskgil.remeasure import bench_of, cell_of, keep_models, measured_again, side_by_side
 from maskgil.studies import STUDIES
 from maskgil.weights import save_weights
 
@@ -29,7 +29,7 @@ def test_the_same_model_gives_the_same_numbers(record):
     [file] = keep_models(record)
     assert file.stat().st_size < 200_000
     again = measured_again(record)
-    found = differences([record], [again])
+    found = side_by_side([record], [again])
     assert len(found) > 20 and found.within.all()
     assert {'recognition', 'fid_el0'} <= set(found.metric) and 'seconds_per_image' not in set(found.metric)
     assert not again.metrics['history'][1:] # nothing was trained
@@ -43,7 +43,7 @@ def test_another_model_does_not(record):
     torch.manual_seed(0)
     for weight in other.parameters(): weight.data.normal_()
     save_weights(committed_file(trained), other, dtype=torch.bfloat16)
-    assert not differences([record], [measured_again(record)]).within.all()
+    assert not side_by_side([record], [measured_again(record)]).within.all()
 
 
 def test_a_step_that_was_not_kept_is_refused(record):
