@@ -18,7 +18,7 @@ from .tokenizers import tokenizer_names
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table', 'history_table',
-           'over_seeds', 'best_guidance', 'of_profile', 'in_table_order', 'compare', 'as_text']
+           'over_seeds', 'best_guidance', 'main_profile', 'of_profile', 'in_table_order', 'compare', 'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
@@ -110,14 +110,23 @@ def best_guidance(
     return curve.loc[curve.groupby([*line, 'epoch'], dropna=False, sort=False).value.idxmin()]
 
 # %% ../nbs/42_tables.ipynb #5a6c4990
+def main_profile(
+    table: pd.DataFrame, # with columns `profile` and `source`, and `seed` or `seeds`
+) -> str | None: # None where nothing was measured
+    "The largest that you ran, or that of the reference, if it is larger: its one with most seeds, of equals the largest."
+    known = list(PROFILES)
+    ran = set(table.profile[table.source == 'yours']) & {*known}
+    rows = table[(table.source == 'reference') & table.profile.isin(known)]
+    seeds = rows.groupby('profile').seed.nunique() if 'seed' in rows else rows.groupby('profile').seeds.max()
+    if len(seeds): ran.add(max(seeds.index, key=lambda name: (seeds[name], known.index(name))))
+    return max(ran, key=known.index, default=None)
+
 def of_profile(
-    table: pd.DataFrame, # with a column `profile`
-    profile: str | None = None, # the largest that was run unless told otherwise
+    table: pd.DataFrame, # as `main_profile` takes it
+    profile: str | None = None, # `main_profile` unless told otherwise
 ) -> pd.DataFrame: # the paper's rows, and the measured ones of one profile
     "Leave out what other profiles measured."
-    measured = set(table.profile[table.source != 'paper'])
-    profile = profile or next((p for p in reversed(PROFILES) if p in measured), None)
-    return table[(table.source == 'paper') | (table.profile == profile)]
+    return table[(table.source == 'paper') | (table.profile == (profile or main_profile(table)))]
 
 # %% ../nbs/42_tables.ipynb #cfeef3d4
 ORDER = dict(architecture=('causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA')) # AR, MAR, MAR
