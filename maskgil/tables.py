@@ -113,7 +113,7 @@ def best_guidance(
 def main_profile(
     table: pd.DataFrame, # with columns `profile` and `source`, and `seed` or `seeds`
 ) -> str | None: # None where nothing was measured
-    "The largest that you ran, or that of the reference, if it is larger: its one with most seeds, of equals the largest."
+    "The largest that you ran, or that of the reference if it is larger: the one with most seeds, the larger of equals."
     known = list(PROFILES)
     ran = set(table.profile[table.source == 'yours']) & {*known}
     rows = table[(table.source == 'reference') & table.profile.isin(known)]
