@@ -42,11 +42,11 @@ from .weights import load_model_weights, save_weights
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS', 'Bench',
            'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'check_real_images', 'Trained', 'committed_file',
-           'with_committed_weights', 'commit_weights', 'train_model', 'training_cost', 'proportional_rows',
-           'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet',
-           'sample_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'measure_drawn',
-           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
-           'share_pipeline']
+           'with_committed_weights', 'commit_weights', 'train_model', 'training_cost', 'spread_out',
+           'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
+           'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
+           'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights',
+           'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -325,13 +325,15 @@ def training_cost(trained: Trained) -> dict[str, float]:
     return dict(tokens_seen=images * math.prod(config.grid), training_flops=flops)
 
 # %% ../nbs/43_bench.ipynb #87f01de5
+def spread_out(rows: np.ndarray, count: int) -> np.ndarray: # `count` of the rows, evenly spaced
+    return rows[((np.arange(count) + .5) * len(rows) / count).astype(int)]
+
 def proportional_rows(
     labels: np.ndarray, # (n,) of the real images
     count: int,
 ) -> np.ndarray: # (count,) rows of them, sorted by class
     "Real images in the proportion of all, evenly spaced through their list by class."
-    places = ((np.arange(count) + .5) * len(labels) / count).astype(int)
-    return np.argsort(labels, kind='stable')[places]
+    return spread_out(np.argsort(labels, kind='stable'), count)
 
 def proportional_labels(
     labels: np.ndarray, # (n,) of the real images
@@ -376,6 +378,14 @@ def sample_sheet(bench: Bench, model: Any, path: Path, columns: int = 12, **opti
     rows = min(SHEET_ROWS, len(bench.classes))
     labels = torch.arange(rows).repeat_interleave(columns)
     return save_sheet(draw_labels(bench, model, labels, **options), path, columns)
+
+def real_sheet(bench: Bench, path: Path, columns: int = 12) -> Path:
+    "The same rows of real training images: in the left half as they are, in the right half as the tokenizer has them."
+    labels, each = np.asarray(bench.images.labels), columns // 2
+    of_class = (np.flatnonzero(labels == label) for label in range(min(SHEET_ROWS, len(bench.classes))))
+    chosen = [bench.images.subset(spread_out(rows, each)) for rows in of_class if len(rows)]
+    halves = [half for images in chosen for half in reconstruct(bench.tokenizer, images)[:2]]
+    return save_sheet(torch.cat(halves), path, columns)
 
 # %% ../nbs/43_bench.ipynb #b54b6dd7
 def as_metric(

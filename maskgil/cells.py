@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgil.bench import (
-    Bench, Trained, as_line, as_metric, card_of, draw_images, measure, measure_drawn, proportional_labels, sample_sheet,
-    save_sheet, share_pipeline, train_model, training_cost,
+    Bench, Trained, as_line, as_metric, card_of, draw_images, has_judge, measure, measure_drawn, proportional_labels,
+    real_sheet, sample_sheet, save_sheet, share_pipeline, train_model, training_cost,
 )
 from .checks import check_choice
 from .core import derived_seed, pick_device, weights_fingerprint
@@ -67,6 +67,7 @@ def generation_cell(
     found: dict[str, Any] = dict(curve=generation_curve(bench, trained, folder, **options))
     if folder and sheet:
         found['samples'] = sample_sheet(bench, trained.at(last), folder/'samples.png', cfg=settings.main_cfg, **options)
+        if has_judge(bench): found['real'] = real_sheet(bench, folder/'real.png')
     fresh = load_model(**trained.options, seed=bench.seed + 1)
     if untrained:
         found['untrained'] = once(folder, lambda: measure_drawn(bench, fresh, cfg=1., **options), untrained=True)

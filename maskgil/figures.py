@@ -868,18 +868,20 @@ def sheets(
     records: Iterable[Record], # in the order of time
     by: str = 'size', # the parameter, 'size' or 'tokenizer'
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
-    "Sheets of samples side by side, one for each value of a parameter."
+    "Sheets of samples side by side, one for each value of a parameter, and real images where there is a sheet of them."
     chosen = with_sheet(records, by)
     if not chosen: return None
-    pictures = [read_sheet(record) for record in chosen]
-    tallest = max(picture.shape[0]/picture.shape[1] for picture in pictures)
-    columns = min(len(chosen), 2)
-    rows = -(-len(chosen)//columns)
+    shown = [(f'{look(by, record.parameters[by])[0]} ({_drawn_by(record)})', read_sheet(record)) for record in chosen]
+    if record_file(chosen[-1], 'real'):
+        shown.append(('real images, left; as the tokenizer has them, right', read_sheet(chosen[-1], 'real')))
+    tallest = max(picture.shape[0]/picture.shape[1] for _, picture in shown)
+    columns = min(len(shown), 2)
+    rows = -(-len(shown)//columns)
     with canvas(rows, columns, height=4.2*tallest + .25) as (fig, axes):
         for ax in axes.flat: ax.set_axis_off()
-        for ax, record, picture in zip(axes.flat, chosen, pictures):
+        for ax, (title, picture) in zip(axes.flat, shown):
             ax.imshow(picture, interpolation='antialiased')
-            ax.set_title(f'{look(by, record.parameters[by])[0]} ({_drawn_by(record)})')
+            ax.set_title(title)
     return fig
 
 # %% ../nbs/51_figures.ipynb #13405ab6
