@@ -26,15 +26,16 @@ from .claims import usual
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS',
            'LOOK_COLUMNS', 'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
-           'RESULT_COLUMNS', 'HEAD_COSTS', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look', 'in_order',
+           'RESULT_COLUMNS', 'SMOOTHED', 'HEAD_COSTS', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look', 'in_order',
            'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
            'draw_dots', 'facets', 'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling',
            'mark', 'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time', 'fid_over_epochs',
-           'fid_is_over_guidance', 'norm_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
-           'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid', 'fid_over_images',
-           'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
-           'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'price_figure',
-           'told_rows', 'found_by_told', 'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
+           'fid_is_over_guidance', 'norm_over_steps', 'loss_over_steps', 'fid_by_tokenizer', 'fid_by_model',
+           'reconstruction_by_codebook', 'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid',
+           'fid_over_images', 'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against',
+           'fid_by_departure', 'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets', 'samples_and_seconds',
+           'drawn_texts', 'price_figure', 'told_rows', 'found_by_told', 'visible_positions', 'method_schematic',
+           'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/51_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -557,6 +558,29 @@ def _norm_lines(ax, part, norms): # a line a seed; returns the end of the longes
     last = part.loc[part.step.idxmax()]
     has_diverged = part.diverged_at.notna().any()
     return last.step, last.value, f'{name} (diverged)' if has_diverged else name, colour
+
+# %% ../nbs/51_figures.ipynb #9a144b4b
+SMOOTHED = 20 # points of a loss curve, whatever was logged
+
+def loss_over_steps(
+    history: pd.DataFrame, # from `tables.history_table`, of the study of sizes
+) -> Any: # a matplotlib figure; None without a history
+    "Loss on hidden tokens against training steps, one colour for each size, in means over a twentieth of the training."
+    table = history[(history.name == 'loss') & history.value.notna()] if len(history) else history
+    if table.empty or 'size' not in table: return None
+    width = table.groupby(['source', 'data', 'size']).step.transform('max') / SMOOTHED
+    table = table.assign(value=table.value.astype(float), step=(table.step / width).apply(np.ceil) * width)
+    panels = list(facets(table))
+    with canvas(1, len(panels)) as (fig, axes):
+        for ax, (title, part) in zip(axes[0], panels):
+            ends = []
+            for size in in_order(part, 'size'):
+                line, (name, colour) = part[part['size'] == size].groupby('step').value.mean(), look('size', size)
+                ax.plot(line.index, line, color=colour)
+                ends.append((line.index[-1], line.iloc[-1], name, colour))
+            name_line_ends(ax, ends)
+            ax.set(xlabel='training steps', ylabel='loss on hidden tokens', title=_wrapped(title, len(panels)))
+    return fig
 
 # %% ../nbs/51_figures.ipynb #665ffa79
 def _draw_tokenizers(ax, part, architecture, source): # part: of all architectures

@@ -21,12 +21,12 @@ from .tables import as_text, best_guidance, compare, history_table, long_table, 
 from .text_study import CANDIDATES
 
 # %% auto #0
-__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'Evidence', 'lost_sentence', 'mixed_sentence', 'with_caveats',
-           'evident', 'gather_evidence', 'by_source', 'title_of', 'told', 'printed_number', 'signed', 'change_of',
-           'moved', 'named', 'as_multiple', 'lowest', 'optimum', 'duel', 'at_the_last_epoch', 'size_finding',
-           'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding', 'tokenizer_finding',
-           'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding', 'over_steps',
-           'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
+__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'JUDGED', 'Evidence', 'lost_sentence', 'mixed_sentence',
+           'with_caveats', 'evident', 'gather_evidence', 'by_source', 'title_of', 'told', 'printed_number', 'signed',
+           'change_of', 'moved', 'named', 'as_multiple', 'lowest', 'optimum', 'duel', 'at_the_last_epoch',
+           'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding',
+           'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding',
+           'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
            'text_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding', 'three_columns',
            'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
            'quality_table', 'norms_table', 'rules_table', 'departures_table', 'protocol_table', 'cost_table',
@@ -433,7 +433,7 @@ def with_names(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{c: name(c) for c in frame if is_named(c)}).rename(columns=COLUMN_TITLES)
 
 # %% ../nbs/52_findings.ipynb #151e7e3e
-DECIMALS = {'fid': 1, 'kid': 3, 'is': 1, 'precision': 3, 'recall': 3}
+DECIMALS = {'fid': 1, 'kid': 3, 'is': 1, 'precision': 3, 'recall': 3, 'recognition': 3}
 
 def with_interval(row: pd.Series) -> str: # the paper as printed
     "A value and its interval."
@@ -444,31 +444,34 @@ def with_interval(row: pd.Series) -> str: # the paper as printed
 def first_of(rows: pd.DataFrame) -> str: return '–' if rows.empty else with_interval(rows.iloc[0])
 
 # %% ../nbs/52_findings.ipynb #488bc9d6
-FRAME = ['run', 'size', 'metric', 'before training', 'after training', 'two halves of the real images']
+FRAME = ['run', 'size', 'metric', 'before training', 'after training', 'real images through the tokenizer',
+         'two halves of the real images']
 
 def frame_table(evidence: Evidence) -> pd.DataFrame:
-    "Before training, after it, and the distance between two halves of the real images."
+    "Before training, after it, and what nothing that draws tokens, or nothing at all, can go below."
     table = evidence.table
     table = table[(table.source != 'paper') & table.family.isin(['fid', 'kid'])]
     rows = []
     for (source, size, label), part in table.groupby(['source', 'size', 'label'], sort=False):
         curve = part[part.part == 'curve']
         last = curve[curve.epoch == curve.epoch.max()].nsmallest(1, 'value')
-        cells = [part[part.part == 'untrained'], last, part[part.part == 'floor']]
+        cells = [part[part.part == 'untrained'], last, part[part.part == 'through'], part[part.part == 'floor']]
         rows.append([NAMES[source], named('size', size), label, *map(first_of, cells)])
     return pd.DataFrame(rows, columns=FRAME)
 
 # %% ../nbs/52_findings.ipynb #9b1bd2a1
 QUALITY = {'fid': 'FID', 'is': 'IS', 'precision': 'precision', 'recall': 'recall'}
+JUDGED = {'recognition': 'recognised', 'fd_judge': 'FD-J'} # where there is a judge of classes
 
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
     last, rows = last_and_best(evidence.table, ['size']), []
+    heads = QUALITY | {family: head for family, head in JUDGED.items() if family in set(last.family)}
     steps = {(r.source, r.parameters.get('size')): r.settings.get('evaluation.steps') for r in evidence.records}
-    for title, part in by_source(last[last.family.isin(QUALITY)]):
+    for title, part in by_source(last[last.family.isin(heads)]):
         for size in in_order(part, 'size'):
             at = {row.family: row for _, row in part[part['size'] == size].iterrows()}
-            cells = {head: with_interval(at[family]) if family in at else '–' for family, head in QUALITY.items()}
+            cells = {head: with_interval(at[family]) if family in at else '–' for family, head in heads.items()}
             rows.append({'run': title, 'size': named('size', size), 'steps': steps[at['fid'].source, size],
                          'guidance': f"{at['fid'].cfg:g}"} | cells)
     return pd.DataFrame(rows)

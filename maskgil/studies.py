@@ -24,8 +24,8 @@ from .core import fingerprint, load_extensions, shipped
 from maskgil.figures import (
     drawn_texts, fid_by_departure, fid_by_model, fid_by_order, fid_by_rule, fid_by_tokenizer, fid_is_over_guidance,
     fid_over_ar_tokens, fid_over_epochs, fid_over_images, fid_over_steps, found_by_told, fusion_timeline, head_cost,
-    method_schematic, norm_over_steps, one_at_a_time, reconstruction_by_codebook, samples_and_seconds, sheets,
-    speed_over_batch,
+    loss_over_steps, method_schematic, norm_over_steps, one_at_a_time, reconstruction_by_codebook, samples_and_seconds,
+    sheets, speed_over_batch,
 )
 from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
@@ -429,6 +429,7 @@ register_study(Study(
         Figure('figure-5a', fid_over_epochs, curve_finding),
         Figure('figure-5b', fid_is_over_guidance, guidance_finding),
         Figure('figure-1', sheets, fixed_text('Samples by class, one row for each, from each size.'), 'records'),
+        Figure('training', loss_over_steps, fixed_text('Whether a size has had enough of the training.'), 'history'),
     ),
     tables=(
         Table('Table 2, the four sizes', sizes_table,
