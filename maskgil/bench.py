@@ -122,7 +122,7 @@ def checkpoints_dir() -> Path:
     "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
     return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
 
-SMALL_TOKENIZERS = ('results/small-tokenizers', 'small-tokenizers') # in the project, in the package
+SMALL_TOKENIZERS = ('results/small-tokenizers', 'small_tokenizers') # in the project, in the package
 PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 
 def published_file(name: str) -> Path:

@@ -119,7 +119,7 @@ JUDGE_FILE = 'openmoji-32.safetensors'
 @functools.lru_cache(maxsize=1)
 def load_judge() -> ClassJudge: # in evaluation mode
     "The judge that is in the repository."
-    weights = read_weights(shipped('results/judge', 'judge')/JUDGE_FILE)
+    weights = read_weights(shipped('results/judge', 'judge_weights')/JUDGE_FILE)
     judge = ClassJudge(len(weights['head.bias'])).to(memory_format=torch.channels_last)
     judge.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return judge.eval().requires_grad_(False)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'maskgil', 'nbs', 'results/reference', 'checkpoints')
+SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'maskgil', 'nbs', 'results/reference', 'results/judge',
+           'results/small-tokenizers', 'checkpoints')
 
 
 def python(*arguments, cwd=ROOT.parent, **env):
@@ -86,6 +87,12 @@ def test_a_wheel_shows_the_reference_beside_the_paper(outside):
     table_7 = outside('-m', 'maskgil.cli', 'table')
     assert '5.645' in table_7 and 'reference:' in table_7
     assert 'reference: none yet' not in table_7 and 'yours: none yet' in table_7
+
+
+def test_a_wheel_has_the_judge_and_a_tokenizer_of_the_studies(outside):
+    asked = "from maskgil.bench import published_file as f; from maskgil.judge import load_judge as j; "
+    name, classes = outside('-c', f"{asked}print(f('midi-llamagen-vq').name, len(j().head.bias))").split()
+    assert (name, classes) == ('midi-llamagen-vq.safetensors', '9')
 
 
 def test_a_wheel_plans(outside):
