@@ -26,9 +26,15 @@ reproduce: install ## run every cell of every study in the profile that fits thi
 remeasure: install ## draw and measure the reference's tables again from its own models: nothing is trained
 	@$(PYTHON) -m maskgil.remeasure
 
-reference: install ## the committed reference: all seeds of the mini profile, then results/reference/
-	@for seed in 0 1 2; do $(PYTHON) -m maskgil.cli reproduce --profile mini --seed $$seed || exit 1; done
-	@$(PYTHON) -m maskgil.cli promote
+PROFILE ?= mini
+SEEDS ?= 0 1 2
+LANES ?= 0
+
+reference: install ## the committed reference, with PROFILE=mini or midi, SEEDS="0 1 2", LANES=cells at a time; goes on where it was
+	@for seed in $(SEEDS); do \
+	  $(PYTHON) -m maskgil.cli reproduce --profile $(PROFILE) --seed $$seed --lanes $(LANES) || exit 1; done
+	@$(PYTHON) -m maskgil.cli promote --profile $(PROFILE)
+	@test $(PROFILE) != midi || $(PYTHON) -m maskgil.remeasure --keep true
 
 report: install ## render reports/yours/ from the records: the paper, the reference, your runs
 	@$(BIN)papermill nbs/report.ipynb

@@ -34,7 +34,7 @@ from .profiles import Profile
 from .reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
 from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
-from .training import TrainConfig, fit, load_milestone
+from .training import TrainConfig, fit, load_milestone, milestone_file
 from .versions import versions_of
 from .weights import load_model_weights, save_weights
 
@@ -42,7 +42,7 @@ from .weights import load_model_weights, save_weights
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS', 'Bench',
            'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'check_real_images', 'Trained', 'committed_file',
-           'with_committed_weights', 'commit_weights', 'train_model', 'training_cost', 'spread_out',
+           'with_committed_weights', 'commit_weights', 'train_model', 'planned_training', 'training_cost', 'spread_out',
            'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
            'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
            'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights',
@@ -264,27 +264,30 @@ def _not_as_before(profile: Profile, **unless: Any) -> dict[str, Any]: # unless:
     given = vars(profile.data) | vars(profile.training)
     return {name: given[name] for name, before in unless.items() if given[name] != before}
 
-# %% ../nbs/43_bench.ipynb #98fde545
+# %% ../nbs/43_bench.ipynb #fe4607f3
 REFERENCE_MODELS = ('results/models', 'models') # in the project, in the package
 
 def committed_file(trained: Trained) -> Path: # it need not be there
     "Where the reference's weights of this training are."
     return shipped(*REFERENCE_MODELS)/f'{trained.folder.name}.safetensors'
 
-def with_committed_weights(trained: Trained, config: TrainConfig) -> Trained:
+def with_committed_weights(trained: Trained, batch_size: int) -> Trained:
     "With the reference's weights; a `FileNotFoundError` where they were not committed."
     file = committed_file(trained)
     if not file.exists():
         raise FileNotFoundError(f"no {shown(file)}: the weights of this training ({trained.options['kind']} "
                                 f"{trained.options['size']}) do not come with the code, or are of an older version")
     load_model_weights(trained.model, file)
-    trained.history = [dict(step=config.steps, images=config.steps * config.batch_size)]
+    last = max(trained.steps.values())
+    trained.history = [dict(step=last, images=last * batch_size)]
     return trained
 
-def commit_weights(trained: Trained) -> Path:
+def commit_weights(trained: Trained) -> Path | None: # None where it is not trained yet
     "Put the weights of a training's last step where `with_committed_weights` finds them."
-    model = trained.at(max(trained.steps))
-    return save_weights(committed_file(trained), model, dict(steps=max(trained.steps.values())), torch.bfloat16)
+    last = max(trained.steps.values())
+    if not milestone_file(trained.folder, last).exists(): return None
+    model = load_milestone(trained.model, trained.folder, last)
+    return save_weights(committed_file(trained), model, dict(steps=last), torch.bfloat16)
 
 # %% ../nbs/43_bench.ipynb #a5bf23e0
 def train_model(
@@ -296,6 +299,22 @@ def train_model(
     **changes: Any, # fields of `ModelConfig`
 ) -> Trained:
     "Train one model on the bench's tokens, or find it trained."
+    trained, objective, config = planned_training(bench, size, kind, recipe, training, **changes)
+    if bench.committed: return with_committed_weights(trained, config.batch_size)
+    with locked(trained.folder.with_suffix('.lock')):
+        if bench.force: shutil.rmtree(trained.folder, ignore_errors=True)
+        trained.history = fit_on_all(
+            trained.model, trained.options, objective, bench.tokens, config, trained.folder,
+            list(trained.steps.values()), bench.device, bench.profile.training.dtype,
+            f'{kind} {bench.profile.row(size)}')
+    return trained
+
+def planned_training(
+    bench: Bench,
+    size: str, kind: str = 'maskgil', recipe: str = 'paper', training: dict[str, Any] | None = None, # as `train_model`
+    **changes: Any,
+) -> tuple[Trained, Any, TrainConfig]: # without a history; and the objective
+    "What `train_model` will train, and where."
     settings = bench.profile.training
     steps = {e: max(1, round(e * len(bench.tokens) / settings.batch_size)) for e in settings.epochs}
     config = TrainConfig(max(steps.values()), settings.batch_size, settings.learning_rate, ema=settings.ema,
@@ -310,12 +329,7 @@ def train_model(
         copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)],
         **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'))
     trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed)
-    if bench.committed: return with_committed_weights(trained, config)
-    with locked(folder.with_suffix('.lock')):
-        if bench.force: shutil.rmtree(folder, ignore_errors=True)
-        trained.history = fit_on_all(model, options, objective, bench.tokens, config, folder, list(steps.values()),
-                                     bench.device, settings.dtype, f'{kind} {bench.profile.row(size)}')
-    return trained
+    return trained, objective, config
 
 # %% ../nbs/43_bench.ipynb #78e9a484
 def training_cost(trained: Trained) -> dict[str, float]:

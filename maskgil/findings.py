@@ -21,7 +21,7 @@ from .tables import as_text, best_guidance, compare, history_table, long_table, 
 from .text_study import CANDIDATES
 
 # %% auto #0
-__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'JUDGED', 'Evidence', 'lost_sentence', 'mixed_sentence',
+__all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'BY_JUDGE', 'Evidence', 'lost_sentence', 'mixed_sentence',
            'with_caveats', 'evident', 'gather_evidence', 'by_source', 'title_of', 'told', 'printed_number', 'signed',
            'change_of', 'moved', 'named', 'as_multiple', 'lowest', 'optimum', 'duel', 'at_the_last_epoch',
            'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding',
@@ -461,12 +461,12 @@ def frame_table(evidence: Evidence) -> pd.DataFrame:
 
 # %% ../nbs/52_findings.ipynb #9b1bd2a1
 QUALITY = {'fid': 'FID', 'is': 'IS', 'precision': 'precision', 'recall': 'recall'}
-JUDGED = {'recognition': 'recognised', 'fd_judge': 'FD-J'} # where there is a judge of classes
+BY_JUDGE = {'recognition': 'recognised', 'fd_judge': 'FD-J'} # where there is a judge of classes
 
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
     last, rows = last_and_best(evidence.table, ['size']), []
-    heads = QUALITY | {family: head for family, head in JUDGED.items() if family in set(last.family)}
+    heads = QUALITY | {family: head for family, head in BY_JUDGE.items() if family in set(last.family)}
     steps = {(r.source, r.parameters.get('size')): r.settings.get('evaluation.steps') for r in evidence.records}
     for title, part in by_source(last[last.family.isin(heads)]):
         for size in in_order(part, 'size'):
