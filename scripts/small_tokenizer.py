@@ -65,7 +65,10 @@ def main() -> None:
                        test=measure(tokenizer, test.batch(slice(0, len(test))), held_out))
         print(step, json.dumps(reached), flush=True)
         made = dict(steps=step, arguments={key: str(value) for key, value in vars(chosen).items()}, reached=reached)
-        save_weights(chosen.folder/f'{chosen.tokenizer}-{step}.safetensors', tokenizer, made, torch.bfloat16)
+        last = step == milestones[-1]
+        path = chosen.folder/(f'{name}.safetensors' if last else f'{name}-{step}.safetensors')
+        save_weights(path, tokenizer, made, torch.bfloat16)
+    print(f'{path}: studies read it from MASKGIL_CHECKPOINTS={path.parent}, before the one in results/small-tokenizers')
 
 
 if __name__ == '__main__': main()
