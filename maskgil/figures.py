@@ -313,7 +313,7 @@ def in_units(
 
 # %% ../nbs/51_figures.ipynb #ee5ce1ea
 HIGHER = ( # families of which more is better; of all others less is
-    'is', 'precision', 'recall', 'codebook_usage_pct', 'psnr', 'images_per_second',
+    'is', 'precision', 'recall', 'recognition', 'codebook_usage_pct', 'psnr', 'images_per_second',
     'found_caption', 'found_emoji', 'found_background',
 )
 
@@ -347,8 +347,8 @@ def panels_by_source(
     return fig
 
 # %% ../nbs/51_figures.ipynb #35b2a4ff
-def _wrapped(title, columns): # about ten letters an inch
-    return textwrap.fill(title, int(min(PANEL_WIDTH, PAGE_WIDTH/columns)*10))
+def _wrapped(title, columns): # about eight bold letters an inch
+    return textwrap.fill(title, int(min(PANEL_WIDTH, PAGE_WIDTH/columns)*8))
 
 # %% ../nbs/51_figures.ipynb #2fde01be
 def _nothing(ax, source):
@@ -517,9 +517,10 @@ def fid_is_over_guidance(
     sizes: Iterable[str] | None = None, # all unless told otherwise
     profile: str | None = None, # as `tables.of_profile` takes it
 ) -> Any: # a matplotlib figure
-    "FID and IS against the guidance scale at the end of training (Figure 5b)."
+    "FID, IS and, where there is a judge, recognition against the guidance scale at the end of training (Figure 5b)."
     table = of_profile(over_seeds(table), profile)
-    curves = table[(table.part == 'curve') & table.family.isin(['fid', 'is'])]
+    families = ['fid', 'is', *(['recognition'] if 'recognition' in set(table.family) else [])]
+    curves = table[(table.part == 'curve') & table.family.isin(families)]
     if sizes: curves = curves[curves['size'].isin(list(sizes))]
     def draw(ax, part):
         def ended_early(line):
@@ -528,7 +529,7 @@ def fid_is_over_guidance(
         draw_lines(ax, part, 'cfg', 'size', ended_early)
         _ring_lowest(ax, part, 'cfg', 'size')
         ax.set(xlabel='guidance scale', ylabel=metric_label(part), xticks=sorted(part.cfg.unique()))
-    return panels_by_source(at_the_end(curves, ['size']), ['fid', 'is'], draw)
+    return panels_by_source(at_the_end(curves, ['size']), families, draw)
 
 # %% ../nbs/51_figures.ipynb #f37de014
 def norm_over_steps(
