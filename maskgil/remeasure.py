@@ -113,9 +113,9 @@ def expected_again(found: Iterable[Record]) -> float: # seconds
 
 def _with_threads(count: int) -> None: torch.set_num_threads(count)
 
-# %% ../nbs/57_remeasure.ipynb #fca838a9
+# %% ../nbs/57_remeasure.ipynb #6f789391
 def remeasure(
-    studies: Sequence[str] = REMEASURED,
+    studies: list[str] = [], # of `REMEASURED`; all unless told otherwise
     profile: str = 'midi', # whose reference
     seed: int = 0, # whose models were committed
     lanes: int = 0, # records at a time; 0 is two, where there are two cores
@@ -123,7 +123,7 @@ def remeasure(
 ) -> None:
     "Draw and measure the reference's tables again, and say which numbers differ by more than their intervals."
     keep_freed_memory()
-    asked = [check_choice('study', study, REMEASURED) for study in studies]
+    asked = [check_choice('study', study, REMEASURED) for study in studies] or list(REMEASURED)
     chosen = check_choice('profile', profile, PROFILES)
     if keep:
         for record in reference_records(asked, chosen, seed, ('reference', 'yours')):
