@@ -27,7 +27,7 @@ from .tables import long_table
 
 # %% auto #0
 __all__ = ['REMEASURED', 'TIMES', 'profile_of', 'cell_of', 'bench_of', 'measured_again', 'side_by_side', 'reference_records',
-           'keep_models', 'say_differences', 'expected_again', 'remeasure']
+           'keep_models', 'say_differences', 'expected_again', 'all_again', 'remeasure']
 
 # %% ../nbs/57_remeasure.ipynb #33f2d71f
 REMEASURED = ('tokenizers', 'scaling', 'steps', 'fusion', 'departures') # studies that draw with classes
@@ -93,7 +93,7 @@ def keep_models(record: Record) -> list[Path]: # weights in results/models
                for kind in kinds]
     return [path for trained, *_ in planned if (path := commit_weights(trained))]
 
-# %% ../nbs/57_remeasure.ipynb #b860d1a4
+# %% ../nbs/57_remeasure.ipynb #f56e3c8b
 def say_differences(found: pd.DataFrame) -> None:
     "A line for each study, and one for each number outside its interval."
     for study, rows in found.groupby('study', sort=False):
@@ -113,7 +113,18 @@ def expected_again(found: Iterable[Record]) -> float: # seconds
 
 def _with_threads(count: int) -> None: torch.set_num_threads(count)
 
-# %% ../nbs/57_remeasure.ipynb #6f789391
+def all_again(
+    found: list[Record],
+    lanes: int = 0, # records at a time; 0 is two, where there are two cores
+) -> list[Record]:
+    "The records measured again, in processes that share the cores."
+    cores = os.cpu_count() or 1
+    lanes = lanes or min(2, cores)
+    spawned = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(lanes, spawned, _with_threads, (max(1, cores // lanes),)) as pool:
+        return list(progress(pool.map(measured_again, found), total=len(found), desc='cells', unit='cell'))
+
+# %% ../nbs/57_remeasure.ipynb #6a39550a
 def remeasure(
     studies: list[str] = [], # of `REMEASURED`; all unless told otherwise
     profile: str = 'midi', # whose reference
@@ -131,14 +142,9 @@ def remeasure(
         return
     found = reference_records(asked, chosen, seed)
     if not found: raise ValueError(f'the reference has no records of {", ".join(asked)} in {profile} with seed {seed}')
-    cores = os.cpu_count() or 1
-    lanes = lanes or min(2, cores)
     minutes = max(1, round(expected_again(found) / 60))
     print(f'{len(found)} records of the reference, nothing to train: about {minutes} min on this machine', flush=True)
-    spawned = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(lanes, spawned, _with_threads, (max(1, cores // lanes),)) as pool:
-        again = list(progress(pool.map(measured_again, found), total=len(found), desc='cells', unit='cell'))
-    table = side_by_side(found, again)
+    table = side_by_side(found, all_again(found, lanes))
     path = results_dir()/'runs'/'differences.csv'
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path, index=False)
