@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checks import one_line_errors, options
-from .core import keep_freed_memory, progress, project_root, shipped, write_atomic
+from .core import keep_freed_memory, progress, project_root, shipped, weights_fingerprint, write_atomic
 from .data import to_float
 from .features import in_batches, resize_bytes
 from maskgil.metrics import (
@@ -151,7 +151,7 @@ def judge_distance(
     "Fréchet distance between the judge's features, times 100."
     return 100 * float(frechet_distance(*mean_and_covariance(drawn), *mean_and_covariance(real)))
 
-# %% ../nbs/32_judge.ipynb #2a44e228
+# %% ../nbs/32_judge.ipynb #0fef7175
 JUDGE_METRICS = dict(recognition='recognition', fd_judge='FD-J') # what `judged_metrics` finds, and its labels
 
 def judged_metrics(
@@ -167,10 +167,10 @@ def judged_metrics(
     estimates = dict(
         recognition=mean_estimates(recognised, counts),
         fd_judge=100 * frechet_estimates(features.double(), counts, *mean_and_covariance(real)))
-    held_against = dict(recognition=None, fd_judge=len(real))
-    return {name: interval(found) | dict(n=len(features), n_reference=held_against[name], label=JUDGE_METRICS[name],
-                                         reference=None)
-            for name, found in estimates.items()}
+    compared = dict(recognition=None, fd_judge=len(real))
+    eyes = f'judge {weights_fingerprint(judge or load_judge())}'
+    return {name: interval(found) | dict(n=len(features), n_reference=compared[name], label=JUDGE_METRICS[name],
+                                         reference=eyes) for name, found in estimates.items()}
 
 # %% ../nbs/32_judge.ipynb #fc6a782e
 def make_judge(
