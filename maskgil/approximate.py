@@ -21,7 +21,7 @@ from .bench import proportional_labels, published_file
 from .checks import check_choice, one_line_errors, options
 from .core import fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now
 from .features import extract
-from .judge import judge_distance, as_judged, recognition
+from .judge import as_judged, judged_metrics
 from .metrics import evaluate, fewest_images, Reference
 from .models import load_model
 from .pipeline import decode_tokens, draw_tokens
@@ -151,9 +151,8 @@ class Court:
     def hear(self, drawn: Tensor, labels: Tensor) -> dict[str, float]: # (n 3 h w) uint8 and (n,) -> metric -> value
         "What the judges say."
         found = evaluate(extract(drawn, 'el0'), self.reference, bootstrap=0)
-        features, named = as_judged(drawn)
-        said = {name: float(found[name]['value']) for name in LOST if name in found}
-        return said | dict(recognition=recognition(named, labels), fd_judge=judge_distance(features, self.features))
+        found |= judged_metrics(drawn, labels, self.features, bootstrap=0)
+        return {name: float(found[name]['value']) for name in LOST}
 
 # %% ../nbs/50_approximate.ipynb #9c810254
 def measure_losses(

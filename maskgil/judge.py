@@ -26,7 +26,8 @@ from .weights import read_weights
 
 # %% auto #0
 __all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGE_METRICS', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen',
-           'train_judge', 'load_judge', 'as_judged', 'recognition', 'judge_distance', 'judged_metrics', 'make_judge']
+           'train_judge', 'load_judge', 'as_judged', 'recognised', 'recognition', 'judge_distance', 'judged_metrics',
+           'make_judge']
 
 # %% ../nbs/32_judge.ipynb #c9d941de
 JUDGE_SIDE = 32 # pixels that it looks at
@@ -136,13 +137,19 @@ def as_judged(
     return torch.cat(features).clone(), torch.cat(logits).argmax(1)
 
 # %% ../nbs/32_judge.ipynb #b63c6654
-def recognition(
+def recognised(
     named: Tensor, # (n,) classes that the judge names
-    asked: Tensor, # (n,) classes that were asked for
+    asked: Any, # (n,) classes that were asked for
+) -> Tensor: # (n,) bool
+    "Which images show their class; a `ValueError` where there is not one class for each."
+    if len(named) != len(asked): raise ValueError(f'{len(named)} images for {len(asked)} classes')
+    return named == torch.as_tensor(asked)
+
+def recognition(
+    named: Tensor, asked: Any, # as `recognised` takes them
 ) -> float: # from 0 to 1
     "The share of images whose class is recognised."
-    if len(named) != len(asked): raise ValueError(f'{len(named)} images for {len(asked)} classes')
-    return float((named == torch.as_tensor(asked)).double().mean())
+    return float(recognised(named, asked).double().mean())
 
 # %% ../nbs/32_judge.ipynb #3e2a1d3b
 def judge_distance(
@@ -163,9 +170,9 @@ def judged_metrics(
 ) -> dict[str, dict[str, Any]]: # name: value, low, high, n, n_reference, label, reference
     "Both verdicts with their intervals, in the form of `metrics.evaluate`."
     features, named = as_judged(images, judge)
-    recognised, counts = named == torch.as_tensor(asked), bootstrap_counts(len(features), bootstrap, seed)
+    counts = bootstrap_counts(len(features), bootstrap, seed)
     estimates = dict(
-        recognition=mean_estimates(recognised, counts),
+        recognition=mean_estimates(recognised(named, asked), counts),
         fd_judge=100 * frechet_estimates(features.double(), counts, *mean_and_covariance(real)))
     compared = dict(recognition=None, fd_judge=len(real))
     eyes = f'judge {weights_fingerprint(judge or load_judge())}'

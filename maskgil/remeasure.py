@@ -123,7 +123,9 @@ def expected_again(found: Iterable[Record]) -> float: # seconds
     cells = [(profile_of(record), cell) for record in found if (cell := cell_of(record))]
     return 3600 * sum(plan_cell(profile, cell, machine, trained=True)['hours'] for profile, cell in cells)
 
-def _with_threads(count: int) -> None: torch.set_num_threads(count)
+def _prepare_worker(threads: int) -> None: # as a program is prepared, since it holds for a process
+    keep_freed_memory()
+    torch.set_num_threads(threads)
 
 def all_again(
     found: list[Record],
@@ -133,7 +135,7 @@ def all_again(
     cores = os.cpu_count() or 1
     lanes = lanes or min(2, cores)
     spawned = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(lanes, spawned, _with_threads, (max(1, cores // lanes),)) as pool:
+    with ProcessPoolExecutor(lanes, spawned, _prepare_worker, (max(1, cores // lanes),)) as pool:
         return list(progress(pool.map(measured_again, found), total=len(found), desc='cells', unit='cell'))
 
 # %% ../nbs/57_remeasure.ipynb #20f8f56c
@@ -145,7 +147,6 @@ def remeasure(
     keep: bool = False, # commit the models of the records that are here, in place of measuring again
 ) -> None:
     "Draw and measure the reference's tables again, and say which numbers differ by more than their intervals."
-    keep_freed_memory()
     asked = [check_choice('study', study, REMEASURED) for study in studies] or list(REMEASURED)
     chosen = check_choice('profile', profile, PROFILES)
     if keep:
