@@ -33,9 +33,6 @@ __all__ = ['REMEASURED', 'TIMES', 'NOT_JUDGED', 'BY_CHANCE', 'profile_of', 'cell
 
 # %% ../nbs/57_remeasure.ipynb #8234b47b
 REMEASURED = ('tokenizers', 'scaling', 'steps', 'fusion', 'departures') # studies that draw with classes
-TIMES = ('seconds_per_image',) # families of a machine, and not of a model
-NOT_JUDGED = ('recall',) # families whose interval leaves out which images were drawn
-BY_CHANCE = .05 # of the numbers that are judged, outside
 
 def profile_of(record: Record) -> Profile:
     "What the record's cell was run with, evaluated after its last epoch alone."
@@ -62,6 +59,10 @@ def measured_again(record: Record) -> Record: # source 'yours'
     return dataclasses.replace(record, metrics=metrics, source='yours')
 
 # %% ../nbs/57_remeasure.ipynb #33e7a443
+TIMES = ('seconds_per_image',) # families of a machine, and not of a model
+NOT_JUDGED = ('recall',) # families whose interval leaves out which images were drawn
+BY_CHANCE = .05 # of the numbers that are judged, outside
+
 def side_by_side(
     reference: Iterable[Record],
     again: Iterable[Record], # of the same cells
