@@ -19,8 +19,8 @@ help: ## this list
 install: $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,.venv/bin/python) ## install the package with its development extra, if it is not there
 	@$(PYTHON) -c 'import maskgil, nbdev, pytest, nbconvert, psutil' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[dev]'
 
-reproduce: install ## run every cell of every study in the profile that fits this machine, and render the report
-	@$(PYTHON) -m maskgil.cli reproduce
+reproduce: install ## render, measure again, and train again what fits in MINUTES (inf: every cell of every study)
+	@$(PYTHON) -m maskgil.cli reproduce $(if $(MINUTES),--minutes $(MINUTES))
 	@$(MAKE) --no-print-directory report
 
 remeasure: install ## draw and measure the reference's tables again from its own models: nothing is trained
@@ -32,7 +32,7 @@ LANES ?= 0
 
 reference: install ## the committed reference, with PROFILE=mini or midi, SEEDS="0 1 2", LANES=cells at a time; goes on where it was
 	@for seed in $(SEEDS); do \
-	  $(PYTHON) -m maskgil.cli reproduce --profile $(PROFILE) --seed $$seed --lanes $(LANES) || exit 1; done
+	  $(PYTHON) -m maskgil.cli reproduce --profile $(PROFILE) --seed $$seed --lanes $(LANES) --minutes inf || exit 1; done
 	@$(PYTHON) -m maskgil.cli promote --profile $(PROFILE)
 	@test $(PROFILE) != midi || $(PYTHON) -m maskgil.remeasure --keep true
 

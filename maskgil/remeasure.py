@@ -5,7 +5,7 @@
 # %% ../nbs/57_remeasure.ipynb #7c5762d6
 from __future__ import annotations
 
-import dataclasses, multiprocessing, os, tempfile
+import dataclasses, itertools, math, multiprocessing, os, tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Iterable, Sequence
@@ -19,7 +19,7 @@ from .bench import Bench, commit_weights, planned_training
 from .cells import DEPARTURES, PARADIGMS
 from .checks import check_choice, run_function
 from .core import keep_freed_memory, progress, results_dir, shown
-from .machines import this_machine
+from .machines import Hardware, this_machine
 from .planner import plan_cell
 from .profiles import PROFILES, Profile, override
 from .records import Record, latest, records
@@ -28,8 +28,8 @@ from .tables import long_table
 
 # %% auto #0
 __all__ = ['REMEASURED', 'TIMES', 'NOT_JUDGED', 'BY_CHANCE', 'profile_of', 'cell_of', 'bench_of', 'measured_again',
-           'side_by_side', 'too_many', 'reference_records', 'keep_models', 'say_differences', 'expected_again',
-           'all_again', 'remeasure']
+           'side_by_side', 'too_many', 'reference_records', 'keep_models', 'say_differences', 'seconds_again',
+           'quickest', 'all_again', 'differences_file', 'not_yet_again', 'compare_again', 'remeasure']
 
 # %% ../nbs/57_remeasure.ipynb #8234b47b
 REMEASURED = ('tokenizers', 'scaling', 'steps', 'fusion', 'departures') # studies that draw with classes
@@ -77,7 +77,7 @@ def side_by_side(
     differs = (now - value).abs()
     reach = np.sqrt(2) * np.maximum(high - value, value - low).fillna(0)
     within = (differs <= reach) | np.isclose(now, value, rtol=1e-3, atol=1e-9) | both.family.isin(NOT_JUDGED)
-    return both.assign(within=within).drop(columns=['source', 'n', 'note', 'key', 'share'], errors='ignore')
+    return both.assign(within=within).drop(columns=['source', 'n', 'note', 'share'], errors='ignore')
 
 def too_many(found: pd.DataFrame) -> bool: # found: of `side_by_side`
     "Whether more numbers are outside than chance explains, once in a thousand."
@@ -118,11 +118,25 @@ def say_differences(found: pd.DataFrame) -> None:
         print(f'  {row.study}, {at}: {row.label} {row.value_again:.4g}, and the reference has {row.value:.4g} '
               f'[{row.low:.4g}, {row.high:.4g}]')
 
-def expected_again(found: Iterable[Record]) -> float: # seconds
-    "How long this machine takes to draw and measure these records again."
+def seconds_again(
+    record: Record, # with a cell in the grid
+    machine: Hardware,
+) -> float:
+    "How long a machine takes to draw and measure a record again."
+    cell = cell_of(record)
+    assert cell is not None
+    return 3600 * plan_cell(profile_of(record), cell, machine, trained=True)['hours']
+
+def quickest(
+    found: Iterable[Record],
+    seconds: float = math.inf, # for all of them together
+) -> tuple[list[Record], float]: # and the seconds that this machine takes for them
+    "The records that can be measured again in some time, the quickest first."
     machine = this_machine()
-    cells = [(profile_of(record), cell) for record in found if (cell := cell_of(record))]
-    return 3600 * sum(plan_cell(profile, cell, machine, trained=True)['hours'] for profile, cell in cells)
+    takes = sorted(((seconds_again(record, machine), record) for record in found), key=lambda pair: pair[0])
+    ends = list(itertools.accumulate(each for each, _ in takes))
+    fit = [end for end in ends if end <= seconds]
+    return [record for _, record in takes[:len(fit)]], max(fit, default=0.)
 
 def _prepare_worker(threads: int) -> None: # as a program is prepared, since it holds for a process
     keep_freed_memory()
@@ -139,15 +153,38 @@ def all_again(
     with ProcessPoolExecutor(lanes, spawned, _prepare_worker, (max(1, cores // lanes),)) as pool:
         return list(progress(pool.map(measured_again, found), total=len(found), desc='cells', unit='cell'))
 
+# %% ../nbs/57_remeasure.ipynb #fb4e14cc
+def differences_file() -> Path: return results_dir()/'runs'/'differences.csv'
+
+def not_yet_again(found: Iterable[Record]) -> list[Record]:
+    "Without those that the file of differences holds already."
+    held = set(pd.read_csv(differences_file()).key) if differences_file().exists() else set()
+    return [record for record in found if record.key not in held]
+
+def compare_again(
+    found: list[Record],
+    lanes: int = 0, # as in `all_again`
+) -> None:
+    "Measure records again, add what differs to the file of differences and say it; a `ValueError` for too much of it."
+    table, path = side_by_side(found, all_again(found, lanes)), differences_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = [held[~held.key.isin(table.key)] for held in [pd.read_csv(path)]] if path.exists() else []
+    pd.concat([*before, table]).to_csv(path, index=False)
+    say_differences(table)
+    print(f'all of them: {shown(path)}', flush=True)
+    if too_many(table): raise ValueError(f'{int((~table.within).sum())} numbers are outside: more than chance explains')
+
 # %% ../nbs/57_remeasure.ipynb #20f8f56c
 def remeasure(
     studies: list[str] = [], # of `REMEASURED`; all unless told otherwise
     profile: str = 'midi', # whose reference
     seed: int = 0, # whose models were committed
     lanes: int = 0, # records at a time; 0 is two, where there are two cores
+    minutes: float = 0, # measure what can be done in this time, the quickest records first; 0: all
     keep: bool = False, # commit the models of the records that are here, in place of measuring again
 ) -> None:
     "Draw and measure the reference's tables again, and say which numbers differ by more than their intervals."
+    if not minutes >= 0: raise ValueError(f'minutes is {minutes}: it has to be 0 or more')
     asked = [check_choice('study', study, REMEASURED) for study in studies] or list(REMEASURED)
     chosen = check_choice('profile', profile, PROFILES)
     if keep:
@@ -156,15 +193,11 @@ def remeasure(
         return
     found = reference_records(asked, chosen, seed)
     if not found: raise ValueError(f'the reference has no records of {", ".join(asked)} in {profile} with seed {seed}')
-    minutes = max(1, round(expected_again(found) / 60))
-    print(f'{len(found)} records of the reference, nothing to train: about {minutes} min on this machine', flush=True)
-    table = side_by_side(found, all_again(found, lanes))
-    path = results_dir()/'runs'/'differences.csv'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False)
-    say_differences(table)
-    print(f'all of them: {shown(path)}')
-    if too_many(table): raise ValueError(f'{int((~table.within).sum())} numbers are outside: more than chance explains')
+    some, seconds = quickest(found, 60 * minutes or math.inf)
+    if not some: raise ValueError(f'minutes is {minutes:g}: none of {len(found)} records can be measured in that')
+    print(f'{len(some)} of {len(found)} records of the reference, nothing to train: about '
+          f'{max(1, round(seconds / 60))} min on this machine', flush=True)
+    compare_again(some, lanes)
 
 # %% ../nbs/57_remeasure.ipynb #53823ef6
 if __name__ == '__main__' and '__file__' in globals(): run_function(remeasure)

@@ -5,7 +5,7 @@
 # %% ../nbs/57_reproduce.ipynb #27c52ddb
 from __future__ import annotations
 
-import contextlib, itertools, os, signal, subprocess, sys, time
+import contextlib, itertools, math, os, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
@@ -13,14 +13,16 @@ from typing import Any, Iterable
 from .checks import look_at_folder, printable, run_function
 from .core import as_ctrl_c, pick_dtype, progress, results_dir
 from .machines import Hardware, HARDWARE, this_machine
-from .planner import plan_cell
+from .planner import has_record, plan_cell
 from .profiles import Profile, resolve_profile
-from .records import write_index
+from .records import Record, write_index
+from .remeasure import REMEASURED, compare_again, not_yet_again, quickest, reference_records
 from .studies import STUDIES, default_cells, study_notebook
 
 # %% auto #0
-__all__ = ['StudyJob', 'SECONDS_A_JOB', 'QUIET', 'planned_jobs', 'jobs', 'expected_seconds', 'said_duration', 'say_expected',
-           'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'start', 'stop', 'run_all', 'reproduce']
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'REFERENCE', 'QUIET', 'planned_jobs', 'jobs', 'quickest_jobs',
+           'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
+           'own_log', 'job_name', 'start', 'stop', 'run_all', 'again_failed', 'reproduce']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -28,8 +30,10 @@ StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
 def planned_jobs(
     profile: Profile,
     hardware: Hardware,
+    seed: int | None = None, # whose records make a cell cost nothing; none unless told otherwise
 ) -> list[tuple[StudyJob, float]]: # and the seconds that its operations take there
     "Every cell of every study, grouped to processes."
+    wanted = dict(seed=seed, profile=profile.name)
     held: dict[str, StudyJob] = {}
     seconds: dict[str, float] = {}
     for name, study in STUDIES.items():
@@ -37,7 +41,9 @@ def planned_jobs(
         for cell in cells:
             job = (name, {k: cell.arguments[k] for k in study.apart})
             held[str(job)] = job
-            seconds[str(job)] = seconds.get(str(job), 0.) + 3600 * plan_cell(at, cell, hardware)['hours']
+            done = seed is not None and has_record(name, cell.parameters | wanted)
+            takes = 0. if done else 3600 * plan_cell(at, cell, hardware)['hours']
+            seconds[str(job)] = seconds.get(str(job), 0.) + takes
     return [(held[k], seconds[k]) for k in held]
 
 # %% ../nbs/57_reproduce.ipynb #f0a0148c
@@ -51,14 +57,18 @@ def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by s
 # %% ../nbs/57_reproduce.ipynb #be116b9b
 SECONDS_A_JOB = 25 # of starting a kernel, reading images and references, drawing figures
 
-def expected_seconds(
+def quickest_jobs(
     profile: Profile,
     lanes: int, # jobs at a time, which share the machine
     hardware: Hardware,
-) -> float:
-    "How long all jobs take, if none has been run before."
-    planned = planned_jobs(profile, hardware)
-    return sum(seconds for _, seconds in planned) + SECONDS_A_JOB * len(planned) / lanes
+    seconds: float = math.inf, # for all of them together
+    seed: int | None = None, # as in `planned_jobs`
+) -> tuple[list[StudyJob], float]: # and the seconds that they take
+    "The jobs that can be done in some time, the quickest first; all jobs unless told otherwise."
+    planned = sorted(planned_jobs(profile, hardware, seed), key=lambda pair: pair[1])
+    ends = itertools.accumulate(takes + SECONDS_A_JOB / lanes for _, takes in planned)
+    fit = [end for end in ends if end <= seconds]
+    return [job for job, _ in planned[:len(fit)]], max(fit, default=0.)
 
 # %% ../nbs/57_reproduce.ipynb #671c5501
 def said_duration(seconds: float) -> str:
@@ -68,13 +78,42 @@ def said_duration(seconds: float) -> str:
     return f'{minutes} minutes' if minutes < 120 else f'{minutes / 60:.1f} hours'
 
 # %% ../nbs/57_reproduce.ipynb #2a1cc63a
-def say_expected(profile: Profile, lanes: int) -> float: # seconds
-    "Print what this machine does in a second, and how long all jobs take at that speed."
-    machine, seconds = this_machine(), expected_seconds(profile, lanes, this_machine())
+@dataclass(frozen=True)
+class Levels:
+    "What one call of `reproduce` does, and how long that takes."
+    again: list[Record]                  # of the reference, to be measured again
+    again_seconds: float
+    jobs: list[StudyJob]                 # to be trained again
+    jobs_seconds: float
+    all_jobs_seconds: float              # for those without a record
+
+SHARE_AGAIN = .3 # of the time, for measuring again
+REFERENCE = ('midi', 0) # the profile and the seed whose models come with the code
+
+def choose_levels(
+    profile: Profile,
+    lanes: int,
+    hardware: Hardware,
+    seconds: float = math.inf, # for both levels together
+    seed: int | None = None, # as in `planned_jobs`
+) -> Levels:
+    "What fits; a profile without a reference of its own has nothing that could be measured again."
+    compared = reference_records(REMEASURED, profile.name, 0)
+    found = not_yet_again(reference_records(REMEASURED, *REFERENCE)) if compared else []
+    again, again_seconds = quickest(found, SHARE_AGAIN * seconds)
+    _, whole = quickest_jobs(profile, lanes, hardware, seed=seed)
+    return Levels(again, again_seconds, *quickest_jobs(profile, lanes, hardware, seconds - again_seconds, seed), whole)
+
+def say_levels(levels: Levels, profile: Profile, machine: Hardware) -> None:
+    "Print what this machine does in a second, and what is done at each level."
     speeds = f'{machine.peak / 1e9:,.0f} GFLOP/s in {pick_dtype()} and {machine.peak32 / 1e9:,.0f} in float32'
-    print(f'This machine multiplies {speeds.replace("torch.", "")}: all cells of the profile {profile.name} '
-          f'take about {said_duration(seconds)} (what has a record is skipped).', flush=True)
-    return seconds
+    print(f'This machine multiplies {speeds.replace("torch.", "")}.')
+    again, some, every = map(said_duration, (levels.again_seconds, levels.jobs_seconds, levels.all_jobs_seconds))
+    count = sum(map(len, jobs(profile)))
+    rest = '' if len(levels.jobs) == count else f' (all {count}: {every})'
+    print('  render      the report from the committed records: seconds')
+    if levels.again: print(f'  re-measure  {len(levels.again)} records of the reference, nothing to train: {again}')
+    print(f'  retrain     {len(levels.jobs)} jobs of the profile {profile.name}: {some}{rest}', flush=True)
 
 # %% ../nbs/57_reproduce.ipynb #5f10aefe
 @dataclass
@@ -137,6 +176,8 @@ def _is_ours(file: Any) -> bool: # where there are no locks, all are
     return True
 
 # %% ../nbs/57_reproduce.ipynb #2665d446
+def job_name(job: StudyJob) -> str: return ' '.join([job[0], *(f'{k}={v}' for k, v in job[1].items())])
+
 def start(
     study: str, # a row of `STUDIES`
     parameters: dict[str, Any], # of the notebook
@@ -144,7 +185,7 @@ def start(
 ) -> CellProcess:
     "Run one job; raises ValueError for an unknown study, or a folder that cannot be written to."
     notebook = study_notebook(study)
-    name = ' '.join([study, *(f'{k}={v}' for k, v in parameters.items())])
+    name = job_name((study, parameters))
     folder = results_dir()/'runs'/'logs'
     look_at_folder(folder, 'the variable MASKGIL_RESULTS names another folder')
     log, out = own_log(folder, name.replace(' ', '-').replace('/', '_'))
@@ -187,6 +228,7 @@ def run_all(
     threads: int = 0, # of each; 0 leaves it to torch
     *,
     expected: float = 0., # seconds for all of them, to be shown
+    last_start: float = math.inf, # of `time.monotonic`, after which none is started
     **parameters: Any, # for all of them: profile, seed, force
 ) -> list[str]: # the names of those that failed
     "Run jobs, show what is running, and leave nothing behind when interrupted."
@@ -199,6 +241,9 @@ def run_all(
         stack.callback(stop, running)
         stack.enter_context(as_ctrl_c('SIGTERM', 'SIGHUP'))
         while waiting or running:
+            if waiting and time.monotonic() > last_start:
+                shown.write(f'no time is left for {", ".join(map(job_name, waiting))}', file=sys.stdout)
+                waiting.clear()
             while waiting and len(running) < lanes:
                 study, arguments = waiting.pop(0)
                 running.append(start(study, arguments | parameters, threads))
@@ -215,29 +260,45 @@ def run_all(
     return failed
 
 # %% ../nbs/57_reproduce.ipynb #55afd515
+def again_failed(levels: Levels, lanes: int) -> list[str]: # names, as of a job
+    "Measure the reference again; what is outside its intervals is said, and stops nothing."
+    if not levels.again: return []
+    try: compare_again(levels.again, lanes)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f're-measure: {printable(error)}', flush=True)
+        return ['re-measure']
+    return []
+
 def reproduce(
     profile: str = 'auto', # as the studies take it
     seed: int = 0,
     lanes: int = 0, # cells at a time; 0 is one on a GPU, two on a CPU
+    minutes: float = 0, # do what fits in this time, the quickest first; 0: as the profile says, inf: everything
     force: bool = False, # run again what has a record
 ) -> None:
-    "Run every cell of every study; run it again to go on after an interruption."
+    "Measure the reference again and run every cell of every study; called again, it goes on with what is left."
     import torch
     if lanes < 0: raise ValueError(f'lanes is {lanes}: give a number of cells at a time, or 0')
     if seed < 0: raise ValueError(f'seed is {seed}: it has to be 0 or more')
+    if not minutes >= 0: raise ValueError(f'minutes is {minutes}: it has to be 0 or more')
     look_at_folder(results_dir()/'runs', 'the variable MASKGIL_RESULTS names another folder')
-    cores = os.cpu_count() or 1
+    began, cores = time.monotonic(), os.cpu_count() or 1
     lanes = lanes or (1 if torch.cuda.is_available() else min(2, cores))
     given: dict[str, Any] = dict(profile=profile, seed=seed) | (dict(force=True) if force else {})
     chosen = resolve_profile(profile)
-    expected = say_expected(chosen, lanes)
-    side_by_side, alone = jobs(chosen)
-    threads = 0 if lanes == 1 else max(1, cores // lanes)
-    failed = run_all(side_by_side, lanes, threads, expected=expected, **given)
-    failed += run_all(alone, **given)
+    budget, machine = 60 * (minutes or chosen.minutes), this_machine()
+    levels = choose_levels(chosen, lanes, machine, budget, None if force else seed)
+    say_levels(levels, chosen, machine)
+    failed = again_failed(levels, lanes)
+    side_by_side, alone = ([job for job in group if job in levels.jobs] for group in jobs(chosen))
+    threads, last = 0 if lanes == 1 else max(1, cores // lanes), began + budget
+    failed += run_all(side_by_side, lanes, threads, expected=levels.jobs_seconds, last_start=last, **given)
+    failed += run_all(alone, last_start=last, **given)
     write_index('yours')
-    total = len(side_by_side) + len(alone)
+    total = len(levels.jobs) + bool(levels.again)
     if failed: raise OSError(f"{len(failed)} of {total} jobs failed: {', '.join(failed)}")
+    if len(levels.jobs) < sum(map(len, jobs(chosen))):
+        print('The same command goes on with what is left; MINUTES=inf does all of it.')
 
 # %% ../nbs/57_reproduce.ipynb #f30d3346
 if __name__ == '__main__' and '__file__' in globals(): run_function(reproduce)

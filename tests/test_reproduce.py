@@ -9,7 +9,9 @@ from maskgil.bench import Bench
 from maskgil.cells import generation_cell
 from maskgil.profiles import PROFILES
 from maskgil.records import Record
-from maskgil.reproduce import jobs
+from maskgil.machines import HARDWARE
+from maskgil.reproduce import choose_levels, jobs, run_all
+from maskgil.remeasure import differences_file
 from maskgil.tables import long_table
 
 REPRODUCE = ('maskgil.cli', 'reproduce', '--profile', 'smoke')
@@ -95,6 +97,35 @@ def test_an_interruption_leaves_nothing_running(how, tmp_path):
     said = run.communicate(timeout=60)[1] # two times twenty seconds, should the first signal be lost
     assert 'the same command goes on' in said
     assert run.returncode == 130 and within_half_a_minute(lambda: not papermills(environment))
+
+
+FAST = HARDWARE['1xA100']
+
+
+@pytest.mark.parametrize('seconds', [100, 150, 10_000])
+def test_levels_fit_their_time(monkeypatch, tmp_path, seconds):
+    monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
+    levels, whole = choose_levels(PROFILES['mini'], 2, FAST, seconds), choose_levels(PROFILES['mini'], 2, FAST)
+    assert levels.again_seconds + levels.jobs_seconds <= seconds
+    assert len(levels.jobs) == len(whole.jobs) if seconds > 1000 else len(levels.jobs) < len(whole.jobs)
+    assert levels.all_jobs_seconds == pytest.approx(whole.jobs_seconds)
+
+
+def test_what_was_measured_again_is_not_done_twice(monkeypatch, tmp_path):
+    monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
+    first = choose_levels(PROFILES['mini'], 2, FAST).again
+    assert len({record.key for record in first}) == len(first) >= 4
+    differences_file().parent.mkdir()
+    differences_file().write_text(f'key,value\n{first[0].key},1.0\n')
+    assert choose_levels(PROFILES['mini'], 2, FAST).again == first[1:]
+    assert not choose_levels(PROFILES['smoke'], 2, FAST).again # it has no reference of its own
+
+
+def test_nothing_starts_when_the_time_is_over(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
+    assert run_all([('scaling', dict(size='b')), ('steps', {})], last_start=time.monotonic() - 1) == []
+    assert 'no time is left for scaling size=b, steps' in capsys.readouterr().out
+    assert not list(tmp_path.glob('runs/logs/*'))
 
 
 def test_a_schedule_is_a_row(monkeypatch, tmp_path):
