@@ -22,7 +22,7 @@ from .tokenizers import TOKENIZERS
 from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
 from .tables import of_profile, ORDER
-from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, NoData, RESULTS
+from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, LEVEL, NoData, RESULTS
 from .statistics import seeds_to_decide, spread_of_table
 
 # %% auto #0
@@ -54,11 +54,12 @@ class Verdict:
     "What a table says about a claim."
     verdict: str # one of `VERDICTS`
     effect: float | None = None # a positive number speaks for the claim
-    low: float | None = None # 95 %; None where the values have no interval
+    low: float | None = None # at `statistics.LEVEL`; None where the values have no interval
     high: float | None = None
     unit: str = ''
     seeds: int = 0 # runs behind the effect, the fewer of two sides
     says: str = '' # one sentence with the numbers that decided
+    would_do: int = 0 # seeds that would decide an inconclusive one; 0 where none would, or nobody knows
 
 # %% ../nbs/50_claims.ipynb #c4dbcf6c
 def decide(
@@ -70,8 +71,8 @@ def decide(
     if not effects: raise NoData('there is nothing to compare')
     if lost := [effect.text for effect in effects if not math.isfinite(effect.value)]:
         raise NoData(f'{lost[0]} is not finite')
-    alone = [effect.interval() for effect in effects]
-    among = [effect.interval(1 - .05/len(effects)) for effect in effects]
+    alone = [effect.interval(LEVEL) for effect in effects]
+    among = [effect.interval(1 - (1 - LEVEL)/len(effects)) for effect in effects]
     for_it, against_it = (alone, among) if need is all else (among, alone)
     holds = need(low > 0 for low, _ in for_it)
     fails = not need(high >= 0 for _, high in against_it)
@@ -81,24 +82,21 @@ def decide(
     by_chance = not holds and not fails and (high < 0 if need is all else low > 0)
     verdict = 'supported' if holds else 'contradicted' if fails else 'inconclusive'
     sign = f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
-    more = _would_do(effect) if verdict == 'inconclusive' and not by_chance else ''
-    says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}{more}.'
+    undecided = verdict == 'inconclusive' and not by_chance and effect.seeds and effect.variance
+    needed = (seeds_to_decide(effect, LEVEL) or 0) if undecided else 0
+    more = f'; about {needed} seeds would decide it' if needed else '; more seeds would hardly decide it'
+    says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}{more * bool(undecided)}.'
     if effect.variance is None: return Verdict(verdict, effect.value, None, None, effect.unit, effect.seeds, says)
-    return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says)
+    return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says, needed)
 
 # %% ../nbs/50_claims.ipynb #6218fa22
 def _known(effect): # how well, for the sentence of a verdict
     if effect.variance is None: return 'point values, no interval'
     if effect.variance == 0 and not effect.seeds: return 'exact'
-    low, high = effect.interval()
+    low, high = effect.interval(LEVEL)
     one = ', one seed with the spread of the reference' if effect.lent else ', one seed'
     runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
     return f'[{low:.3g}, {high:.3g}]{runs}'
-
-def _would_do(effect): # what it would take to decide, for the sentence of an inconclusive verdict
-    if effect.seeds == 0 or not effect.variance: return ''
-    needed = seeds_to_decide(effect)
-    return f'; about {needed} seeds would decide it' if needed else '; more seeds would hardly decide it'
 
 # %% ../nbs/50_claims.ipynb #68bb78f0
 def _counted_for(intervals, by_chance): # how many effects speak for the claim, if there are several
@@ -564,7 +562,7 @@ def guidance_hurts_beyond_2(table: pd.DataFrame) -> Verdict:
 def _gain_of_own_scale(fid, own, other_fid, other): # the less certain of two; None where they share their best scale
     if own == other or other not in fid or own not in other_fid: return None
     pair = (fid[other] - fid[own], other_fid[own] - other_fid[other])
-    return min(pair, key=lambda effect: effect.interval()[0])
+    return min(pair, key=lambda effect: effect.interval(LEVEL)[0])
 
 # %% ../nbs/50_claims.ipynb #dfe09857
 @claim(

@@ -474,6 +474,7 @@ COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it d
     plan=('maskgil.planner:plan_study', 'what a study takes, before it is run'),
     table=('maskgil.notebook:show_table', 'a table of a study: the paper, the reference, yours'),
     reproduce=('maskgil.reproduce:reproduce', 'run every cell of every study'),
+    decide=('maskgil.reproduce:decide_open_claims', 'add seeds to the studies of open claims'),
     report=('maskgil.report:write_report', 'render the report from the records'),
     index=('maskgil.records:write_index', 'list your records in results/runs/index.csv'),
     publish=('maskgil.cells:publish', 'save the checkpoint of a scaling run'),

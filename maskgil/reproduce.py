@@ -5,24 +5,28 @@
 # %% ../nbs/57_reproduce.ipynb #27c52ddb
 from __future__ import annotations
 
-import contextlib, itertools, math, os, signal, subprocess, sys, time
+import contextlib, dataclasses, itertools, math, os, signal, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Iterable, Sequence
 
-from .checks import look_at_folder, printable, run_function
+from .checks import check_choice, look_at_folder, printable, run_function
+from .claims import CLAIMS, verdicts
 from .core import as_ctrl_c, pick_dtype, progress, results_dir
 from .machines import Hardware, HARDWARE, this_machine
 from .planner import has_record, plan_cell
-from .profiles import Profile, resolve_profile
-from .records import Record, write_index
+from .profiles import PROFILES, Profile, resolve_profile
+from .records import latest, Record, records, write_index
 from .remeasure import REMEASURED, compare_again, not_yet_again, quickest, reference_records
+from .statistics import LOOKS
 from .studies import STUDIES, default_cells, study_notebook
+from .tables import history_table, long_table
 
 # %% auto #0
 __all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'REFERENCE', 'QUIET', 'planned_jobs', 'jobs', 'quickest_jobs',
            'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
-           'own_log', 'job_name', 'start', 'stop', 'run_all', 'again_failed', 'reproduce']
+           'own_log', 'job_name', 'start', 'stop', 'run_all', 'again_failed', 'reproduce', 'undecided',
+           'decide_open_claims']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -31,12 +35,14 @@ def planned_jobs(
     profile: Profile,
     hardware: Hardware,
     seed: int | None = None, # whose records make a cell cost nothing; none unless told otherwise
+    studies: Sequence[str] = (), # rows of `STUDIES`; all of them if empty
 ) -> list[tuple[StudyJob, float]]: # and the seconds that its operations take there
-    "Every cell of every study, grouped to processes."
+    "Every cell of these studies, grouped to processes."
     wanted = dict(seed=seed, profile=profile.name)
     held: dict[str, StudyJob] = {}
     seconds: dict[str, float] = {}
-    for name, study in STUDIES.items():
+    for name in studies or STUDIES:
+        study = STUDIES[name]
         at, cells = default_cells(study, profile)
         for cell in cells:
             job = (name, {k: cell.arguments[k] for k in study.apart})
@@ -62,10 +68,10 @@ def quickest_jobs(
     lanes: int, # jobs at a time, which share the machine
     hardware: Hardware,
     seconds: float = math.inf, # for all of them together
-    seed: int | None = None, # as in `planned_jobs`
+    *which: Any, # seed and studies, as `planned_jobs` takes them
 ) -> tuple[list[StudyJob], float]: # and the seconds that they take
     "The jobs that can be done in some time, the quickest first; all jobs unless told otherwise."
-    planned = sorted(planned_jobs(profile, hardware, seed), key=lambda pair: pair[1])
+    planned = sorted(planned_jobs(profile, hardware, *which), key=lambda pair: pair[1])
     ends = itertools.accumulate(takes + SECONDS_A_JOB / lanes for _, takes in planned)
     fit = [end for end in ends if end <= seconds]
     return [job for job, _ in planned[:len(fit)]], max(fit, default=0.)
@@ -85,7 +91,8 @@ class Levels:
     again_seconds: float
     jobs: list[StudyJob]                 # to be trained again
     jobs_seconds: float
-    all_jobs_seconds: float              # for those without a record
+    all_jobs: int                        # of these studies
+    all_jobs_seconds: float              # for those of them without a record
 
 SHARE_AGAIN = .3 # of the time, for measuring again
 REFERENCE = ('midi', 0) # the profile and the seed whose models come with the code
@@ -96,21 +103,23 @@ def choose_levels(
     hardware: Hardware,
     seconds: float = math.inf, # for both levels together
     seed: int | None = None, # as in `planned_jobs`
+    studies: Sequence[str] = (), # the same; nothing is measured again for a few of them
 ) -> Levels:
     "What fits; a profile without a reference of its own has nothing that could be measured again."
-    compared = reference_records(REMEASURED, profile.name, 0)
+    compared = not studies and reference_records(REMEASURED, profile.name, 0)
     found = not_yet_again(reference_records(REMEASURED, *REFERENCE)) if compared else []
     again, again_seconds = quickest(found, SHARE_AGAIN * seconds)
-    _, whole = quickest_jobs(profile, lanes, hardware, seed=seed)
-    return Levels(again, again_seconds, *quickest_jobs(profile, lanes, hardware, seconds - again_seconds, seed), whole)
+    which = (seed, studies)
+    every, whole = quickest_jobs(profile, lanes, hardware, math.inf, *which)
+    some, takes = quickest_jobs(profile, lanes, hardware, seconds - again_seconds, *which)
+    return Levels(again, again_seconds, some, takes, len(every), whole)
 
 def say_levels(levels: Levels, profile: Profile, machine: Hardware) -> None:
     "Print what this machine does in a second, and what is done at each level."
     speeds = f'{machine.peak / 1e9:,.0f} GFLOP/s in {pick_dtype()} and {machine.peak32 / 1e9:,.0f} in float32'
     print(f'This machine multiplies {speeds.replace("torch.", "")}.')
     again, some, every = map(said_duration, (levels.again_seconds, levels.jobs_seconds, levels.all_jobs_seconds))
-    count = sum(map(len, jobs(profile)))
-    rest = '' if len(levels.jobs) == count else f' (all {count}: {every})'
+    rest = '' if len(levels.jobs) == levels.all_jobs else f' (all {levels.all_jobs}: {every})'
     print('  render      the report from the committed records: seconds')
     if levels.again: print(f'  re-measure  {len(levels.again)} records of the reference, nothing to train: {again}')
     print(f'  retrain     {len(levels.jobs)} jobs of the profile {profile.name}: {some}{rest}', flush=True)
@@ -274,6 +283,7 @@ def reproduce(
     seed: int = 0,
     lanes: int = 0, # cells at a time; 0 is one on a GPU, two on a CPU
     minutes: float = 0, # do what fits in this time, the quickest first; 0: as the profile says, inf: everything
+    studies: list[str] = [], # rows of `STUDIES`; all of them if empty
     force: bool = False, # run again what has a record
 ) -> None:
     "Measure the reference again and run every cell of every study; called again, it goes on with what is left."
@@ -281,13 +291,14 @@ def reproduce(
     if lanes < 0: raise ValueError(f'lanes is {lanes}: give a number of cells at a time, or 0')
     if seed < 0: raise ValueError(f'seed is {seed}: it has to be 0 or more')
     if not minutes >= 0: raise ValueError(f'minutes is {minutes}: it has to be 0 or more')
+    asked = [check_choice('study', study, STUDIES) for study in studies]
     look_at_folder(results_dir()/'runs', 'the variable MASKGIL_RESULTS names another folder')
     began, cores = time.monotonic(), os.cpu_count() or 1
     lanes = lanes or (1 if torch.cuda.is_available() else min(2, cores))
     given: dict[str, Any] = dict(profile=profile, seed=seed) | (dict(force=True) if force else {})
     chosen = resolve_profile(profile)
     budget, machine = 60 * (minutes or chosen.minutes), this_machine()
-    levels = choose_levels(chosen, lanes, machine, budget, None if force else seed)
+    levels = choose_levels(chosen, lanes, machine, budget, None if force else seed, asked)
     say_levels(levels, chosen, machine)
     failed = again_failed(levels, lanes)
     side_by_side, alone = ([job for job in group if job in levels.jobs] for group in jobs(chosen))
@@ -297,8 +308,36 @@ def reproduce(
     write_index('yours')
     total = len(levels.jobs) + bool(levels.again)
     if failed: raise OSError(f"{len(failed)} of {total} jobs failed: {', '.join(failed)}")
-    if len(levels.jobs) < sum(map(len, jobs(chosen))):
+    if len(levels.jobs) < levels.all_jobs:
         print('The same command goes on with what is left; MINUTES=inf does all of it.')
+
+# %% ../nbs/57_reproduce.ipynb #cf0b65de
+def undecided(
+    profile: Profile,
+    look: int = LOOKS[-1], # seeds of the look
+) -> dict[str, list[str]]: # study: its open claims, by key, that as many seeds as the last look takes would decide
+    "What a look with more seeds is worth, from the reference and your records together."
+    found = records(sources=('reference', 'yours'), profile=profile.name)
+    held = latest(dataclasses.replace(record, source='yours') for record in found)
+    card = verdicts(long_table(held), history_table(held), profile.name)
+    worth = card[(card.source == 'yours') & card.would_do.between(1, LOOKS[-1]) & (card.seeds < look)]
+    by_study: dict[str, list[str]] = {}
+    for key in worth.key: by_study.setdefault(CLAIMS[key].study, []).append(key)
+    return by_study
+
+def decide_open_claims(
+    profile: str = 'mini',
+    lanes: int = 0, # as in `reproduce`
+    dry_run: bool = False, # only say what would be run
+) -> None:
+    "Run the studies of open claims with as many seeds as the next look takes, until the last look."
+    chosen = PROFILES[check_choice('profile', profile, PROFILES)]
+    for look in LOOKS:
+        found = undecided(chosen, look)
+        for study, keys in found.items(): print(f'{study}: {look} seeds for {", ".join(keys)}', flush=True)
+        for seed in range(look if found and not dry_run else 0): reproduce(profile, seed, lanes, math.inf, list(found))
+    left = sum(map(len, undecided(chosen).values()))
+    print(f'{left} open claims would be decided by more seeds.')
 
 # %% ../nbs/57_reproduce.ipynb #f30d3346
 if __name__ == '__main__' and '__file__' in globals(): run_function(reproduce)

@@ -17,9 +17,9 @@ import pandas as pd
 from scipy.special import stdtrit
 
 # %% auto #0
-__all__ = ['RESULTS', 'MOST_SEEDS', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined', 'variance_of', 'exactly',
-           'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed', 'pooled', 'seeds_to_decide',
-           'level_of_a_look']
+__all__ = ['RESULTS', 'MOST_SEEDS', 'LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined',
+           'variance_of', 'exactly', 'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed', 'pooled',
+           'seeds_to_decide', 'level_of_a_look']
 
 # %% ../nbs/49_statistics.ipynb #a245d7b7
 class NoData(Exception):
@@ -258,3 +258,6 @@ def level_of_a_look(
 ) -> float:
     "The level for each of several looks at growing data."
     return 1 - (1 - level) / looks
+
+LOOKS = (3, 5)                       # seeds at which a reference is looked at; the second time only what is open
+LEVEL = level_of_a_look(len(LOOKS))  # of the intervals that verdicts use: 97.5 %

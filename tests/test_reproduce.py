@@ -10,8 +10,11 @@ from maskgil.cells import generation_cell
 from maskgil.profiles import PROFILES
 from maskgil.records import Record
 from maskgil.machines import HARDWARE
-from maskgil.reproduce import choose_levels, jobs, run_all
+from maskgil import reproduce as reproduce_module
+from maskgil.claims import CLAIMS
 from maskgil.remeasure import differences_file
+from maskgil.reproduce import choose_levels, decide_open_claims, jobs, run_all, undecided
+from maskgil.statistics import LOOKS
 from maskgil.tables import long_table
 
 REPRODUCE = ('maskgil.cli', 'reproduce', '--profile', 'smoke')
@@ -126,6 +129,23 @@ def test_nothing_starts_when_the_time_is_over(monkeypatch, tmp_path, capsys):
     assert run_all([('scaling', dict(size='b')), ('steps', {})], last_start=time.monotonic() - 1) == []
     assert 'no time is left for scaling size=b, steps' in capsys.readouterr().out
     assert not list(tmp_path.glob('runs/logs/*'))
+
+
+def test_open_claims_get_seeds_and_decided_ones_do_not(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
+    ran = []
+    run = lambda profile, seed, lanes, minutes, studies: ran.append((seed, studies))
+    monkeypatch.setattr(reproduce_module, 'reproduce', run)
+    profile = PROFILES['mini'] # whose reference has been looked at once
+    found = undecided(profile)
+    assert not undecided(profile, LOOKS[0]) and found
+    assert all(CLAIMS[key].study == study for study, keys in found.items() for key in keys)
+    decide_open_claims('mini', dry_run=True)
+    assert not ran
+    decide_open_claims('mini')
+    assert ran == [(seed, list(found)) for seed in range(LOOKS[1])]
+    said = capsys.readouterr().out
+    assert all(f'{study}: 5 seeds for {", ".join(keys)}' in said for study, keys in found.items())
 
 
 def test_a_schedule_is_a_row(monkeypatch, tmp_path):
