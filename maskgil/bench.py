@@ -82,7 +82,7 @@ class Bench:
     def floor(self) -> dict[str, Any]: # metrics between two halves of the real images; held-out ones by the judge
         half = len(self.reference) // 2
         between = real_floor(self.reference, min(self.profile.evaluation.images, half), self.seed) if half else {}
-        return between | judge_drawn(self, self.held_out, self.held_out.labels)
+        return between | (judge_drawn(self, self.held_out, self.held_out.labels) if has_judge(self) else {})
 
     @cached_property
     def through(self) -> dict[str, Any]: return measure_through(self) # metrics of real images through the tokenizer

@@ -5,8 +5,7 @@
 # %% ../nbs/44_cells.ipynb #0dc32de9
 from __future__ import annotations
 
-import functools, math, threading, time
-from dataclasses import dataclass, field
+import functools, math, tempfile, threading, time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -23,7 +22,8 @@ from .checks import check_choice
 from .core import derived_seed, pick_device, weights_fingerprint
 from .evaluation import PIXELS, reconstruction_against, reference_card
 from .features import extract
-from .losses import MaskedObjective, token_loss
+from .jobs import fit_on_all
+from .losses import NotFinite, token_loss, WatchedObjective
 from maskgil.metrics import (
     Reference, codebook_usage, evaluate, images_read, metric_key, reconstruct, reconstruction_metrics, said_images,
 )
@@ -32,12 +32,12 @@ from .pipeline import decode_tokens, draw_tokens
 from .profiles import PROFILES, override, settings as settings_of
 from .records import latest, once, outdated, Record, records
 from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
-from .training import TrainConfig, fit
+from .training import kept_history, TrainConfig
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
            'reconstruction_cell', 'reconstruction_card', 'against_adm', 'memory_peak', 'plain_head', 'sliced_head',
-           'head_cell', 'WatchedObjective', 'stability_cell', 'timed_draw', 'steps_cell', 'wanted_proportions',
+           'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'wanted_proportions',
            'by_image_count', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
@@ -207,57 +207,42 @@ NORMS = { # QK-Norm, Post-Norm
     'both': (True, True),
 }
 
-# %% ../nbs/44_cells.ipynb #2b556758
-@dataclass
-class WatchedObjective(MaskedObjective):
-    "A masked objective that notes loss and output norm of every step."
-    rows: list = field(default_factory=list, repr=False)
-    step: int = 0 # set by the loop
-
-    @property
-    def extra(self) -> WatchedObjective: return self # the rows belong into the checkpoint
-
-    def state_dict(self) -> dict[str, Tensor]:
-        rows = [list(r.values()) for r in self.rows]
-        return dict(rows=torch.tensor(rows, dtype=torch.float64).view(-1, 3))
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.rows[:] = [dict(step=int(s), loss=l, output_norm=n) for s, l, n in state['rows'].tolist()]
-
-    def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        norms = []
-        def note(module: nn.Module, inputs: tuple) -> None: # what the last norm reads: (b t d)
-            norms.append(inputs[0].detach().float().norm(dim=-1).mean())
-        hook = model.norm.register_forward_pre_hook(note)
-        try: loss, logs = super().loss(model, batch)
-        finally: hook.remove()
-        mean = float(loss.detach() / self.count(batch))
-        self.rows[self.step:] = [dict(step=self.step + 1, loss=mean, output_norm=float(norms[0]))]
-        return loss, logs
-
 # %% ../nbs/44_cells.ipynb #d9f221fe
 def stability_cell(
     bench: Bench,
     norms: str, # a name of `NORMS`
     size: str = 'xxl', # a name of the paper
-    folder: Path | None = None,
+    folder: Path | None = None, # for the checkpoint; None: one that is removed again
 ) -> dict[str, Any]:
     "Train with one combination of norms and watch the output norm."
     settings, (qk, post) = bench.profile.training, NORMS[check_choice('norms', norms, NORMS)]
-    model: Any = load_model(**bench.model_options(size, qk_norm=qk, post_norm=post), seed=bench.seed)
-    objective, diverged = WatchedObjective(model.config.mask_id), None
+    options = bench.model_options(size, qk_norm=qk, post_norm=post)
+    model: Any = load_model(**options, seed=bench.seed)
     config = TrainConfig(settings.stability_steps, settings.batch_size, settings.stability_learning_rate,
                          seed=bench.seed)
-    try:
-        fit(model, objective, bench.tokens, config, folder, device=bench.device, dtype=settings.dtype, log_every=1,
-            name=f'{size}, norms: {norms}')
-    except FloatingPointError: diverged = objective.rows[-1]['step']
-    rows = [r['output_norm'] for r in objective.rows if math.isfinite(r['output_norm'])] # of the finite steps
-    last = rows[-max(1, len(objective.rows) // 10):]
+    with tempfile.TemporaryDirectory() as temporary:
+        history, diverged = watched_history(bench, model, options, config, folder or Path(temporary), norms)
+    rows = [r['output_norm'] for r in history if math.isfinite(r['output_norm'])] # of the finite steps
+    last = rows[-max(1, len(history) // 10):]
     if not last: raise FloatingPointError(f'no step with norms {norms} had a finite output norm')
-    norm = as_metric(np.mean(last), 'output norm, last tenth', len(last), min(last), max(last))
-    return dict(history=objective.rows, diverged_at=diverged, output_norm=norm,
+    norm = as_metric(float(np.mean(last)), 'output norm, last tenth', len(last), min(last), max(last))
+    return dict(history=history, diverged_at=diverged, output_norm=norm,
                 parameters=parameter_count(model), learning_rate=config.learning_rate)
+
+def watched_history(
+    bench: Bench, model: Any, options: dict[str, Any], config: TrainConfig, folder: Path, norms: str, # of the cell
+) -> tuple[list[dict[str, float]], int | None]: # step, loss and output norm of each step; where it diverged
+    "Train as every study does, and tell a training that diverged by its last row, which is not a number."
+    objective, diverged = WatchedObjective(model.config.mask_id), None
+    name = f"{options['size']}, norms: {norms}"
+    try:
+        history = fit_on_all(model, options, objective, bench.tokens, config, folder, [config.steps], bench.device,
+                             bench.profile.training.dtype, name, log_every=1)
+    except NotFinite:
+        history = kept_history(folder)
+        diverged = len(history) + 1
+        history.append(dict(step=diverged, loss=math.nan, output_norm=math.nan))
+    return [{name: row[name] for name in ('step', 'loss', 'output_norm')} for row in history], diverged
 
 # %% ../nbs/44_cells.ipynb #d1babc59
 def timed_draw(

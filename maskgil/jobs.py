@@ -28,7 +28,7 @@ from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import load_model, model_config, ModelConfig, parameter_count, training_flops
 from .text import TEXTS, TextTokens
 from .pipeline import decode_tokens, draw_tokens
-from .losses import CausalObjective, check_number, MaskedObjective
+from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, WatchedObjective
 from maskgil.preflight import (
     check_run_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
 )
@@ -321,10 +321,11 @@ def job_objective(
     config: ModelConfig,
 ) -> CausalObjective | MaskedObjective:
     "What is learned: the next token, or the hidden ones. A `ValueError` for a field that it does not have."
-    fields = fields_of(CausalObjective if config.causal else MaskedObjective)
+    masked = WatchedObjective if job.objective.get('watched') else MaskedObjective
+    fields = fields_of(CausalObjective if config.causal else masked)
     fields.pop('mask_id', None) # the model's
     check_fields(job.objective, fields, 'objective')
-    return CausalObjective(**job.objective) if config.causal else MaskedObjective(config.mask_id, **job.objective)
+    return CausalObjective(**job.objective) if config.causal else masked(config.mask_id, **job.objective)
 
 # %% ../nbs/25_jobs.ipynb #1380f319
 def job_config(
@@ -500,7 +501,7 @@ def launch(
     job: Job,
     processes: int = 0, # on this machine; 0 is one for each GPU
 ) -> dict[str, Any]: # the record
-    "Run a job on all GPUs of this machine in processes of their own; `RuntimeError` if one of them fails."
+    "Run a job on all GPUs of this machine in processes of their own; `RuntimeError` if one fails, or `NotFinite`."
     job = in_place(job, Path.cwd())
     folder, record = Path(job.folder), Path(job.folder)/'record.json'
     folder.mkdir(parents=True, exist_ok=True)
@@ -513,7 +514,8 @@ def launch(
         file.seek(begins)
         what = failure(file.read())
     hint = perhaps_memory(-signal.SIGKILL) if signal.SIGKILL.name in what else ''
-    raise RuntimeError(f'{what}; {where_it_stands(folder)}. All output: {log}{hint}')
+    error = NotFinite if NotFinite.__name__ in what else RuntimeError
+    raise error(f'{what}; {where_it_stands(folder)}. All output: {log}{hint}')
 
 # %% ../nbs/25_jobs.ipynb #591889d7
 def main(
@@ -578,7 +580,7 @@ def check_handed_over(
     start: Path | str, # weights to begin with
 ) -> None:
     "A `ValueError`, if other processes would train something else."
-    if type(objective) not in (CausalObjective, MaskedObjective):
+    if type(objective) not in (CausalObjective, MaskedObjective, WatchedObjective):
         raise ValueError(f'{type(objective).__name__} cannot be handed to other processes: train in this one with '
                          'maskgil.training.fit')
     with torch.device('meta'): again = load_model(**options | dict(checkpoint=None, device='meta'))
@@ -601,19 +603,20 @@ def fit_on_all(
     device: str = 'auto', dtype: str = 'auto',
     name: str = 'training',
     start: Path | str = '', # weights to begin with, if `folder` has no checkpoint
+    log_every: int = 10, # steps
 ) -> list[dict[str, float]]: # the history
-    "Train on all GPUs of this machine; if `folder` has a checkpoint, go on from it."
+    "Train on all GPUs of this machine; if `folder` has a checkpoint, go on from it. `NotFinite` as `fit` raises it."
     processes = device_count()
     if processes == 1 and pick_device(device).type == 'cpu':
         if start: start_from(model, start)
-        return fit(model, objective, data, config, folder, milestones, device, dtype, name=name)
+        return fit(model, objective, data, config, folder, milestones, device, dtype, log_every=log_every, name=name)
     folder = Path(folder).expanduser().absolute()
     check_handed_over(model, options, objective, config, milestones, start)
     check_training(model, objective, data, config, folder, milestones, dtype)
     fields = {k: v for k, v in dataclasses.asdict(objective).items() if k != 'mask_id'}
     job = Job(
         str(folder), options, dataclasses.asdict(config), content=fingerprint(data_identity(data)), objective=fields,
-        start=str(start), milestones=list(milestones), device=device, dtype=dtype,
+        start=str(start), milestones=list(milestones), device=device, dtype=dtype, log_every=log_every,
     )
     fitted, ranks = fitted_job(job, model.config, processes, name)
     history = launch(dataclasses.replace(fitted, tokens=str(data.stored(folder))), ranks)['history']

@@ -11,7 +11,7 @@ from typing import Any, Iterator, Protocol, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import nn, Tensor
 
 from .checks import check_choice
 from .models import code_digits, compute_dtype
@@ -21,7 +21,7 @@ from .sampling import SCHEDULES
 __all__ = ['LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy',
            'softmax_minus_target', 'OutputLayer', 'stream_block', 'logit_gradients', 'add_product', 'OutputGradients',
            'SmoothedCrossEntropy', 'block_sizes', 'token_loss', 'Objective', 'check_number', 'NotFinite',
-           'random_copies', 'drop_conditions', 'MaskedObjective', 'CausalObjective']
+           'random_copies', 'drop_conditions', 'MaskedObjective', 'WatchedObjective', 'CausalObjective']
 
 # %% ../nbs/20_losses.ipynb #e1f9ff82
 def hide_tokens(
@@ -350,6 +350,21 @@ class MaskedObjective:
         weight, bias = model.output
         loss, right = token_loss(features, weight, targets, self.smoothing, model.config.groups, bias, places)
         return loss, dict(accuracy=right)
+
+# %% ../nbs/20_losses.ipynb #593ecd98
+@dataclass
+class WatchedObjective(MaskedObjective):
+    "A masked objective that logs the norm of the features before the last norm, as `output_norm`."
+    watched: bool = True # so that a job is told from one of a `MaskedObjective`
+
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        norms = []
+        def note(module: nn.Module, inputs: tuple) -> None: # what the last norm reads: (... d)
+            norms.append(inputs[0].detach().float().norm(dim=-1).mean())
+        hook = model.norm.register_forward_pre_hook(note)
+        try: loss, logs = super().loss(model, batch)
+        finally: hook.remove()
+        return loss, logs | dict(output_norm=norms[0] * self.count(batch))
 
 # %% ../nbs/20_losses.ipynb #b8d2c079
 @dataclass

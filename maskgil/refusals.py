@@ -121,9 +121,14 @@ def kept_bytes(
     checkpoint = 12 + 4 * bool(profile.training.ema) # bytes a parameter: weights, two moments, an average
     return parameters * (4 * len(profile.training.epochs) + 2 * checkpoint)
 
-def trained_configs(profile: Profile, cells: Sequence[Any]) -> list[ModelConfig]: # of cells that train until the end
+def trained_configs(
+    profile: Profile,
+    cells: Sequence[Any],
+    kept: bool = True, # only those whose weights are kept, of cells that train until the end
+) -> list[ModelConfig]:
     "The different models that cells train."
-    found = [config_of(profile, cell) for cell in cells if cell.size and cell.steps is None and not cell.flops]
+    trains = lambda cell: cell.steps is None or (cell.steps and not kept)
+    found = [config_of(profile, cell) for cell in cells if cell.size and trains(cell) and not cell.flops]
     return list(dict.fromkeys(found))
 
 def wrong_disk(profile: Profile, cells: Sequence[Any]) -> str: # '' where there is room
@@ -183,7 +188,7 @@ def wrong_memory(profile: Profile, cells: Sequence[Any]) -> list[str]: # one lin
     import torch
     machine, batch = dataclasses.replace(this_machine(), count=device_count()), profile.training.batch_size
     bf16, found = pick_dtype(profile.training.dtype, device) == torch.bfloat16, []
-    for config in trained_configs(profile, cells):
+    for config in trained_configs(profile, cells, kept=False):
         layout, needed = choose_layout(config, machine, batch, bool(profile.training.ema), bf16)
         if layout is None:
             held = f"{needed['total']:.1f} GiB of {machine.memory:.1f} on each of {machine.count} GPUs"

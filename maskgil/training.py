@@ -33,13 +33,14 @@ from maskgil.preflight import (
 __all__ = ['CHECKPOINT_FILES', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order', 'batch_indices',
            'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header', 'check_identity',
            'header_of', 'TrainState', 'save_whole', 'load_whole', 'load_moments', 'file_digests', 'check_parts',
-           'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_step',
-           'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer', 'add_gradients',
-           'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
-           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'kept_weights',
-           'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
-           'first_state', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from', 'CausalObjective',
-           'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
+           'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_header',
+           'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer',
+           'add_gradients', 'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step',
+           'update_average', 'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model',
+           'kept_weights', 'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks',
+           'place_model', 'first_state', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from',
+           'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY',
+           'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
@@ -350,12 +351,21 @@ def checkpoints_in(folder: Path) -> list[Path]: # the newest first
     newest = [folder/name for name in CHECKPOINT_FILES.values()]
     return [path for path in [*newest, *map(before, newest)] if path.exists()]
 
+def last_header(folder: Path) -> dict[str, str] | None: # as `TrainState.header`; None: none that can be read
+    "What the last checkpoint says of itself."
+    for path in checkpoints_in(folder):
+        with contextlib.suppress(DamagedFile): return read_json(path) if path.suffix == '.json' else header_of(path)
+    return None
+
 def last_step(folder: Path) -> int | None: # None: there is no checkpoint that can be read
     "Where a training stands."
-    for path in checkpoints_in(folder):
-        with contextlib.suppress(DamagedFile):
-            return int((read_json(path) if path.suffix == '.json' else header_of(path))['step'])
-    return None
+    header = last_header(folder)
+    return int(header['step']) if header else None
+
+def kept_history(folder: Path) -> list[dict[str, float]]: # empty where there is no checkpoint
+    "The rows that a training had logged when it was kept."
+    header = last_header(folder)
+    return json.loads(header['history']) if header else []
 
 # %% ../nbs/22_training.ipynb #7b43b958
 def try_checkpoint(
