@@ -223,6 +223,7 @@ def _check_room(bench: Bench) -> None:
 def check_real_images(
     bench: Bench,
     measured: bool = True, # against a reference made of them
+    encoded: bool = True, # to tokens, all of them
 ) -> None:
     "Refuse images that a study cannot be made of: a `ValueError` that says how many there are and how many are needed."
     settings, images, source = bench.profile.evaluation, bench.images, bench.profile.data.source
@@ -231,7 +232,7 @@ def check_real_images(
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)]
         raise ValueError(f'{source}: {len(wrong)} images have a class outside 0 to {classes - 1}, such as {wrong[0]}')
-    _check_room(bench)
+    if encoded: _check_room(bench)
     if not measured: return
     least = max((EXTRACTORS[settings.extractor].components or 0) + 1, 2 * fewest_images(settings.extractor))
     if len(labels) < least and not adm_file(bench):

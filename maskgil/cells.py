@@ -20,12 +20,12 @@ from maskgil.bench import (
 )
 from .checks import check_choice
 from .core import derived_seed, pick_device, weights_fingerprint
-from .evaluation import PIXELS, reconstruction_against, reference_card
-from .features import extract
+from .evaluation import in_background, PIXELS, reference_card
+from .features import extract, in_batches
 from .jobs import fit_on_all
 from .losses import NotFinite, token_loss, WatchedObjective
 from maskgil.metrics import (
-    Reference, codebook_usage, evaluate, images_read, metric_key, reconstruct, reconstruction_metrics, said_images,
+    Reference, codebook_usage, evaluate, images_read, reconstruct, reconstruction_metrics, said_images,
 )
 from .models import forward_flops, load_model, parameter_count, SIZE_ROWS
 from .pipeline import decode_tokens, draw_tokens
@@ -35,10 +35,10 @@ from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
 from .training import kept_history, TrainConfig
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
-           'reconstruction_cell', 'reconstruction_card', 'against_adm', 'memory_peak', 'plain_head', 'sliced_head',
-           'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'wanted_proportions',
-           'by_image_count', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
+__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
+           'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell',
+           'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'wanted_proportions', 'by_image_count',
+           'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -97,17 +97,22 @@ def generation_curve(
     return curve
 
 # %% ../nbs/44_cells.ipynb #8f5e22df
+USAGE_IMAGES = 5_000 # held-out images that tell which codes are in use; of fewer, the training images tell
+
 def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, Any]:
     "Measure the bench's tokenizer on the held-out images, in the principal components of the training images."
     held_out, extractor = bench.held_out, bench.profile.evaluation.extractor
     if len(held_out) < 5:
         raise ValueError(f'{bench.profile.data.source} has {len(held_out)} held-out images: rFID needs 5 or more')
     reference = Reference.from_images(held_out, extractor, components_from=bench.reference, device=bench.device)
-    found = reconstruction_metrics(bench.tokenizer, held_out, reference, seed=bench.seed)
-    metrics = {k: v for k, v in found.items() if isinstance(v, dict)} # the rest describes the codes
-    if bench.profile.evaluation.adm_reference: metrics |= against_adm(bench, held_out)
-    codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
-    metrics['codebook_usage_pct'] = as_metric(100 * codes['usage'], 'codebook usage (%)', len(bench.images))
+    adm = dict(adm=bench.reference) if bench.profile.evaluation.adm_reference else {}
+    images = in_background(in_batches(held_out, 64)) # read while others go through the tokenizer
+    found = reconstruction_metrics(bench.tokenizer, images, reference, seed=bench.seed, others=adm, device=bench.device)
+    metrics = {k: v for k, v in found.items() if isinstance(v, dict)}
+    codes, counted = {k: v for k, v in found.items() if k not in metrics}, len(held_out)
+    if counted < USAGE_IMAGES: # too few to show every code
+        codes, counted = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size), len(bench.images)
+    metrics['codebook_usage_pct'] = as_metric(100 * codes['usage'], 'codebook usage (%)', counted)
     if sheet is not None:
         pairs = reconstruct(bench.tokenizer, held_out.subset(slice(0, 12)))[:2]
         save_sheet(torch.cat(pairs), sheet) # above the images, below what became of them
@@ -127,16 +132,6 @@ def reconstruction_card(
         reconstructed=said_images(images_read(bench.held_out)), count=len(bench.held_out),
         reference=reference_card(reference), components=card['components'], pixels=PIXELS[False], stored='in memory',
         tokenizer=bench.tokenizer.fingerprint(), **against)
-
-# %% ../nbs/44_cells.ipynb #9646f227
-def against_adm(bench: Bench, held_out: Any) -> dict[str, Any]: # one metric
-    "rFID against the other reference in use."
-    settings = bench.profile.evaluation
-    references = dict(adm=bench.reference)
-    found = reconstruction_against(bench.tokenizer, held_out, references, settings.extractor, bench.device)
-    fid = found['adm'][settings.fid]
-    label = f"r{fid['label']} against {bench.reference.name}"
-    return {metric_key('rfid_adm', settings.extractor): fid | dict(label=label)}
 
 # %% ../nbs/44_cells.ipynb #2b044182
 def memory_peak(work: Callable[[], Any], device: torch.device) -> tuple[int, float]: # bytes above the start, seconds

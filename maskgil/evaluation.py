@@ -21,9 +21,8 @@ from maskgil.core import (
 )
 from .kept import open_array, save_array
 from .processes import device_count, left_to_others, local_device, place, run_here
-from .data import to_float
 from maskgil.features import (
-    efficientnet_lite0, extract, EXTRACTORS, Features, in_batches, inception_weights, load_extractor,
+    efficientnet_lite0, extract, EXTRACTORS, Features, inception_weights, load_extractor,
 )
 from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
 from .sampling import check_call, sample_ar, sample_mar
@@ -34,8 +33,8 @@ from .versions import versions_of
 # %% auto #0
 __all__ = ['GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range', 'check_sampler',
            'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features', 'write_npz',
-           'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set',
-           'reconstructed', 'reconstruction_against', 'draw_on_all', 'check_target', 'evaluate_checkpoint']
+           'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set', 'draw_on_all',
+           'check_target', 'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -445,34 +444,6 @@ def evaluate_set(
     _check_folder(folder, samples)
     metrics, protocol = evaluate(read_features(folder), reference, bootstrap), fingerprint(card)
     return dict(metrics={name: metric | dict(protocol=protocol) for name, metric in metrics.items()}, protocol=card)
-
-# %% ../nbs/31_evaluation.ipynb #36c03ffd
-@torch.no_grad()
-def reconstructed(
-    tokenizer: Any, # from `tokenizers.load_tokenizer`
-    images: Any, # an image set, or an iterator of (b 3 H W) uint8
-    batch_size: int = 32, # images at a time
-) -> Iterator[Tensor]: # (b 3 H W) uint8
-    "Images through the tokenizer."
-    device = next(tokenizer.parameters()).device
-    for batch in in_batches(images, batch_size):
-        tokens = tokenizer.encode(to_float(batch.to(device))) # b 3 H W -> b h w
-        yield decode_tokens(tokenizer, tokens, batch_size)
-
-# %% ../nbs/31_evaluation.ipynb #b1df9aa8
-def reconstruction_against(
-    tokenizer: Any, # from `tokenizers.load_tokenizer`
-    images: Any, # validation images
-    references: dict[str, Reference], # by name: the validation images themselves, and ADM's
-    extractor: str = 'inception', # of all references
-    device: str = 'auto', # where the extractor runs
-    bootstrap: int = 200, # replicates behind the intervals
-    weights: str | None = None, # the extractor's file
-) -> dict[str, dict[str, Any]]: # for each reference the metrics
-    "rFID and the kernel distance from each reference, from one pass."
-    seen = extract(in_background(reconstructed(tokenizer, images)), extractor, device=device, weights=weights)
-    metrics = ['fid', 'kid']
-    return {name: evaluate(seen, real, bootstrap, metrics=metrics) for name, real in references.items()}
 
 # %% ../nbs/31_evaluation.ipynb #c668eff0
 def draw_on_all(

@@ -36,7 +36,7 @@ from maskgil.training import (
     accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
 )
 from .shards import needs, OnlineTokens, open_source
-from .machines import choose_layout, hidden_share, parameter_counts, this_machine
+from .machines import choose_layout, free_memory, hidden_share, parameter_counts, this_machine
 
 # %% auto #0
 __all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATH_FIELDS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
@@ -555,11 +555,11 @@ def fitted_job(
 ) -> tuple[Job, int]: # and the number of ranks, which divides the batch
     "Lay a job out on this machine; `ValueError` if it does not fit."
     device, batch_size = pick_device(job.device), job.train['batch_size']
-    machine = dataclasses.replace(this_machine(), count=processes)
+    machine = dataclasses.replace(this_machine(), count=processes, memory=free_memory(device))
     bf16 = pick_dtype(job.dtype, device) == torch.bfloat16
     layout, needed = choose_layout(config, machine, batch_size, bool(job.train['ema']), bf16)
     if layout is None:
-        missing = f"{needed['total']:.1f} GiB of {machine.memory} on each of {processes}"
+        missing = f"{needed['total']:.1f} GiB of {machine.memory:.1f} free on each of {processes}"
         raise ValueError(f'{name} does not fit: {missing}; more GPUs or a smaller batch would do')
     fitted = dataclasses.replace(
         job,
@@ -618,6 +618,7 @@ def fit_on_all(
         str(folder), options, dataclasses.asdict(config), content=fingerprint(data_identity(data)), objective=fields,
         start=str(start), milestones=list(milestones), device=device, dtype=dtype, log_every=log_every,
     )
+    model.cpu() # it is made again where it is trained
     fitted, ranks = fitted_job(job, model.config, processes, name)
     history = launch(dataclasses.replace(fitted, tokens=str(data.stored(folder))), ranks)['history']
     load_milestone(model.cpu(), folder, config.steps)

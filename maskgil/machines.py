@@ -5,7 +5,7 @@
 # %% ../nbs/24_machines.ipynb #8ac7df87
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, itertools, math, os, time
+import contextlib, dataclasses, functools, gc, itertools, math, os, time
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
@@ -22,8 +22,8 @@ from .training import accumulation
 
 # %% auto #0
 __all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'Hardware', 'product_speed',
-           'device_memory', 'this_machine', 'find_hardware', 'hidden_share', 'step_flops', 'counted_flops',
-           'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes', 'activation_lines',
+           'device_memory', 'free_memory', 'this_machine', 'find_hardware', 'hidden_share', 'step_flops',
+           'counted_flops', 'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes', 'activation_lines',
            'TrainingLayout', 'parameter_counts', 'exchange_bytes', 'output_bytes', 'memory_per_rank', 'peak_bytes',
            'choose_layout']
 
@@ -73,6 +73,16 @@ def device_memory(
     if device.type == 'cuda': total = torch.cuda.mem_get_info(device)[1]
     else: total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return round(total / 2**30, 1)
+
+# %% ../nbs/24_machines.ipynb #75ba7f74
+def free_memory(
+    device: torch.device,
+) -> float: # GiB
+    "What other processes can have of each GPU, once this one hands back what it only keeps; all, of a computer."
+    if device.type != 'cuda': return device_memory(device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return min(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count())) / 2**30
 
 # %% ../nbs/24_machines.ipynb #0d3b947d
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools, json, warnings, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Iterator, NamedTuple, Sequence, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ __all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'EL0_
            'repeated_images', 'images_read', 'said_images', 'ReferenceData', 'StoredReference', 'Reference',
            'bootstrap_counts', 'frechet_estimates', 'frechet_linearised', 'kernel_estimates', 'inception_estimates',
            'in_manifold', 'mean_estimates', 'interval', 'Metric', 'metric_key', 'fewest_images', 'check_measurable',
-           'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'reconstruct', 'psnr', 'reconstruction_metrics']
+           'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'usage_of', 'reconstruct', 'psnr', 'Rebuilt',
+           'reconstruction_metrics']
 
 # %% ../nbs/30_metrics.ipynb #ac328090
 def _float64(x: Any) -> Tensor: # an array, tensor or nested list -> a tensor on the CPU
@@ -658,10 +659,16 @@ def codebook_usage(
     if ids.min() < 0 or ids.max() >= codebook_size:
         outside = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(f'token {outside} is outside a codebook of {codebook_size} entries')
-    counts = np.bincount(ids, minlength=codebook_size)
-    shares = counts[counts > 0] / ids.size
+    return usage_of(np.bincount(ids, minlength=codebook_size))
+
+def usage_of(
+    counts: np.ndarray, # (v,) how often each entry occurs; one at least does
+) -> dict[str, float]: # usage, perplexity, entropy_bits, tokens
+    "How much of a codebook is used."
+    tokens = int(counts.sum())
+    shares = counts[counts > 0] / tokens
     bits = float(-(shares * np.log2(shares)).sum())
-    return dict(usage=float((counts > 0).mean()), perplexity=2**bits, entropy_bits=abs(bits), tokens=ids.size)
+    return dict(usage=float((counts > 0).mean()), perplexity=2**bits, entropy_bits=abs(bits), tokens=tokens)
 
 # %% ../nbs/30_metrics.ipynb #258a016c
 @torch.inference_mode()
@@ -694,24 +701,50 @@ def psnr(
     error = (images.double() - others.double()).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / error)).clamp(max=100)
 
+# %% ../nbs/30_metrics.ipynb #f53cc302
+class Rebuilt:
+    "Images on their way through a tokenizer: iterate over it once, and it knows errors and codes."
+    def __init__(self,
+        tokenizer: Any, # has `encode`, `decode` and `codebook_size`; its parameters say where it runs
+        images: Any, # an image set, (n 3 H W) uint8, or an iterator of such
+        batch_size: int = 64, # images at a time
+    ):
+        self.tokenizer, self.images, self.batch_size = tokenizer, images, batch_size
+        self.counts = np.zeros(tokenizer.codebook_size, np.int64) # how often each code was chosen
+        self.ratios: list[Tensor] = [] # PSNR of each image, dB
+
+    def __iter__(self) -> Iterator[Tensor]: # (b 3 H W) uint8
+        for batch in in_batches(self.images, self.batch_size):
+            originals, rebuilt, ids = reconstruct(self.tokenizer, batch, self.batch_size)
+            self.counts += np.bincount(ids.flatten().numpy(), minlength=len(self.counts))
+            self.ratios.append(psnr(originals, rebuilt))
+            yield rebuilt
+
 # %% ../nbs/30_metrics.ipynb #38249f3a
 def reconstruction_metrics(
     tokenizer: Any, # has `encode`, `decode` and `codebook_size`
-    images: Any, # an image set, or (n 3 H W) uint8
+    images: Any, # an image set, (n 3 H W) uint8, or an iterator of such; seen once where there is a reference
     reference: Reference | None = None, # None is the images themselves
     extractor: str = 'el0', # one of `EXTRACTORS`, when there is no reference
     bootstrap: int = 200, # replicates
     seed: int = 0, # of the resampling
     batch_size: int = 64, # of the tokenizer
+    others: dict[str, Reference] | None = None, # further references, by the name that ends their rFID's
+    device: str = 'auto', # where the extractor runs
 ) -> dict[str, Any]: # 'rfid_el0', 'rkid_el0', 'psnr' as in `evaluate`; usage, perplexity, entropy_bits, tokens
     "How well a tokenizer reconstructs, and how much of its codebook that takes."
     if reference is None: reference = Reference.from_images(images, extractor)
-    originals, rebuilt, ids = reconstruct(tokenizer, images, batch_size)
-    distances = evaluate(extract(rebuilt, reference.extractor), reference, bootstrap, seed, ['fid', 'kid'])
-    ratios = psnr(originals, rebuilt)
+    rebuilt = Rebuilt(tokenizer, images, batch_size)
+    seen = extract(rebuilt, reference.extractor, device=device)
+    distances = evaluate(seen, reference, bootstrap, seed, ['fid', 'kid'])
+    for name, other in (others or {}).items():
+        metric, = evaluate(seen, other, bootstrap, seed, ['fid']).values()
+        label = f"{metric['label']} against {other.name}"
+        distances[metric_key(f'fid_{name}', other.extractor)] = metric | dict(label=label)
+    ratios = torch.cat(rebuilt.ratios)
     signal = interval(mean_estimates(ratios, bootstrap_counts(len(ratios), bootstrap, seed)))
     return {
         **{f'r{key}': metric | dict(label=f"r{metric['label']}") for key, metric in distances.items()},
         'psnr': dict(**signal, n=len(ratios), n_reference=len(ratios), label='PSNR', reference=None),
-        **codebook_usage(ids, tokenizer.codebook_size),
+        **usage_of(rebuilt.counts),
     }

@@ -368,7 +368,8 @@ def _prepared(study: Study) -> Callable[[Any, Cell, Path], dict[str, Any]]: # `s
     @functools.wraps(study.run)
     def run(bench: Any, cell: Cell, folder: Path) -> dict[str, Any]:
         reads = isinstance(bench, Bench) and 'data' in study.stages
-        if reads and not isinstance(bench, TextBench): check_real_images(bench, 'metrics' in study.stages)
+        if reads and not isinstance(bench, TextBench):
+            check_real_images(bench, 'metrics' in study.stages, encoded=bool(cell.size))
         found = study.run(bench, cell, folder)
         return dict(found) | dict(provenance=data_provenance(bench)) if reads else found
     return run

@@ -1,15 +1,22 @@
 "What the paper's profile asks of a study: ranks that share its work, images as ImageNet has them, memory that is flat."
-import math, shutil
+import gc, math, shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+from maskgil import cells
 from maskgil.bench import Bench
-from maskgil.cells import stability_cell
+from maskgil.cells import reconstruction_cell, stability_cell
 from maskgil.data import openmoji, to_rgb
+from maskgil.features import extract
+from maskgil.metrics import (
+    codebook_usage, evaluate, psnr, Rebuilt, reconstruct, reconstruction_metrics, Reference,
+)
 from maskgil.profiles import PROFILES, override
 from maskgil.refusals import trained_configs
 from maskgil.studies import defaults, STUDIES
+from maskgil.tokenizers import load_tokenizer
 
 from test_jobs import save_photos
 
@@ -67,3 +74,57 @@ def test_a_folder_without_held_out_images_has_a_floor(photos):
     shutil.copy(next(photos.glob('train/*/*')), photos/'val')
     bench = Bench(override(SMOKE, {'data.source': str(photos), 'data.limit': 100}), device='cpu')
     assert bench.floor['fid_el0']['value'] > 0
+
+
+class Blur:
+    "A tokenizer with four codes that keeps the mean of each picture."
+    codebook_size = 4
+    def encode(self, images): return (images.mean((1, 2, 3)) * 2 + 2).long().clamp(0, 3)[:, None, None]
+    def decode(self, ids): return (ids[:, :, :, None].float() / 2 - .75).permute(0, 3, 1, 2).expand(-1, 3, SIDE, SIDE)
+
+SIDE = 64
+
+
+class Endless:
+    "Images that are made when they are asked for; it notes how many at a time."
+    name, split, classes = 'made', 'test', ('one',)
+    def __init__(self, count): self.count, self.asked = count, []
+    def __len__(self): return self.count
+    def batch(self, rows):
+        self.asked.append(rows.stop - rows.start)
+        return torch.arange(rows.start, rows.stop)[:, None, None, None].expand(-1, 3, SIDE, SIDE).to(torch.uint8)
+
+
+def test_reconstruction_holds_a_batch_of_images_however_many_there_are():
+    def held(count): # bytes at the most, beyond what is there before
+        images = Endless(count)
+        rebuilt = Rebuilt(Blur(), images, 50)
+        most = max(sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is torch.Tensor
+                       and t.dtype != torch.float32 and t.ndim == 4) for _ in rebuilt)
+        assert len(torch.cat(rebuilt.ratios)) == rebuilt.counts.sum() == count and max(images.asked) == 50
+        return most
+    assert held(2000) <= 1.2 * held(200)
+
+
+def test_one_pass_measures_what_two_did(photos):
+    images = openmoji('test', limit=90)
+    tokenizer = load_tokenizer('smoke-llamagen-vq', seed=0)
+    reference = Reference.from_images(images, 'el0')
+    other = Reference.from_images(openmoji('train', limit=90), 'el0', components_from=reference)
+    found = reconstruction_metrics(tokenizer, images, reference, bootstrap=5, others=dict(adm=other))
+    originals, rebuilt, ids = reconstruct(tokenizer, images)
+    assert found['psnr']['value'] == pytest.approx(float(psnr(originals, rebuilt).mean()))
+    assert found['usage'] == codebook_usage(ids, tokenizer.codebook_size)['usage']
+    again = evaluate(extract(rebuilt), other, 5, 0, ['fid'])
+    assert found['rfid_adm_el0']['value'] == pytest.approx(again['fid_el0']['value'], rel=1e-4)
+
+
+def test_table_1_of_many_held_out_images_needs_no_tokens(photos, monkeypatch):
+    "The paper reports usage over validation images; with few of them the training images tell."
+    shutil.copytree(photos/'train', photos/'val')
+    bench = Bench(override(SMOKE, {'data.source': str(photos)}), device='cpu')
+    few = reconstruction_cell(bench)['codebook_usage_pct']
+    monkeypatch.setattr(cells, 'USAGE_IMAGES', 50)
+    monkeypatch.setattr(Bench, 'tokens', property(lambda bench: pytest.fail('tokens of the training images')))
+    many = reconstruction_cell(replace(bench))['codebook_usage_pct']
+    assert few['n'] == many['n'] == 96 and 0 < many['value'] <= 100
