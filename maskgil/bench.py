@@ -9,7 +9,7 @@ import dataclasses, math, os, shutil, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .jobs import fit_on_all
 from .losses import CausalObjective, MaskedObjective, TRAINING_RECIPES
 from .machines import hidden_share
 from .metrics import Reference, evaluate, fewest_images, images_read, real_floor, reconstruct, said_images
-from .features import EXTRACTORS, extract
+from .features import EXTRACTORS, extract, Features
 from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
@@ -45,8 +45,8 @@ __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERE
            'with_committed_weights', 'commit_weights', 'train_model', 'planned_training', 'training_cost', 'spread_out',
            'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
            'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
-           'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights',
-           'told_protocol', 'share_pipeline']
+           'in_memory', 'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
+           'check_weights', 'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -446,24 +446,40 @@ def _is_readable(path: Path) -> bool: # JSON that can be made again
         path.unlink()
         return False
 
-def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
-    "Draw the profile's number of images and measure them: in memory on a CPU or for a judge, otherwise on all GPUs."
-    labels, settings = wanted_labels(bench), profile_options(bench, model, **options)
-    if has_judge(bench) or pick_device(bench.device).type == 'cpu' and device_count() == 1:
-        return measure(bench, draw_labels(bench, model, labels, **options), labels)
-    products = str(pick_dtype(settings.get('dtype', 'auto'), bench.device))
+def in_memory(bench: Bench) -> bool:
+    "Whether images are drawn and looked at here at once: on a CPU, or for a judge; otherwise on all GPUs, in blocks."
+    return has_judge(bench) or pick_device(bench.device).type == 'cpu' and device_count() == 1
+
+def drawn_on_all(
+    bench: Bench,
+    model: Any,
+    labels: Tensor, # (n,)
+    measured: Callable[[Features], Any], # gives what JSON can hold
+    ar: Any = None, # begins each image, which the model ends
+    **options: Any, # of the sampler
+) -> Any: # what `measured` gave
+    "Draw a set on all GPUs, go on with what was drawn before, and keep what was measured of it in place of it."
+    products = str(pick_dtype(options.get('dtype', 'auto'), bench.device))
+    begun = {} if ar is None else dict(ar=weights_fingerprint(ar))
     made_from = fingerprint(weights_fingerprint(model), dataclasses.asdict(model.config), bench.tokenizer.fingerprint(),
-                            labels, settings, products, bench.seed, bench.reference.fingerprint,
+                            labels, options | begun, products, bench.seed, bench.reference.fingerprint,
                             versions_of(['tokenizer', 'model', 'sampling', 'metrics']))
     folder = cache_dir()/'samples'/made_from
     if not _is_readable(folder/'metrics.json'):
-        pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes)
+        pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, ar=ar)
         seen = draw_on_all(pipe, labels, folder, bench.profile.evaluation.extractor, bench.seed, device=bench.device,
-                           keep_images=False, **settings)
-        write_json(folder/'metrics.json', evaluate(seen, bench.reference, seed=bench.seed))
+                           keep_images=False, **options)
+        write_json(folder/'metrics.json', measured(seen))
         for file in folder.glob('*.npy'): file.unlink()
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(folder/'metrics.json')
+
+def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
+    "Draw the profile's number of images and measure them."
+    labels = wanted_labels(bench)
+    if in_memory(bench): return measure(bench, draw_labels(bench, model, labels, **options), labels)
+    measured = lambda seen: evaluate(seen, bench.reference, seed=bench.seed)
+    return drawn_on_all(bench, model, labels, measured, **profile_options(bench, model, **options))
 
 # %% ../nbs/43_bench.ipynb #0bcfa08a
 def measure_through(bench: Bench) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgil.bench import (
-    Bench, Trained, as_line, as_metric, card_of, draw_images, has_judge, measure, measure_drawn, proportional_labels,
-    real_sheet, sample_sheet, save_sheet, share_pipeline, train_model, training_cost,
+    Bench, Trained, as_line, as_metric, card_of, draw_labels, drawn_on_all, has_judge, in_memory, measure,
+    measure_drawn, real_sheet, sample_sheet, save_sheet, share_pipeline, train_model, training_cost, wanted_labels,
 )
 from .checks import check_choice
 from .core import derived_seed, pick_device, weights_fingerprint
-from .evaluation import in_background, PIXELS, reference_card
-from .features import extract, in_batches
+from .evaluation import draw_range, in_background, PIXELS, reference_card
+from .features import extract, Features, in_batches
 from .jobs import fit_on_all
 from .losses import NotFinite, token_loss, WatchedObjective
 from maskgil.metrics import (
@@ -35,9 +35,9 @@ from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
 from .training import kept_history, TrainConfig
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'generation_curve',
-           'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell',
-           'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'wanted_proportions', 'by_image_count',
+__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'PARADIGMS', 'DEPARTURES', 'generation_cell',
+           'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head',
+           'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'by_image_count',
            'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
@@ -240,17 +240,34 @@ def watched_history(
     return [{name: row[name] for name in ('step', 'loss', 'output_norm')} for row in history], diverged
 
 # %% ../nbs/44_cells.ipynb #d1babc59
+TIMED_IMAGES = 256 # where those that are measured are drawn on all GPUs
+
 def timed_draw(
     bench: Bench,
-    draw: Callable[[], Tensor], # makes tokens (n h w)
-    labels: Tensor, # (n,) that they are drawn for
+    model: Any,
+    labels: Tensor, # (n,)
+    ar: Any = None, # begins each image, which the model ends
+    **options: Any, # of the sampler
 ) -> dict[str, dict[str, Any]]: # metrics by name
-    "Draw tokens, time it, and measure the pictures."
+    "Draw images, measure them, and say how long one takes on one device."
+    sampler = None if ar is None else functools.partial(sample_fusion, ar)
+    def draw(labels): return draw_tokens(model, labels, seed=bench.seed, sampler=sampler, **options)
+    if in_memory(bench):
+        tokens, seconds = _timed(lambda: draw(labels))
+        found = measure(bench, decode_tokens(bench.tokenizer, tokens), labels)
+    else:
+        measured = lambda seen: evaluate(seen, bench.reference, seed=bench.seed)
+        found = drawn_on_all(bench, model, labels, measured, ar, **options)
+        labels = labels[torch.arange(TIMED_IMAGES) * len(labels) // TIMED_IMAGES]
+        for network in filter(None, (model, ar)): network.to(pick_device(bench.device))
+        draw(labels) # the first one loads kernels
+        seconds = _timed(lambda: draw(labels))[1]
+    timed = as_metric(seconds / len(labels), 'seconds an image', len(labels))
+    return found | dict(seconds_per_image=timed)
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]: # what it gives, and seconds
     began = time.perf_counter()
-    tokens = draw()
-    seconds = (time.perf_counter() - began) / len(labels)
-    timed = dict(seconds_per_image=as_metric(seconds, 'seconds an image', len(labels)))
-    return measure(bench, decode_tokens(bench.tokenizer, tokens), labels) | timed
+    return work(), time.perf_counter() - began
 
 # %% ../nbs/44_cells.ipynb #a9b38e59
 def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | None = None) -> dict[str, Any]:
@@ -260,52 +277,51 @@ def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | No
     model = trained.at(profile.training.epochs[-1]).to(pick_device(bench.device))
     base: dict[str, Any] = dict(steps=settings.steps, cfg=settings.main_cfg, order='confidence',
                                 dtype=profile.training.dtype) | SAMPLING_RECIPES[recipe]
-    labels = wanted_proportions(bench)
+    labels = wanted_labels(bench)
     changes = [dict(steps=s) for s in settings.step_grid] + [dict(order=o) for o in ORDERS if o != 'confidence']
     for change in changes:
         options = base | change
-        draw = lambda: draw_tokens(model, labels, seed=bench.seed, **options)
-        metrics = once(folder, lambda: timed_draw(bench, draw, labels), **change)
+        metrics = once(folder, lambda: timed_draw(bench, model, labels, **options), **change)
         curve.append(dict(steps=options['steps'], order=options['order'], images=len(labels), cfg=settings.main_cfg,
                           metrics=metrics))
         print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
-    curve += by_image_count(bench, model, **base)
+    counts = list(settings.sample_counts)
+    curve += once(folder, lambda: dict(points=by_image_count(bench, model, **base)), counts=counts)['points']
     return dict(curve=curve, floor=bench.floor, through=bench.through, history=trained.history,
                 protocol=card_of(bench, model, labels, **base), **training_cost(trained))
 
 # %% ../nbs/44_cells.ipynb #ae236096
-def wanted_proportions(bench: Bench) -> Tensor: # (n,) int64
-    "Labels in the proportion of the data, whatever the profile says of equal classes."
-    return proportional_labels(bench.images.labels, bench.profile.evaluation.images)
-
 def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, Any]]: # points of a curve
     "FID from subsets of one large set of images."
     settings = bench.profile.evaluation
-    images = draw_images(bench, model, max(settings.sample_counts), **options)
-    many = extract(images, settings.extractor, device=bench.device)
+    whole = len(bench.classes) if settings.balanced else 1 # so many, or a multiple
+    labels = wanted_labels(bench, math.ceil(max(settings.sample_counts) / whole) * whole)
     shuffled = torch.Generator().manual_seed(derived_seed(bench.seed, 'sample counts'))
-    order = torch.randperm(len(many), generator=shuffled)
-    found = {n: evaluate(many[order[:n]], bench.reference, seed=bench.seed) for n in settings.sample_counts}
-    place = dict(steps=settings.steps, order='confidence', cfg=settings.main_cfg, images_of=len(many))
-    return [place | dict(images=n, metrics=metrics) for n, metrics in found.items()]
+    order = torch.randperm(len(labels), generator=shuffled)
+    place = dict(steps=settings.steps, order='confidence', cfg=settings.main_cfg, images_of=len(labels))
+    def subsets(seen: Features) -> list[dict[str, Any]]:
+        found = {n: evaluate(seen[order[:n]], bench.reference, seed=bench.seed) for n in settings.sample_counts}
+        return [place | dict(images=n, metrics=metrics) for n, metrics in found.items()]
+    if not in_memory(bench): return drawn_on_all(bench, model, labels, subsets, **options)
+    images = draw_labels(bench, model, labels, **options)
+    return subsets(extract(images, settings.extractor, device=bench.device))
 
 # %% ../nbs/44_cells.ipynb #3714b4c6
 def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int = 8) -> dict[str, Any]:
     "Quality and time for `shares` + 1 divisions of the tokens between AR and MAR."
     settings, last, device = bench.profile.evaluation, bench.profile.training.epochs[-1], pick_device(bench.device)
     ar, mar = (train_model(bench, size, kind).at(last).to(device) for kind in ('llamagen', 'maskgil'))
-    labels, tokens, curve, sheets = wanted_proportions(bench), math.prod(mar.config.grid), [], []
+    labels, tokens, curve, sheets = wanted_labels(bench), math.prod(mar.config.grid), [], []
     options = dict(dtype=bench.profile.training.dtype)
-    sampler = functools.partial(sample_fusion, ar)
-    fused: dict[str, Any] = dict(
-        sampler=sampler, seed=bench.seed, mar_steps=settings.steps, ar_cfg=settings.main_cfg,
-        mar_cfg=settings.main_cfg, ar_options=options, mar_options=options)
+    fused: dict[str, Any] = dict(mar_steps=settings.steps, ar_cfg=settings.main_cfg, mar_cfg=settings.main_cfg,
+                                 ar_options=options, mar_options=options)
     shown = torch.arange(12) % len(bench.classes)
     for ar_tokens in dict.fromkeys(round(tokens * k / shares) for k in range(shares + 1)):
-        draw = lambda labels: draw_tokens(mar, labels, ar_tokens=ar_tokens, **fused)
-        metrics = once(folder, lambda: timed_draw(bench, lambda: draw(labels), labels), ar_tokens=ar_tokens)
+        given = fused | dict(ar_tokens=ar_tokens)
+        metrics = once(folder, lambda: timed_draw(bench, mar, labels, ar, **given), ar_tokens=ar_tokens)
         curve.append(dict(ar_tokens=ar_tokens, ar_share=ar_tokens / tokens, mar_steps=settings.steps, metrics=metrics))
-        sheets.append(decode_tokens(bench.tokenizer, draw(shown)))
+        drawn = draw_range(mar.to(device), shown, 0, len(shown), seed=bench.seed, ar=ar.to(device), **given)
+        sheets.append(decode_tokens(bench.tokenizer, drawn))
         took = 1000 * metrics['seconds_per_image']['value']
         print(f'{bench.profile.row(size)}, {ar_tokens} of {tokens} tokens by AR: {as_line(metrics[settings.fid])}, '
               f'{took:.1f} ms an image')

@@ -5,7 +5,7 @@
 # %% ../nbs/31_evaluation.ipynb #d0351270
 from __future__ import annotations
 
-import contextlib, dataclasses, itertools, json, queue, threading, warnings, zipfile
+import contextlib, dataclasses, functools, itertools, json, queue, threading, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, IO, Callable, Iterable, Iterator, Sequence
@@ -25,16 +25,16 @@ from maskgil.features import (
     efficientnet_lite0, extract, EXTRACTORS, Features, inception_weights, load_extractor,
 )
 from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
-from .sampling import check_call, sample_ar, sample_mar
+from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .shards import shard_ranges
 from .metrics import evaluate, fewest_images, load_statistics, Reference, said_images
 from .versions import versions_of
 
 # %% auto #0
-__all__ = ['GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range', 'check_sampler',
-           'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features', 'write_npz',
-           'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set', 'draw_on_all',
-           'check_target', 'evaluate_checkpoint']
+__all__ = ['FUSED', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range',
+           'check_sampler', 'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features',
+           'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set',
+           'draw_on_all', 'check_target', 'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -54,21 +54,27 @@ def draw_range(
     stop: int, # the one after the last
     batch_size: int = 50, # images at a time
     seed: int = 0, # of the set
-    **options: Any, # of `sample_mar` or `sample_ar`: steps, cfg, ...
+    ar: nn.Module | None = None, # begins each image, which the MAR model ends
+    **options: Any, # of `sample_mar`, `sample_ar` or `sample_fusion`: steps, cfg, ...
 ) -> Tensor: # (b h w) int64, b = stop - start
     "The tokens of some images of a set."
-    return draw_tokens(model, labels[start:stop], batch_size, seed, first=start, **options)
+    sampler = None if ar is None else functools.partial(sample_fusion, ar)
+    return draw_tokens(model, labels[start:stop], batch_size, seed, first=start, sampler=sampler, **options)
 
 # %% ../nbs/31_evaluation.ipynb #632f3477
+FUSED = 'ar_tokens' # the option that asks for fusion
+
 GIVEN = ( # arguments of a sampler that are not options of a set
-    'model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step', 'show_progress', 'length')
+    'model', 'labels', 'grid', 'seed', 'first', 'tokens', 'codebook_size', 'on_step', 'show_progress', 'length', 'ar',
+    'mar')
 
 def check_sampler(
     causal: bool, # whether the model is AR
     given: dict[str, Any], # options of the sampler
+    fused: bool = False, # whether an AR model begins what the model ends
 ) -> None:
     "Refuse a name or a value that the sampler does not take: a `ValueError`."
-    check_call(sample_ar if causal else sample_mar, given, GIVEN)
+    check_call(sample_fusion if fused else sample_ar if causal else sample_mar, given, GIVEN)
 
 # %% ../nbs/31_evaluation.ipynb #32d5ce3b
 def check_drawn(
@@ -103,11 +109,12 @@ class SampleSet:
     extractor: str | None = 'inception' # a name of EXTRACTORS; None only draws
     weights: str | None = None # the extractor's file
     stretch: bool = False # as `data.EVALUATION_RECIPES` has it
+    ar: Any = None # begins each image, which the model ends
 
     def __post_init__(self):
         if min(self.block, self.batch_size) < 1: raise ValueError('a block and a batch hold at least one image')
         check_drawn(self.labels, self.model.config.classes)
-        check_sampler(self.model.config.causal, self.options)
+        check_sampler(self.model.config.causal, self.options, self.ar is not None)
         if self.extractor: check_choice('extractor', self.extractor, EXTRACTORS)
         if self.block % self.batch_size:
             raise ValueError(f'a block of {self.block} images is not a whole number of batches of {self.batch_size}')
@@ -126,7 +133,7 @@ class SampleSet:
             extractor=self.extractor, stretch=self.stretch,
             config=fingerprint(dataclasses.asdict(self.model.config)), # equal weights may be used otherwise
             weights_hash=looks, versions=versions_of(['tokenizer', 'model', 'sampling', 'metrics']),
-        )
+        ) | ({} if self.ar is None else dict(ar=weights_fingerprint(self.ar)))
 
 # %% ../nbs/31_evaluation.ipynb #88adf591
 def _same_set(folder: Path, card: dict[str, Any]) -> None:
@@ -206,7 +213,8 @@ def _draw_missing(
     for block in blocks:
         start, stop = ranges[block]
         if _is_whole(folder, block, kinds, stop - start): continue
-        tokens = draw_range(samples.model, samples.labels, *ranges[block], size, samples.seed, **samples.options)
+        given = dict(ar=samples.ar) | samples.options
+        tokens = draw_range(samples.model, samples.labels, *ranges[block], size, samples.seed, **given)
         yield block, tokens, decode_tokens(samples.tokenizer, tokens, size, samples.stretch)
 
 # %% ../nbs/31_evaluation.ipynb #06202527
@@ -223,8 +231,8 @@ def draw_blocks(
     if rank is None or not ranks: rank, ranks = place()
     products = str(pick_dtype(samples.options.get('dtype', 'auto'), here))
     _same_set(folder, samples.card() | dict(products=products))
-    samples.model.to(here)
-    samples.tokenizer.to(here)
+    for network in (samples.model, samples.tokenizer, samples.ar):
+        if network is not None: network.to(here)
     blocks = range(len(samples.ranges()))
     kinds = ['tokens', *(['images'] if keep_images else []), *(['features', 'logits'] if samples.extractor else [])]
     missing = in_background(_draw_missing(samples, folder, blocks[rank::ranks], kinds))
@@ -458,12 +466,13 @@ def draw_on_all(
     weights: str | None = None, # the extractor's file
     device: str = 'auto', # for the sampler and the extractor
     keep_images: bool = True, # and not only their tokens and features
-    **options: Any, # of the sampler: steps, cfg, guidance, dtype, ...
+    **options: Any, # of the sampler: steps, cfg, guidance, dtype, ...; with `ar_tokens` the pipeline's AR model begins
 ) -> Features:
     "Draw a set, resume it, and return what the extractor sees."
     folder, processes = Path(folder), processes or device_count()
     if processes == 1:
-        samples = SampleSet(pipe.model, pipe.tokenizer, labels, options, seed, batch_size, block, extractor, weights)
+        samples = SampleSet(pipe.model, pipe.tokenizer, labels, options, seed, batch_size, block, extractor, weights,
+                            ar=pipe.ar if FUSED in options else None)
         draw_blocks(samples, folder, device, 0, 1, keep_images)
         return read_features(folder)
     checkpoint, label_file = folder/'pipeline', folder/'labels.npy'
@@ -547,7 +556,8 @@ def evaluate_checkpoint(
     usual = dict(cfg=cfg, dtype=dtype) | ({} if config.causal else dict(steps=steps))
     chosen = _sampler_of(sampler) if sampler else usual
     classes = _labels_of(labels) if labels else balanced_labels(config.classes, count)
-    samples = SampleSet(pipe.model, pipe.tokenizer, classes, chosen, seed, batch_size, block, extractor, file)
+    samples = SampleSet(pipe.model, pipe.tokenizer, classes, chosen, seed, batch_size, block, extractor, file,
+                        ar=pipe.ar if FUSED in chosen else None)
     least = fewest_images(extractor)
     if reference and len(classes) < least: raise ValueError(f'count is {len(classes)}: {least} images are needed')
     if not draw_blocks(samples, out, device, keep_images=keep_images):

@@ -75,7 +75,7 @@ def training_steps(profile: Profile, cell: Cell) -> int:
 def drawing_flops(profile: Profile, cell: Cell, config: ModelConfig) -> float:
     "Operations of drawing all images of a cell."
     settings = profile.evaluation
-    passes = cell.images if config.causal else cell.passes or cell.images * settings.steps
+    passes = cell.passes or cell.images * (1 if config.causal else settings.steps)
     return sampling_flops(config, 1, settings.main_cfg) * passes
 
 def looking_flops(profile: Profile, cell: Cell) -> float:

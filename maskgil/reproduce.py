@@ -18,7 +18,7 @@ from .planner import has_record, plan_cell
 from .profiles import PROFILES, Profile, resolve_profile
 from .records import latest, Record, records, write_index
 from .remeasure import REMEASURED, compare_again, not_yet_again, quickest, reference_records
-from .statistics import LOOKS
+from .statistics import SEED_LOOKS
 from .studies import STUDIES, default_cells, study_notebook
 from .tables import history_table, long_table
 
@@ -311,16 +311,16 @@ def reproduce(
     if len(levels.jobs) < levels.all_jobs:
         print('The same command goes on with what is left; MINUTES=inf does all of it.')
 
-# %% ../nbs/57_reproduce.ipynb #cf0b65de
+# %% ../nbs/57_reproduce.ipynb #d7653d6f
 def undecided(
     profile: Profile,
-    look: int = LOOKS[-1], # seeds of the look
+    look: int = SEED_LOOKS[-1], # seeds of the look
 ) -> dict[str, list[str]]: # study: its open claims, by key, that as many seeds as the last look takes would decide
     "What a look with more seeds is worth, from the reference and your records together."
     found = records(sources=('reference', 'yours'), profile=profile.name)
     held = latest(dataclasses.replace(record, source='yours') for record in found)
     card = verdicts(long_table(held), history_table(held), profile.name)
-    worth = card[(card.source == 'yours') & card.would_do.between(1, LOOKS[-1]) & (card.seeds < look)]
+    worth = card[(card.source == 'yours') & card.would_do.between(1, SEED_LOOKS[-1]) & (card.seeds < look)]
     by_study: dict[str, list[str]] = {}
     for key in worth.key: by_study.setdefault(CLAIMS[key].study, []).append(key)
     return by_study
@@ -332,7 +332,7 @@ def decide_open_claims(
 ) -> None:
     "Run the studies of open claims with as many seeds as the next look takes, until the last look."
     chosen = PROFILES[check_choice('profile', profile, PROFILES)]
-    for look in LOOKS:
+    for look in SEED_LOOKS:
         found = undecided(chosen, look)
         for study, keys in found.items(): print(f'{study}: {look} seeds for {", ".join(keys)}', flush=True)
         for seed in range(look if found and not dry_run else 0): reproduce(profile, seed, lanes, math.inf, list(found))

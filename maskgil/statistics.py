@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 # %% auto #0
-__all__ = ['RESULTS', 'MOST_SEEDS', 'LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined',
+__all__ = ['RESULTS', 'MOST_SEEDS', 'SEED_LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined',
            'variance_of', 'exactly', 'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed', 'pooled',
            'seeds_to_decide', 'level_of_a_look']
 
@@ -259,5 +259,5 @@ def level_of_a_look(
     "The level for each of several looks at growing data."
     return 1 - (1 - level) / looks
 
-LOOKS = (3, 5)                       # seeds at which a reference is looked at; the second time only what is open
-LEVEL = level_of_a_look(len(LOOKS))  # of the intervals that verdicts use: 97.5 %
+SEED_LOOKS = (3, 5)                       # seeds at which a reference is looked at; the second time only what is open
+LEVEL = level_of_a_look(len(SEED_LOOKS))  # of the intervals that verdicts use: 97.5 %

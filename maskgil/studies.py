@@ -94,7 +94,7 @@ class Cell:
     tokenizer: str = 'llamagen-vq'       # a name of the paper
     steps: int | None = None             # of training; None: the profile's epochs, 0: none
     images: int = 0                      # drawn and measured
-    passes: int = 0                      # decoding steps of all these images; 0: the profile's for each
+    passes: int = 0                      # decoding steps of all these images (AR: images); 0: as the profile says
     variant: str = ''                    # what else sets its model apart
     flops: Callable[[], float] | None = None # of training, where steps and images do not tell
 
@@ -255,8 +255,9 @@ def steps_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 
 def fusion_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One of two models, and a set of images for each division of the tokens."
-    yield Cell(dict(size=p.size), {}, p.size, 'llamagen')
-    yield Cell(dict(size=p.size), {}, p.size, images=9 * profile.evaluation.images)
+    images, settings = profile.evaluation.images, profile.evaluation
+    yield Cell(dict(size=p.size), {}, p.size, 'llamagen', passes=9 * images // 2) # it begins from none to all of each
+    yield Cell(dict(size=p.size), {}, p.size, images=9 * images, passes=8 * images * settings.steps)
 
 def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each departure."

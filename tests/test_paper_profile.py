@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskgil import cells
-from maskgil.bench import Bench
-from maskgil.cells import reconstruction_cell, stability_cell
+from maskgil import bench as bench_module, cells, jobs
+from maskgil.bench import Bench, train_model, wanted_labels
+from maskgil.cells import by_image_count, reconstruction_cell, stability_cell, steps_cell, timed_draw
 from maskgil.data import openmoji, to_rgb
 from maskgil.features import extract
+from maskgil.machines import HARDWARE
 from maskgil.metrics import (
     codebook_usage, evaluate, psnr, Rebuilt, reconstruct, reconstruction_metrics, Reference,
 )
+from maskgil.planner import plan_cell
 from maskgil.profiles import PROFILES, override
 from maskgil.refusals import trained_configs
 from maskgil.studies import defaults, STUDIES
@@ -128,3 +130,64 @@ def test_table_1_of_many_held_out_images_needs_no_tokens(photos, monkeypatch):
     monkeypatch.setattr(Bench, 'tokens', property(lambda bench: pytest.fail('tokens of the training images')))
     many = reconstruction_cell(replace(bench))['codebook_usage_pct']
     assert few['n'] == many['n'] == 96 and 0 < many['value'] <= 100
+
+
+@pytest.fixture
+def trained_once(tmp_path, monkeypatch):
+    "A cache for each number of ranks, with one tokenizer and the same models in both."
+    def use(ranks):
+        monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path/f'cache-{ranks}'))
+        monkeypatch.setenv('MASKGIL_PROCESSES', str(ranks))
+        if ranks == 2: shutil.copytree(tmp_path/'cache-1', tmp_path/'cache-2', dirs_exist_ok=True)
+        grid = {'evaluation.cfg': [2.], 'evaluation.step_grid': [4], 'evaluation.sample_counts': [32, 64]}
+        return Bench(without_judge(grid), device='cpu')
+    return use
+
+
+def without_judge(changes):
+    "Without the judge, for which images are drawn in one process, as without one on a GPU."
+    profile = without_dropout(changes)
+    return replace(profile, evaluation=replace(profile.evaluation, judged=False, balanced=True, images=63))
+
+
+def test_samples_are_drawn_on_all_ranks_and_not_drawn_again(tmp_path, trained_once, monkeypatch):
+    "One set of a masked model, one that an AR model begins, and subsets of one."
+    found = {}
+    for ranks in (1, 2):
+        bench = trained_once(ranks)
+        mar, ar = (train_model(bench, 'b', kind).model for kind in ('maskgil', 'llamagen'))
+        given = dict(mar_steps=2, ar_tokens=20, ar_cfg=2., mar_cfg=2.)
+        labels = wanted_labels(bench)
+        found[ranks] = [timed_draw(bench, mar, labels, steps=2), timed_draw(bench, mar, labels, ar, **given),
+                                *(point['metrics'] for point in by_image_count(bench, mar, steps=2))]
+    assert not (tmp_path/'cache-1'/'samples').exists() and len(list((tmp_path/'cache-2'/'samples').iterdir())) == 3
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one.keys() == two.keys()
+        for name in ('fid_el0', 'kid_el0'):
+            assert two[name]['value'] == pytest.approx(one[name]['value'], rel=.02, abs=.02), name
+            assert one[name]['n'] == two[name]['n']
+    monkeypatch.setattr(bench_module, 'draw_on_all', lambda *given, **options: pytest.fail('drawn again'))
+    assert timed_draw(bench, mar, labels, steps=2)['fid_el0'] == found[2][0]['fid_el0']
+
+
+def test_classes_are_equally_many_where_the_profile_says_so(trained_once):
+    bench = trained_once(1)
+    card = steps_cell(bench, 'b')['protocol']
+    assert card['per_class'] == [7, 7] and card['classes'] == 9
+
+
+def test_a_plan_counts_what_ar_draws_for_fusion():
+    study, profile = STUDIES['fusion'], PROFILES['mini']
+    ar, mar = study.grid(profile, defaults('fusion'))
+    assert ar.passes == 4.5 * profile.evaluation.images
+    assert mar.passes == 8 * profile.evaluation.images * profile.evaluation.steps
+    machine = HARDWARE['1xA100']
+    assert plan_cell(profile, ar, machine, trained=True)['hours'] > 0
+
+
+def test_a_training_plans_on_the_memory_that_is_free(tmp_path, monkeypatch):
+    "A kernel that holds other things leaves less than the whole of a GPU."
+    monkeypatch.setattr(jobs, 'free_memory', lambda device: .001)
+    monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path))
+    monkeypatch.setenv('MASKGIL_PROCESSES', '2')
+    with pytest.raises(ValueError, match='GiB of 0.0 free on each of 2'): train_model(Bench(SMOKE, device='cpu'), 'b')

@@ -14,7 +14,7 @@ from maskgil import reproduce as reproduce_module
 from maskgil.claims import CLAIMS
 from maskgil.remeasure import differences_file
 from maskgil.reproduce import choose_levels, decide_open_claims, jobs, run_all, undecided
-from maskgil.statistics import LOOKS
+from maskgil.statistics import SEED_LOOKS
 from maskgil.tables import long_table
 
 REPRODUCE = ('maskgil.cli', 'reproduce', '--profile', 'smoke')
@@ -138,12 +138,12 @@ def test_open_claims_get_seeds_and_decided_ones_do_not(monkeypatch, tmp_path, ca
     monkeypatch.setattr(reproduce_module, 'reproduce', run)
     profile = PROFILES['mini'] # whose reference has been looked at once
     found = undecided(profile)
-    assert not undecided(profile, LOOKS[0]) and found
+    assert not undecided(profile, SEED_LOOKS[0]) and found
     assert all(CLAIMS[key].study == study for study, keys in found.items() for key in keys)
     decide_open_claims('mini', dry_run=True)
     assert not ran
     decide_open_claims('mini')
-    assert ran == [(seed, list(found)) for seed in range(LOOKS[1])]
+    assert ran == [(seed, list(found)) for seed in range(SEED_LOOKS[1])]
     said = capsys.readouterr().out
     assert all(f'{study}: 5 seeds for {", ".join(keys)}' in said for study, keys in found.items())
 
