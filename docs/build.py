@@ -40,14 +40,16 @@ def section(markdown: str, title: str | None) -> str:
 def checkpoint_table() -> str: # Markdown
     "A row for each published system."
     from maskgil.weights import CHECKPOINTS
-    lines = ['| system, and the call that loads it | file, and where it is | |', '| --- | --- | --- |']
+    lines = ['| system, and the call that loads it | file, and where it is | length, and hash | |',
+             '| --- | --- | --- | --- |']
     for name, row in CHECKPOINTS.items():
         file = ', '.join(f'`{part}`' for part in row.file.split(', ')) if row.file else 'not published'
         is_repository = re.fullmatch(r'[\w.-]+/[\w.-]+', row.where)
         where = f'[{row.where}](https://huggingface.co/{row.where})' if is_repository else pages.prose(row.where)
         system = f'**{name}**' + (f', {row.weights / 1e6:,.0f} million weights' if row.weights else '')
         place = '<br>'.join(filter(None, [file, where]))
-        lines.append(f'| {system}<br>{loader(row, name)} | {place} | {pages.prose(row.note)} |')
+        held = '<br>'.join(filter(None, [row.length, row.digest and f'`{row.digest}`']))
+        lines.append(f'| {system}<br>{loader(row, name)} | {place} | {held} | {pages.prose(row.note)} |')
     return '\n'.join(pages.told(lines))
 
 

@@ -36,7 +36,7 @@ from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
 from .training import TrainConfig, fit, load_milestone, milestone_file
 from .versions import versions_of
-from .weights import load_model_weights, save_weights
+from .weights import find_published, load_model_weights, save_weights
 
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS', 'Bench',
@@ -126,15 +126,17 @@ SMALL_TOKENIZERS = ('results/small-tokenizers', 'small_tokenizers') # in the pro
 PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 
 def published_file(name: str) -> Path:
-    "The file of a checkpoint: `<name>.*` in `checkpoints_dir()`, or among the tokenizers that come with the code."
+    "The file of a system: `<name>.*` in `checkpoints_dir()`, one that comes with the code, or one of that content."
     folders = (checkpoints_dir(), shipped(*SMALL_TOKENIZERS))
     places = [folder/f'{name}{suffix}' for folder in folders for suffix in PUBLISHED_SUFFIXES]
     found = [place for place in places if place.is_file()]
     if len(found) > 1: print(f"{name}: {shown(found[0])} is read, and not {', '.join(map(str, map(shown, found[1:])))}")
     if found: return found[0]
-    where = ('`make tokenizers` trains it' if name.startswith('midi-') else
-             'see nbs/10_weights.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
-    raise FileNotFoundError(f'no file {name}{" or ".join(PUBLISHED_SUFFIXES)} in {checkpoints_dir()}: {where}')
+    try: return find_published(checkpoints_dir(), name)
+    except FileNotFoundError as error:
+        where = ('`make tokenizers` trains it' if name.startswith('midi-') else
+                 'see nbs/10_weights.ipynb for where it is published, and set MASKGIL_CHECKPOINTS to its folder')
+        raise FileNotFoundError(f'{error}; {where}') from None
 
 def adm_file(bench: Bench) -> Path | None: # None where the profile names none, or it is not there
     "ADM's file of the profile."

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import __version__
 from .checks import check_choice, printable
-from .core import DamagedFile, fingerprint, read_json
+from .core import cache_dir, DamagedFile, fingerprint, read_json, shown, write_json
 from .kept import load_tensors, save_tensors
 
 # %% auto #0
@@ -26,10 +26,11 @@ __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAM
            'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'FREE_FIELDS', 'OWN_LAYOUTS', 'PublishedFile', 'Layout',
            'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message', 'is_ours',
            'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'one_set',
-           'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'find_folder',
-           'take_average', 'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences',
-           'fitting_layouts', 'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped',
-           'save_weights', 'read_header', 'check_whole', 'check_real']
+           'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'identify',
+           'checkpoint_files', 'find_published', 'find_folder', 'take_average', 'to_native', 'mismatch', 'unusable',
+           'check_finite', 'load_state', 'config_differences', 'fitting_layouts', 'native_weights', 'only_shapes',
+           'load_weights', 'load_model_weights', 'unwrapped', 'save_weights', 'read_header', 'check_whole',
+           'check_real']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class PublishedFile:
     weights: int = 0                  # numbers in the network
     file: str = ''                    # its name, empty if nothing is published
     where: str = ''                   # a repository of the Hugging Face hub unless it says otherwise
+    length: str = ''                  # of the file, as its page says; empty where nobody has looked
+    digest: str = ''                  # of the file, as its page says, with the name of the hash before it
     note: str = ''                    # what decides whether a number can be reproduced
 
 # %% ../nbs/10_weights.ipynb #aebb2c21
@@ -52,13 +55,15 @@ CHECKPOINTS = {
     'maskgit-vq': PublishedFile(
         kind='tokenizer', layout='taming', nested='state_dict', weights=72_141_699,
         marks={'quantize.embedding.weight': (1024, 256), 'encoder.down.4.attn.0.q.weight': (512, 512, 1, 1)},
-        file='pretrained_maskgit/VQGAN/last.ckpt', where='llvictorll/Maskgit-pytorch',
-        note="958 MB with Adam's moments; the same weights as CompVis' vqgan_imagenet_f16_1024"),
+        file='pretrained_maskgit/VQGAN/last.ckpt', where='llvictorll/Maskgit-pytorch', length='957,954,257 bytes',
+        digest='sha256:e38a3aed8c86e8d47436f611325b3a23888cab70a0cc56c13cd84e8d4aab6e71',
+        note="with Adam's moments; the same weights as CompVis' vqgan_imagenet_f16_1024"),
     'chameleon-vq': PublishedFile(
         kind='tokenizer', layout='taming', nested='state_dict', weights=68_718_467,
         marks={'quantize.embedding.weight': (8192, 256)},
         file='tokenizer/vqgan.ckpt', where="Meta's gated download for Chameleon",
-        note='research licence; md5 1a559fb5dab4d351d19496ae89da1db1; facebook/chameleon-7b holds the encoder only'),
+        digest='md5:1a559fb5dab4d351d19496ae89da1db1',
+        note='research licence; facebook/chameleon-7b holds the encoder only'),
     'llamagen-vq': PublishedFile(
         kind='tokenizer', layout='llamagen-vq', nested='model', weights=71_883_403,
         marks={'quantize.embedding.weight': (16384, 8)},
@@ -67,17 +72,20 @@ CHECKPOINTS = {
     'open-magvit2-vq': PublishedFile(
         kind='tokenizer', layout='open-magvit2', nested='state_dict', weights=115_127_829,
         marks={'encoder.conv_out.weight': (18, 512, 1, 1)},
-        file='imagenet_256_L.ckpt', where='TencentARC/Open-MAGVIT2-Tokenizer-256-resolution',
-        note='921 MB: the weights and their average, which is what is used'),
+        file='imagenet_256_L.ckpt', where='TencentARC/Open-MAGVIT2-Tokenizer-256-resolution', length='921 MB',
+        note='the weights and their average, which is what is used'),
 }
 
 # %% ../nbs/10_weights.ipynb #e22eec29
-def _llamagen(size: str, layers: int, width: int, weights: int, file: str, nested: str, note: str) -> PublishedFile:
+def _llamagen(
+    size: str, layers: int, width: int, weights: int, file: str, nested: str, note: str,
+    length: str = '', digest: str = '',
+) -> PublishedFile:
     "One size of LlamaGen's GPT."
     return PublishedFile(
         kind='llamagen', size=size, layers=layers, width=width, layout='llamagen-gpt', nested=nested, weights=weights,
         marks={'tok_embeddings.weight': (16384, width), f'layers.{layers - 1}.ffn_norm.weight': (width,)},
-        file=file, where='FoundationVision/LlamaGen', note=note)
+        file=file, where='FoundationVision/LlamaGen', length=length, digest=digest, note=note)
 
 # %% ../nbs/10_weights.ipynb #e779c26d
 def _maskgil(size: str, layers: int, width: int, weights: int) -> PublishedFile:
@@ -93,8 +101,12 @@ def _maskgil(size: str, layers: int, width: int, weights: int) -> PublishedFile:
 CHECKPOINTS |= {
     'llamagen-gpt-b':   _llamagen('b',   12,  768,   110_888_448, 'c2i_B_256.pt', 'model', 'also c2i_B_384.pt'),
     'llamagen-gpt-l':   _llamagen('l',   24, 1024,   342_910_976, 'c2i_L_256.pt', 'model', 'also c2i_L_384.pt'),
-    'llamagen-gpt-xl':  _llamagen('xl',  36, 1280,   774_699_520, 'c2i_XL_384.pt', 'model', 'grid 24x24 only'),
-    'llamagen-gpt-xxl': _llamagen('xxl', 48, 1536, 1_410_972_672, 'c2i_XXL_384.pt', '', 'grid 24x24 only'),
+    'llamagen-gpt-xl':  _llamagen(
+        'xl', 36, 1280, 774_699_520, 'c2i_XL_384.pt', 'model', 'grid 24x24 only',
+        '3.1 GB', 'sha256:736cb92bebdcb16737dbd35210a07ae4f7fd001cdfd55b26205d89182d1807ba'),
+    'llamagen-gpt-xxl': _llamagen(
+        'xxl', 48, 1536, 1_410_972_672, 'c2i_XXL_384.pt', '', 'grid 24x24 only',
+        '5.64 GB', 'sha256:cba5a780b9d2394386e7410c630bced3a70e109cf7107e1783c9a986e9e7754e'),
     'llamagen-gpt-3b':  _llamagen('3b',  24, 3200, 3_096_659_200, 'c2i_3B_384.pt', '', 'grid 24x24 only'),
     'maskgil-b':   _maskgil('b',   12,  768,   110_889_984),
     'maskgil-l':   _maskgil('l',   24, 1024,   342_913_024),
@@ -105,7 +117,8 @@ CHECKPOINTS |= {
         nested='model_state_dict', weights=174_160_874,
         marks={'tok_emb.weight': (2026, 768), 'transformer.layers.23.0.norm.weight': (768,)},
         file='pretrained_maskgit/MaskGIT/MaskGIT_ImageNet_256.pth', where='llvictorll/Maskgit-pytorch',
-        note="2.1 GB with Adam's moments; codes of maskgit-vq"),
+        length='2,090,306,069 bytes', digest='sha256:74b38fa16c92da3db79f9aac3c9d0d2ef5cb6ea283c48908213f10d786304462',
+        note="with Adam's moments; codes of maskgit-vq"),
     'maskgit-transformer-b': PublishedFile(
         kind='maskgit-transformer', size='b', layers=12, width=768, layout='maskgit-transformer',
         marks={'tok_emb.weight': (2026, 768), 'transformer.layers.11.0.norm.weight': (768,)},
@@ -359,6 +372,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(message) from None
 
 # %% ../nbs/10_weights.ipynb #573131d4
+def _shapes_of_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors without numbers
+    with _opened(path) as f:
+        return {key: torch.empty(f.get_slice(key).get_shape(), device='meta') for key in f.keys()}, f.metadata() or {}
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with _opened(path) as f: sealed = 'checksum' in (f.metadata() or {})
     try: state, metadata = load_tensors(path)
@@ -392,7 +409,7 @@ def _reason(error: Exception) -> str:
     return ': '.join([type(error).__name__, *re.split(r'\n|\. ', str(error).strip())[:1]])
 
 # %% ../nbs/10_weights.ipynb #7f31d03d
-def _check_zip(path: Path) -> None:
+def _check_zip(path: Path, whole: bool = True) -> None: # whole: read every byte
     "Refuse an archive that torch did not write, or that is no longer what torch wrote."
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -402,7 +419,7 @@ def _check_zip(path: Path) -> None:
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(f'{path} is a checkpoint that was zipped again: torch cannot map it. '
                                       'Download the file itself, or save it with torch.save')
-            if entry.CRC: _check_entry(path, archive, entry) # torch writes 0 where it is told to compute none
+            if whole and entry.CRC: _check_entry(path, archive, entry) # torch writes 0 where it is told to compute none
 
 def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     try:
@@ -412,13 +429,14 @@ def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
         raise CheckpointError(f'{path} is damaged: {error}. Download it again') from None
 
 # %% ../nbs/10_weights.ipynb #0b0db09e
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, shapes: bool = False) -> Any: # shapes: tensors without numbers
     try:
         zipped = zipfile.is_zipfile(path)
-        if zipped: _check_zip(path)
+        if zipped: _check_zip(path, whole=not shapes)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter('ignore') # of old protocols and kinds of storage; what matters is refused here
-            return torch.load(path, map_location='cpu', weights_only=True, mmap=zipped)
+            place = 'meta' if shapes else 'cpu'
+            return torch.load(path, map_location=place, weights_only=True, mmap=zipped)
     except CheckpointError: raise
     except pickle.UnpicklingError as error:
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -598,26 +616,28 @@ def shard_files(
 # %% ../nbs/10_weights.ipynb #3cb246f6
 def read_shards(
     files: Sequence[Path], # of one network
+    shapes: bool = False, # without reading numbers
 ) -> dict[str, Tensor]: # names as in the files
     "The weights of several files as one dictionary; a name in two of them is refused with a `CheckpointError`."
     state: dict[str, Tensor] = {}
     for file in files:
-        part = _content(file)[0]
+        part = _content(file, shapes)[0]
         twice = [key for key in part if key in state]
         if twice: raise CheckpointError(f'{file} has weights that another file of the same index has too: {twice[0]}')
         state |= part
     return state
 
 # %% ../nbs/10_weights.ipynb #71810a9e
-def _content(path: Path) -> tuple[Any, dict[str, str]]: # what the file holds, and its header
-    "Read one file, whatever kind it is."
+def _content(path: Path, shapes: bool = False) -> tuple[Any, dict[str, str]]: # what the file holds, and its header
+    "Read one file, whatever kind it is; with `shapes`, names and shapes only."
     head = _check_download(path)
     starts_with_json = head[8:9] == b'{' # behind its length, as in safetensors
     pickled = head.startswith((b'PK\x03\x04', b'\x80'))
     if path.suffix == '.safetensors' and pickled and not starts_with_json:
         raise CheckpointError(f'{path} is a pickle, not a file of safetensors: rename it to {path.stem}.pt')
-    if path.suffix == '.safetensors' or starts_with_json: return _read_safetensors(path)
-    return _read_pickle(path), {}
+    is_safetensors = path.suffix == '.safetensors' or starts_with_json
+    if is_safetensors: return _shapes_of_safetensors(path) if shapes else _read_safetensors(path)
+    return _read_pickle(path, shapes), {}
 
 # %% ../nbs/10_weights.ipynb #8c520a7e
 def read_file(
@@ -661,6 +681,81 @@ def convert_trusted(
     state, taken = one_set(content, path, average)
     copies = {key: value.detach().clone().contiguous() for key, value in state.items()}
     return save_tensors(path.with_suffix('.safetensors'), copies, dict(format='pt', converted_from=path.name))
+
+# %% ../nbs/10_weights.ipynb #f80f97de
+def _own_system(metadata: dict[str, str], path: Path) -> str: # a row of CHECKPOINTS where one has this shape
+    config, system = header_config(metadata, path), metadata.get('system', '')
+    shape = (config.get('kind'), config.get('layers'), config.get('width'))
+    rows = (name for name, row in CHECKPOINTS.items() if row.layers and (row.kind, row.layers, row.width) == shape)
+    return next(rows, system)
+
+def _read_identity(path: Path) -> str:
+    sharded = path.name.endswith('.index.json')
+    content, metadata = (read_shards(shard_files(path), True), {}) if sharded else _content(path, True)
+    if is_ours(metadata): return _own_system(metadata, path)
+    sets = [state for state in weight_sets(content, path).values() if state]
+    known = {found for state in sets if (found := recognise(state))}
+    if known: return ' and '.join(sorted(known))
+    keys = printable(', '.join(list(sets[0])[:3])) if sets else ''
+    return f'no system we know, its keys are {keys} ...' if keys else 'a file without weights'
+
+# %% ../nbs/10_weights.ipynb #7b7c4af7
+def _stamp(path: Path) -> list[tuple[str, int, int]]: # tells contents apart, of an index also those of its files
+    files = [path, *(shard_files(path) if path.name.endswith('.index.json') else ())]
+    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+def identify(
+    path: str | Path, # a file, or the index of several
+) -> str: # a row of CHECKPOINTS, the system of a file of ours, or a phrase that says what it is instead
+    "Whose weights a file holds. They are not read, and nothing in the file is run."
+    path = Path(path).expanduser()
+    rows = {name: (row.layout, row.marks) for name, row in CHECKPOINTS.items()}
+    try:
+        kept = cache_dir()/'identified'/f'{fingerprint(_stamp(path), rows)}.json'
+        with contextlib.suppress(OSError, ValueError): return read_json(kept)['system']
+        found = _read_identity(path)
+        with contextlib.suppress(OSError): write_json(kept, dict(system=found)) # a cache that cannot be written
+        return found
+    except (CheckpointError, OSError) as error:
+        said = str(error).partition('\n')[0].replace(str(path), '').strip(' :') or type(error).__name__
+        return f'unreadable: {printable(said)}'
+
+# %% ../nbs/10_weights.ipynb #e181b798
+def checkpoint_files(
+    folder: Path, # looked through with the folders in it and those in these
+) -> list[Path]: # also the index of a system in several files, in place of these
+    "The files that may hold weights."
+    found = [path for depth in ('*', '*/*', '*/*/*') for path in sorted(folder.glob(depth)) if path.is_file()]
+    found = [path for path in found if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
+    indices = [path for path in found if path.name.endswith('.index.json')]
+    parts: set[Path] = set() # what an index names
+    for index in indices:
+        with contextlib.suppress(OSError, ValueError): parts |= {*shard_files(index)}
+    return [path for path in found if path in indices or path.suffix in WEIGHT_SUFFIXES and path not in parts]
+
+# %% ../nbs/10_weights.ipynb #1b35d600
+def find_published(
+    folder: Path,
+    system: str, # a row of CHECKPOINTS, or the system of a file of ours
+    listed: int = 12, # files that an error tells of
+) -> Path:
+    "The file of a system, told by its content. Raises `FileNotFoundError` for none, `CheckpointError` for several."
+    is_there = {path: identify(path) for path in checkpoint_files(folder)}
+    found = [path for path, what in is_there.items() if what == system]
+    usual = Path(CHECKPOINTS[system].file).name if system in CHECKPOINTS else ''
+    chosen = [path for path in found if path.name == usual] if len(found) > 1 else found
+    told = lambda path: printable(str(path.relative_to(folder)))
+    if len(chosen) == 1:
+        other = f' (it is published as {usual})' if usual not in ('', chosen[0].name) else ''
+        _say(f'{system}: {printable(str(shown(chosen[0])))} is read, by its content{other}')
+        return chosen[0]
+    if found:
+        several = f"{folder} holds {len(found)} files of {system}: {', '.join(map(told, found))}"
+        raise CheckpointError(f'{several}. Rename the one you mean to {system}{found[0].suffix}, or move the others')
+    more = [f'and {len(is_there) - listed} more'] if len(is_there) > listed else []
+    here = [f'{told(path)} ({what})' for path, what in [*is_there.items()][:listed]]
+    said = f"what is there: {', '.join(here + more)}" if here else 'there is no file of weights'
+    raise FileNotFoundError(f'no file {system} under any name in {folder}: {said}')
 
 # %% ../nbs/10_weights.ipynb #178d5df1
 def _on_the_hub(path: str | Path) -> bool: # whether a text could be the name of a repository
