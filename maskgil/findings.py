@@ -29,8 +29,8 @@ __all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'BY_JUDGE', 'Evidenc
            'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
            'text_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding', 'three_columns',
            'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
-           'quality_table', 'norms_table', 'rules_table', 'departures_table', 'protocol_table', 'cost_table',
-           'sizes_table', 'damaged_cells']
+           'quality_table', 'systems_table', 'norms_table', 'rules_table', 'departures_table', 'protocol_table',
+           'cost_table', 'sizes_table', 'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -474,6 +474,29 @@ def quality_table(evidence: Evidence) -> pd.DataFrame:
             cells = {head: with_interval(at[family]) if family in at else '–' for family, head in heads.items()}
             rows.append({'run': title, 'size': named('size', size), 'steps': steps[at['fid'].source, size],
                          'guidance': f"{at['fid'].cfg:g}"} | cells)
+    return pd.DataFrame(rows)
+
+# %% ../nbs/52_findings.ipynb #f7464f58
+def _system(row: pd.Series, source: str) -> dict[str, str]: # a row of the published Table 3, as it is printed
+    steps = '–' if pd.isna(row.steps) else f'{row.steps:.0f}'
+    numbers = {head: '–' if pd.isna(row[k]) else str(row[k]) for k, head in QUALITY.items()}
+    parameters = '–' if pd.isna(row.parameters) else row.parameters
+    return dict(type=row.type, model=row.model, parameters=parameters, steps=steps) | numbers | {'from': source}
+
+def systems_table(evidence: Evidence) -> pd.DataFrame: # texts
+    "Published systems, each with where its numbers are from, and below them what the runs measure."
+    rows = [row for _, r in published('table3').iterrows() if r[[*QUALITY]].notna().any()
+            for row in [_system(r, '; '.join(filter(None, (r.cited, r.note))))]]
+    printed = published('table2').set_index('size').parameters
+    found = quality_table(evidence) if len(evidence.table) else pd.DataFrame()
+    for _, r in found.iterrows():
+        source = next(source for source, name in NAMES.items() if r.run.startswith(name))
+        counted = {named('size', of.parameters.get('size')): of.metrics.get('parameters') for of in evidence.of(source)}
+        ours = counted.get(r['size'])
+        parameters = f'{ours / 1e6:.1f}M' if ours else printed.get(r['size'], '–') if source == 'paper' else '–'
+        measured = {head: r[head] for head in QUALITY.values()}
+        rows.append(dict(type='MAR', model=f"MaskGIL-{r['size']}", parameters=parameters, steps=str(r.steps)) | measured
+                    | {'from': f'{r.run}, guidance {r.guidance}'})
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_findings.ipynb #dd0a1c9e

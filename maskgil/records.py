@@ -216,6 +216,7 @@ PAPER_TABLES: dict[str, PaperTable] = dict(
     table1=PaperTable('table1_reconstruction.csv', 'Table 1', 'tokenizers',
                       ('rfid', 'codebook_usage_pct'), 'reconstruction'),
     table2=PaperTable('table2_models.csv', 'Table 2', 'models', ()),
+    table3=PaperTable('table3_systems.csv', 'Table 3', 'systems', ('fid', 'is', 'precision', 'recall')),
     table4=PaperTable('table4_ar_by_tokenizer.csv', 'Table 4', 'tokenizers', ('fid', 'is'), 'generation'),
     table5=PaperTable('table5_head.csv', 'Table 5', 'tokenizers', ('head_parameters', 'relative_resources'), 'head'),
     table6=PaperTable('table6_mar_by_tokenizer.csv', 'Table 6', 'tokenizers', ('fid', 'is'), 'generation'),
@@ -234,6 +235,7 @@ def published(
 # %% ../nbs/41_records.ipynb #06c2ee31
 LABELS = {
     'fid': 'FID', 'is': 'IS', 'rfid': 'rFID', 'codebook_usage_pct': 'codebook usage (%)',
+    'precision': 'precision', 'recall': 'recall',
     'head_parameters': 'parameters of the output layer', 'relative_resources': 'GPU resources, relative',
 }
 
@@ -250,12 +252,16 @@ def published_records(
     return found
 
 def _published(table: PaperTable, row: dict, held: dict[str, Any]) -> Record:
-    where = {k: v for k, v in row.items() if k not in (*table.metrics, 'note')}
+    beside = (*table.metrics, 'cited', 'note')
+    where = {k: v for k, v in row.items() if k not in beside and v == v} # some cells are empty
     where |= {k: where[k].lower() for k in ('size', 'tokenizer') if k in where}
     if table.stage: where['stage'] = table.stage
-    metrics = {k: dict(value=row[k], low=None, high=None, n=None, label=LABELS[k]) for k in table.metrics}
+    printed = {k: row[k] for k in table.metrics if row[k] == row[k]}
+    metrics = {k: dict(value=v, low=None, high=None, n=None, label=LABELS[k]) for k, v in printed.items()}
+    cited = dict(cited=row['cited']) if 'cited' in row else {}
     return Record(table.study, 'paper', where, metrics, basis='published', settings=held, table=table.title,
-                  row=', '.join(f'{k} {v}' for k, v in where.items()), note=row['note'], source='paper')
+                  row=', '.join(f'{k} {v}' for k, v in where.items()), note=row['note'], provenance=cited,
+                  source='paper')
 
 # %% ../nbs/41_records.ipynb #5c116b3a
 def moment(record: Record) -> int: # nanoseconds since 1970; 0 where it says nothing

@@ -31,7 +31,8 @@ from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
     frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
     norm_finding, norms_table, protocol_table, quality_table, reconstruction_finding, rule_finding, rules_table,
-    sizes_table, speed_finding, text_finding, three_columns, tokenizer_finding, tokenizer_values, with_caveats,
+    sizes_table, speed_finding, systems_table, text_finding, three_columns, tokenizer_finding, tokenizer_values,
+    with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
@@ -437,9 +438,12 @@ register_study(Study(
         Table('Table 2, the four sizes', sizes_table,
               "Layers, width and heads are the paper's; a small profile keeps their proportions."),
         Table('Table 3, what we measure', quality_table,
-              'The comparison with other systems is missing in the text of the paper that we have, so there is no '
-              "published column; the paper's FID and IS are those of its Table 7. Each size after its last epoch, at "
-              'its best guidance scale.'),
+              "Precision and recall of the paper are missing in the text that we have; its FID and IS are those of its "
+              'Table 7. Each size after its last epoch, at its best guidance scale.'),
+        Table('Table 3, beside other systems', systems_table,
+              "The paper's own rows are missing in the text that we have. These are the systems that it names, with "
+              "what the repositories of their authors publish, each with file and commit: on ImageNet at 256 px, and "
+              'each by its own protocol. Distances of another data set or of other features are on another scale.'),
         Table('FID over training', three_columns('fid', ('size', 'share'), best_guidance),
               'The best of the guidance scales that were measured at every epoch, as "value [95 % interval] at '
               'scale". Rows are matched by the share of the training done: 100 % is 400 epochs in the paper.'),

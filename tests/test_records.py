@@ -1,15 +1,16 @@
 "Records: whole or absent, skipped, forced, interrupted; and the paper's tables to the digit."
-import errno, hashlib, json, os, signal, subprocess, sys
+import errno, hashlib, json, math, os, re, signal, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from maskgil import records as module
+from maskgil import findings, records as module
 from maskgil.profiles import PROFILES, override, settings
 from maskgil.records import (
     PAPER_TABLES, Record, promote, published, read_record, record_name, records, reference_dir, run_cell, run_key,
 )
+from maskgil.studies import STUDIES
 from maskgil.tables import as_text, compare, long_table, over_seeds
 from maskgil.versions import STAGES
 
@@ -17,6 +18,7 @@ MINI = PROFILES['mini']
 SHA256 = dict( # of the tables as transcribed from the paper; table 5 from its text, since the table is missing
     table5='f9ead8df6cca0746a584743bd4d58d06ac18340f585dacadb1f01e8b2fcfa6af',
     table1='3f39d3c83c2ba67261edd880671dd1ccc79ddbdfd2f8667ba82482d36e44de40',
+    table3='a2efd4778db7917c94c0eca6e5ab790635584c0ba8771f1cf1bb3337dd2da151', # not transcribed: each row is cited
     table2='9cf2ff5708336a58ef2a5c2a517788d0b2f9216266b77496e3b5a2add5fdf1b9',
     table4='96892fe0424f637efd99f2158b7e7191d6eed3196bfd6562237cff99702eb180',
     table6='e39714d0d4155bff891da8de52d866015da82b6c113ba777f5802bd715595074',
@@ -154,7 +156,7 @@ def test_published_tables_to_the_digit(table):
     as_printed, frame = pd.read_csv(path, dtype=str, keep_default_na=False), published(table)
     assert len(as_printed) == len(frame)
     for column in PAPER_TABLES[table].metrics:
-        assert [repr(v) for v in frame[column].tolist()] == as_printed[column].tolist()
+        assert ['' if pd.isna(v) else repr(v) for v in frame[column]] == as_printed[column].tolist()
 
 
 def test_published_records_keep_their_place():
@@ -163,6 +165,28 @@ def test_published_records_keep_their_place():
     assert all(r.row for r in found)
     noted = [r for r in found if r.note]
     assert noted[0].row == 'size b, epochs 200, cfg 3.0' and 'Table 6' in noted[0].note
+
+
+def test_table_3_is_cited():
+    "Its rows are not transcribed: each says which file it is from, at which commit, or that the paper's text has it."
+    found = records('systems', ['paper'])
+    assert {r.basis for r in found} == {'published'} and {r.table for r in found} == {'Table 3'}
+    cited = {r.parameters['model']: r.provenance['cited'] for r in found}
+    of_others = {model: said for model, said in cited.items() if not model.startswith('MaskGIL')}
+    assert all(re.search(r'README.md at [0-9a-f]{12}', said) for said in of_others.values())
+    assert {'RQTransformer', 'LlamaGen-XXL', 'MaskGIT', 'MAGE ViT-B'} <= {*of_others} # the four that the text names
+    assert len(cited) - len(of_others) == 4
+    assert all(math.isfinite(m['value']) for r in found for m in r.metrics.values())
+
+
+def test_table_3_has_ours_beside_the_others():
+    table = findings.systems_table(findings.gather_evidence('scaling'))
+    lines = {(row.model, row['from'].split(',')[0]): row for _, row in table.iterrows()}
+    assert lines['MaskGIT', 'valeoai/Maskgit-pytorch'].precision == '0.8'
+    assert lines['LlamaGen-XXL', 'FoundationVision/LlamaGen'].FID == '2.34'
+    ours = table[table['from'].str.startswith('Reference run')]
+    assert [*ours.model] == ['MaskGIL-B', 'MaskGIL-L', 'MaskGIL-XL', 'MaskGIL-XXL'] and not (ours.recall == '–').any()
+    assert any(t.title == 'Table 3, beside other systems' for t in STUDIES['scaling'].tables)
 
 
 def test_units_of_two_data_sets_are_never_mixed():
