@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib, dataclasses, functools, itertools, math, shlex, sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
@@ -14,24 +15,27 @@ import torch
 
 from .checks import as_program, check_choice, check_parameters, printable, study_declarations
 from .core import fingerprint, has_fast_bfloat16
+from .findings import gather_evidence
 from maskgil.machines import (
     EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, parameter_counts, sampling_flops, step_flops,
     tokenizer_flops,
 )
 from .models import ModelConfig, model_config, names_of_rows
 from .profiles import PROFILES, Profile
-from .records import Record, outdated, records
+from .records import outdated, PAPER_TABLES, PaperTable, published_records, Record, records, SOURCES
 from .refusals import kept_bytes
 from .shards import open_images
-from .studies import Cell, STUDIES, default_cells, defaults
+from .studies import Cell, default_cells, defaults, METHOD, STUDIES
+from .tables import points
 from .text import list_part
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'USAGE', 'image_count', 'class_count', 'images_and_classes',
-           'cell_config', 'training_steps', 'drawing_flops', 'looking_flops', 'plan_cell', 'plan_tokens', 'plan',
-           'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan', 'plan_study', 'grid_cells', 'commands',
-           'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OURS', 'STATES', 'USAGE', 'image_count',
+           'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops', 'looking_flops',
+           'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan',
+           'plan_study', 'grid_cells', 'commands', 'PrintedCell', 'paper_cells', 'papermill_command', 'command_for',
+           'paper_figures', 'missing_table', 'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -267,12 +271,147 @@ def commands(
     study = Path(notebook).stem
     return [command(cell) for cell in grid_cells(notebook, given) if every or not has_record(study, cell)]
 
+# %% ../nbs/54_planner.ipynb #810df75b
+MADE_BY = {'models': 'scaling', 'systems': 'scaling'} # studies that make the counterpart of Tables 2 and 3
+IN_PLACE_OF = {'relative_resources': ('head_memory_gib', 'head_seconds')} # ours are absolute; one of them is enough
+OURS = 'MaskGIL-' # in Table 3; the other rows are nobody's to measure here
+
+@dataclass(frozen=True)
+class PrintedCell:
+    "One row of one of the paper's tables, and what a record needs to be its counterpart."
+    table: str                 # 'Table 7'
+    row: str                   # 'size b, epochs 50, cfg 3.0'
+    study: str                 # a row of `STUDIES`
+    where: dict[str, Any]      # parameters of the record
+    families: tuple[str, ...]  # metrics, without their extractor
+    share: float | None        # of the training
+    cfg: float | None          # None: any
+
+def paper_cells() -> list[PrintedCell]:
+    "Every printed cell of the tables."
+    tables = {table.title: table for table in PAPER_TABLES.values()}
+    return [_printed_cell(r, tables[r.table]) for r in published_records()
+            if r.study != 'systems' or r.parameters['model'].startswith(OURS)]
+
+def _printed_cell(r: Record, table: PaperTable) -> PrintedCell:
+    known = ('stage', 'tokenizer', 'paradigm', 'architecture', 'size')
+    where, epochs = {k: r.parameters[k] for k in known if k in r.parameters}, r.parameters.get('epochs')
+    if r.study == 'systems': where = dict(size=r.parameters['model'].removeprefix(OURS).lower())
+    share = round(epochs / r.settings['training.epochs'][-1], 4) if epochs else 1. if r.study == 'systems' else None
+    place = where | {k: r.parameters[k] for k in ('epochs', 'cfg') if k in r.parameters}
+    return PrintedCell(r.table, ', '.join(f'{k} {v}' for k, v in place.items()), MADE_BY.get(r.study, r.study), where,
+                       table.metrics or ('parameters',), share, r.parameters.get('cfg'))
+
+# %% ../nbs/54_planner.ipynb #76049079
+_Held = tuple[dict[str, Any], set[tuple[str, float | None, float | None]]] # parameters; family, share, guidance scale
+
+def _held(r: Record) -> _Held: # what a record can be the counterpart of
+    last = (r.settings.get('training.epochs') or [None])[-1]
+    share = lambda at: round(at['epoch'] / last, 4) if last and 'epoch' in at else None
+    held = {(name.removesuffix('_el0'), share(at), at.get('cfg')) for part, at, metrics in points(r)
+            for name, m in metrics.items() if part in ('curve', 'point') and m.get('value') is not None}
+    counted = {('parameters', None, None)} if r.metrics.get('parameters') else set()
+    return dict(recipe='paper') | r.parameters, held | counted
+
+def _is_held(cell: PrintedCell, found: Iterable[_Held]) -> bool: # found: of the cell's study and of one profile
+    where = dict(recipe='paper') | cell.where
+    of_cell = (points for parameters, points in found if all(parameters.get(k) == v for k, v in where.items()))
+    held = {(family, share) for points in of_cell for family, share, cfg in points if cell.cfg in (None, cfg)}
+    names = lambda family: (family, *IN_PLACE_OF.get(family, ()))
+    return all(any((name, cell.share) in held for name in names(family)) for family in cell.families)
+
+# %% ../nbs/54_planner.ipynb #7c799d92
+def papermill_command(
+    study: str, # a row of `STUDIES`
+    arguments: dict[str, Any], # of its notebook
+) -> str:
+    "What one types to run some cells of a study."
+    shown = lambda v: ','.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
+    return ' '.join([STUDIES[study].command, *(f'-p {k} {shlex.quote(shown(v))}' for k, v in arguments.items())])
+
+def command_for(
+    cell: PrintedCell,
+    profile: Profile, cells: Iterable[Cell], # from `default_cells` of its study
+) -> str: # '' where the profile has no such point
+    "The command that makes the counterpart of a printed cell."
+    epochs, settings = profile.training.epochs, profile.evaluation
+    scales = settings.cfg if settings.every_scale or cell.share == 1 else (settings.main_cfg,)
+    beyond = cell.share is not None and cell.share not in [round(epoch / epochs[-1], 4) for epoch in epochs]
+    if beyond or cell.cfg is not None and cell.cfg not in scales: return ''
+    fitting = (c for c in cells if all(c.parameters.get(k) == v for k, v in cell.where.items()))
+    found = next(fitting, None)
+    return papermill_command(cell.study, dict(profile=profile.name) | found.arguments) if found else ''
+
+# %% ../nbs/54_planner.ipynb #7dd31736
+def paper_figures(profile: Profile) -> list[tuple[str, str, str]]: # name, state, command
+    "Every figure of the paper: whether records of this profile draw it, and what makes them."
+    rows = [(figure.title, 'measured', '') for figure in METHOD] # drawn from the code
+    for study in STUDIES.values():
+        for figure in (f for f in study.figures if f.name.startswith('figure-')):
+            name = figure.study or study.name
+            drawn = figure.drawn_from(gather_evidence(name, profile.name, SOURCES[1:]))
+            command = papermill_command(name, dict(profile=profile.name))
+            rows.append((figure.title, 'missing' if drawn is None else 'measured', command))
+    return rows
+
+# %% ../nbs/54_planner.ipynb #48428a6d
+STATES = ('measured', 'older', 'missing', 'not in this profile')
+
+def missing_table(
+    profile: Profile,
+    figures: bool = True,
+) -> pd.DataFrame: # table row state command; a row for each printed cell
+    "Which cells of the paper have a counterpart, by which command the others get one."
+    printed = sorted(paper_cells(), key=lambda cell: cell.table)
+    studies, rows = dict.fromkeys(cell.study for cell in printed), []
+    grids = {s: default_cells(STUDIES[s], profile) for s in studies}
+    found = {s: records(s, SOURCES[1:], profile=profile.name, basis='measured') for s in studies}
+    today = {s: [_held(r) for r in of if not outdated(r)] for s, of in found.items()}
+    before = {s: [_held(r) for r in of if outdated(r)] for s, of in found.items()}
+    for cell in printed:
+        command = command_for(cell, *grids[cell.study])
+        state = ('measured' if _is_held(cell, today[cell.study]) else 'older' if _is_held(cell, before[cell.study]) else
+                 'missing' if command else 'not in this profile')
+        rows.append((cell.table, cell.row, state, command))
+    if figures: rows += [('Figures', *row) for row in paper_figures(profile)]
+    return pd.DataFrame(rows, columns=['table', 'row', 'state', 'command'])
+
+# %% ../nbs/54_planner.ipynb #7749566d
+def _rows_in_short(rows: Iterable[str]) -> str: # 'epochs 50 at cfg 3.0, 2.5; ...', without what the command says
+    said: dict[str, dict[str, None]] = {} # each once, in their order
+    for row in rows:
+        named = dict(part.rsplit(' ', 1) for part in row.split(', ') if ' ' in part)
+        place = f"epochs {named['epochs']}" if 'epochs' in named else ''
+        said.setdefault(place, {})[named.get('cfg', '') if place else row] = None
+    return '; '.join(f"{place} at cfg {', '.join(of)}" if place else '; '.join(of) for place, of in said.items())
+
+def print_missing(profile: Profile) -> None:
+    "Print for each table how many of its printed cells are measured, which are not, and what makes them."
+    table = missing_table(profile)
+    print(f'profile {profile.name}: printed cells of the paper that have a measured one, yours or the reference\'s')
+    for name, part in table.groupby('table', sort=False):
+        count = part.state.value_counts()
+        others = ', '.join(f'{count[state]} {state}' for state in STATES[1:] if state in count)
+        print(f"\n{name}: {count.get('measured', 0)} of {len(part)}" + (f'; {others}' if others else ''))
+        for command, rows in part[part.state.isin(('missing', 'older'))].groupby('command', sort=False):
+            print(f'  {command}\n    {len(rows)}: {_rows_in_short(rows.row)}')
+        if len(rest := part[part.state == 'not in this profile']): print(f'  no command: {_rows_in_short(rest.row)}')
+    cells, drawn = (table[(table.table == 'Figures') == is_figure] for is_figure in (False, True))
+    print(f'\n{(cells.state == "measured").sum()} of {len(cells)} cells are measured and '
+          f'{(drawn.state == "measured").sum()} of {len(drawn)} figures drawn')
+
 # %% ../nbs/54_planner.ipynb #c08b216e
-USAGE = 'usage: python -m maskgil.planner NOTEBOOK name=value,value ... [--all], or profile=NAME for the whole grid'
+USAGE = ('usage: python -m maskgil.planner NOTEBOOK name=value,value ... [--all], or profile=NAME for the whole grid, '
+         'or --missing [profile=NAME] for the cells of the paper')
 
 def main(arguments: list[str]) -> None:
-    "Print the cells of a grid that have no record, or the plan of every study."
-    every, given = '--all' in arguments, [a for a in arguments if a != '--all']
+    "Print the cells of a grid that have no record, the plan of every study, or the paper's cells that are missing."
+    every, given = '--all' in arguments, [a for a in arguments if a not in ('--all', '--missing')]
+    if '--missing' in arguments:
+        name, misplaced = 'paper', [a for a in given if not a.startswith('profile=')]
+        if misplaced or every or len(given) > 1: raise ValueError(USAGE)
+        if given: name = check_choice('profile', given[0].partition('=')[2], PROFILES)
+        return print_missing(PROFILES[name])
     if len(given) == 1 and given[0].startswith('profile='):
         name = check_choice('profile', given[0].partition('=')[2], PROFILES)
         return print_table(plan(all_cells(PROFILES[name])))

@@ -1,14 +1,16 @@
 "A plan without data or GPU; tests/test_machines.py holds its operations and its memory against torch's."
-import os, subprocess, sys
+import os, shlex, subprocess, sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from maskgil.planner import all_cells, plan
-from maskgil.profiles import PROFILES
-from maskgil.records import records
-from maskgil.studies import STUDIES, defaults
+from maskgil.planner import all_cells, main, missing_table, paper_cells, plan
+from maskgil.profiles import override, PROFILES, settings
+from maskgil.records import published, Record, records, save_record
+from maskgil.studies import default_cells, defaults, STUDIES
+from maskgil.versions import versions_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,3 +92,110 @@ def test_a_job_of_an_array(tmp_path):
     assert done.returncode == 0, done.stderr
     arguments = ['nbs/departures.ipynb', '-p', 'profile', 'paper', '-p', 'change', 'class last', '-p', 'seed', '1']
     assert done.stdout.splitlines()[1:] == [f'<{argument}>' for argument in arguments]
+
+
+# What is missing of the paper's tables
+
+PAPER = PROFILES['paper']
+PRINTED = {'Table 1': 4, 'Table 2': 4, 'Table 3': 4, 'Table 4': 36, 'Table 5': 2, 'Table 6': 72, 'Table 7': 72}
+
+
+def metric(value): return dict(value=value, low=None, high=None, n=9, label='FID')
+
+
+def scaling_record(size, **changes):
+    "What the command for a size leaves behind: each scale at each epoch, and what Tables 2 and 3 want."
+    names = ('fid', 'is', 'precision', 'recall')
+    curve = [dict(epoch=epoch, cfg=cfg, metrics={name: metric(5.) for name in names})
+             for epoch in PAPER.training.epochs for cfg in PAPER.evaluation.cfg]
+    given = dict(settings=settings(PAPER), versions=versions_of(), key=size, seed=0) | changes
+    metrics = dict(curve=curve, parameters=10**8)
+    save_record(Record('scaling', 'paper', dict(size=size, recipe='paper'), metrics, **given))
+
+
+def states(profile='paper'):
+    table = missing_table(PROFILES[profile], figures=False)
+    return {state: Counter(part.table) for state, part in table.groupby('state')}
+
+
+def test_with_no_records_every_printed_cell_is_missing(capsys):
+    assert Counter(cell.table for cell in paper_cells()) == PRINTED
+    assert {name: len(published(f'table{name[-1]}')) for name in PRINTED if name != 'Table 3'} == \
+           {name: n for name, n in PRINTED.items() if name != 'Table 3'}
+    main(['--missing'])
+    said = capsys.readouterr().out
+    for name, n in PRINTED.items(): assert f'{name}: 0 of {n}; {n} missing' in said, name
+    assert '0 of 194 cells are measured and 2 of 13 figures drawn' in said # two are drawn from the code
+
+
+def test_each_command_makes_the_cells_it_is_named_for():
+    "By the grid of the notebook with just those arguments, at the epochs and scales of the profile."
+    table = missing_table(PAPER, figures=False)
+    cells = {(cell.table, cell.row): cell for cell in paper_cells()}
+    for command, rows in table.groupby('command'):
+        program, notebook, *given = shlex.split(command)
+        study = STUDIES[Path(notebook).stem]
+        assert program == 'papermill' and (ROOT/notebook).is_file() and given[::3] == ['-p'] * (len(given)//3)
+        p = defaults(study.name, **dict(zip(given[1::3], given[2::3])))
+        assert p.profile == 'paper'
+        at = study.trained_with(PAPER)
+        made = [cell.parameters for cell in study.grid(at, p)]
+        for key in zip(rows.table, rows.row):
+            cell = cells[key]
+            assert any(cell.where.items() <= parameters.items() for parameters in made), (command, cell)
+            assert cell.share is None or cell.share * at.training.epochs[-1] in at.training.epochs
+            assert cell.cfg is None or at.evaluation.every_scale and cell.cfg in at.evaluation.cfg
+
+
+def test_a_record_takes_its_cells_from_the_list(capsys):
+    scaling_record('b')
+    assert states()['measured'] == {'Table 2': 1, 'Table 3': 1, 'Table 7': 20}
+    assert states()['missing']['Table 7'] == 52 and states()['missing']['Table 4'] == 36
+    scaling_record('xxl')
+    assert states()['measured'] == {'Table 2': 2, 'Table 3': 2, 'Table 7': 32} # the paper prints 12 of XXL
+    main(['--missing', 'profile=paper'])
+    said = capsys.readouterr().out
+    assert 'Table 7: 32 of 72; 40 missing' in said
+    assert '-p size l\n' in said and '-p size b\n' not in said and '-p size xxl\n' not in said
+
+def test_a_profile_may_lack_what_the_paper_printed():
+    "smoke measures once, at guidance 1 and 2."
+    found = states('smoke')
+    ends = {'Table 4': 4, 'Table 6': 8, 'Table 7': 3} # of XXL the paper prints no end of the training
+    assert found['missing'] == dict(PRINTED) | ends
+    assert found['missing'] + found['not in this profile'] == PRINTED
+
+
+def test_what_does_not_count():
+    "Another recipe, a simulated run, an older version, a number that is not there."
+    scaling_record('b', basis='simulated')
+    assert 'measured' not in states()
+    scaling_record('b', versions=dict(versions_of(), model=0))
+    assert states()['older'] == {'Table 2': 1, 'Table 3': 1, 'Table 7': 20} and 'measured' not in states()
+    curve = [dict(epoch=50, cfg=3., metrics=dict(fid=metric(5.)) | {'is': metric(None)}),
+             dict(epoch=50, cfg=2., metrics=dict(fid=metric(5.)) | {'is': metric(9.)})]
+    made = dict(settings=settings(PAPER), versions=versions_of(), seed=0)
+    save_record(Record('scaling', 'paper', dict(size='l', recipe='paper'), dict(curve=curve), key='1', **made))
+    save_record(Record('scaling', 'paper', dict(size='xl', recipe='released'), dict(curve=curve), key='2', **made))
+    assert states()['measured'] == {'Table 7': 1}
+
+
+def test_cells_of_the_other_studies():
+    "Reconstruction, generation at the epochs of the shorter training, and the output layer."
+    made = dict(settings=settings(override(PAPER, {'training.epochs': list(PAPER.training.study_epochs)})), seed=0,
+                versions=versions_of())
+    at, cells = default_cells(STUDIES['tokenizers'], PAPER)
+    for i, cell in enumerate(cells):
+        metrics = dict(
+            reconstruction=dict(rfid=metric(2.), codebook_usage_pct=metric(99.)),
+            generation=dict(curve=[dict(epoch=epoch, cfg=cfg, metrics=dict(fid=metric(5.)) | {'is': metric(9.)})
+                                   for epoch in at.training.epochs for cfg in at.evaluation.cfg]),
+            head=dict(head_parameters=metric(1e7), head_seconds=metric(1.)))[cell.parameters['stage']]
+        save_record(Record('tokenizers', 'paper', cell.parameters, metrics, key=str(i), **made))
+    assert states()['measured'] == {name: PRINTED[name] for name in ('Table 1', 'Table 4', 'Table 5', 'Table 6')}
+
+
+def test_missing_is_asked_for_in_one_way():
+    for wrong in (['--missing', 'nbs/scaling.ipynb'], ['--missing', '--all'], ['--missing', 'profile=a', 'profile=b']):
+        with pytest.raises(ValueError, match='usage'): main(wrong)
+    with pytest.raises(ValueError, match="Did you mean 'paper'"): main(['--missing', 'profile=papper'])
