@@ -39,14 +39,15 @@ from .versions import versions_of
 from .weights import find_published, load_model_weights, save_weights
 
 # %% auto #0
-__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS', 'Bench',
-           'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'trained_tokenizer', 'tokenizer_file',
-           'encoded_tokens', 'sharded_tokens', 'real_reference', 'check_real_images', 'Trained', 'committed_file',
-           'with_committed_weights', 'commit_weights', 'train_model', 'planned_training', 'training_cost', 'spread_out',
-           'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
-           'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
-           'in_memory', 'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
-           'check_weights', 'told_protocol', 'share_pipeline']
+__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS',
+           'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
+           'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference',
+           'check_real_images', 'Trained', 'committed_file', 'with_committed_weights', 'commit_weights', 'train_model',
+           'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
+           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
+           'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
+           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
+           'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -143,6 +144,15 @@ def adm_file(bench: Bench) -> Path | None: # None where the profile names none, 
     name = bench.profile.evaluation.adm_reference
     file = checkpoints_dir()/name if name else None
     return file if file and file.is_file() else None
+
+# %% ../nbs/43_bench.ipynb #f5e2a355
+PUBLISHED_AR = ('b', 'l') # sizes of LlamaGen that are published for 16x16 tokens
+
+def published_ar(size: str) -> Path: # size: a name of the paper
+    "The file of the AR model that begins images; a `ValueError` for a size of another grid."
+    if size in PUBLISHED_AR: return published_file(f'llamagen-gpt-{size}')
+    raise ValueError(f"LlamaGen {size.upper()} is published for 24x24 tokens, and images here have 16x16: "
+                     f"ar='published' goes with size {' or '.join(PUBLISHED_AR)}")
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
 def trained_tokenizer(bench: Bench) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from maskgil.bench import (
     Bench, Trained, as_line, as_metric, card_of, draw_labels, drawn_on_all, has_judge, in_memory, measure,
-    measure_drawn, real_sheet, sample_sheet, save_sheet, share_pipeline, train_model, training_cost, wanted_labels,
+    measure_drawn, published_ar, real_sheet, sample_sheet, save_sheet, share_pipeline, train_model, training_cost,
+    wanted_labels,
 )
 from .checks import check_choice
 from .core import derived_seed, pick_device, weights_fingerprint
@@ -35,10 +36,10 @@ from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
 from .training import kept_history, TrainConfig
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'PARADIGMS', 'DEPARTURES', 'generation_cell',
-           'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head',
-           'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'by_image_count',
-           'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
+__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES',
+           'generation_cell', 'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak',
+           'plain_head', 'sliced_head', 'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell',
+           'by_image_count', 'first_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -307,10 +308,24 @@ def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, A
     return subsets(extract(images, settings.extractor, device=bench.device))
 
 # %% ../nbs/44_cells.ipynb #3714b4c6
-def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int = 8) -> dict[str, Any]:
+def first_model(bench: Bench, size: str, which: str) -> Any: # size: of the paper; which: 'trained' or 'published'
+    "The AR model that begins images."
+    if check_choice('ar', which, FIRST_MODELS) == 'trained':
+        return train_model(bench, size, 'llamagen').at(bench.profile.training.epochs[-1])
+    return load_model(**bench.model_options(size, 'llamagen'), checkpoint=published_ar(size))
+
+FIRST_MODELS = ('trained', 'published')
+
+def fusion_cell(
+    bench: Bench,
+    size: str, # a name of the paper
+    folder: Path | None = None,
+    shares: int = 8,
+    ar: str = 'trained', # one of `FIRST_MODELS`
+) -> dict[str, Any]:
     "Quality and time for `shares` + 1 divisions of the tokens between AR and MAR."
     settings, last, device = bench.profile.evaluation, bench.profile.training.epochs[-1], pick_device(bench.device)
-    ar, mar = (train_model(bench, size, kind).at(last).to(device) for kind in ('llamagen', 'maskgil'))
+    first, mar = (model.to(device) for model in (first_model(bench, size, ar), train_model(bench, size).at(last)))
     labels, tokens, curve, sheets = wanted_labels(bench), math.prod(mar.config.grid), [], []
     options = dict(dtype=bench.profile.training.dtype)
     fused: dict[str, Any] = dict(mar_steps=settings.steps, ar_cfg=settings.main_cfg, mar_cfg=settings.main_cfg,
@@ -318,15 +333,15 @@ def fusion_cell(bench: Bench, size: str, folder: Path | None = None, shares: int
     shown = torch.arange(12) % len(bench.classes)
     for ar_tokens in dict.fromkeys(round(tokens * k / shares) for k in range(shares + 1)):
         given = fused | dict(ar_tokens=ar_tokens)
-        metrics = once(folder, lambda: timed_draw(bench, mar, labels, ar, **given), ar_tokens=ar_tokens)
+        metrics = once(folder, lambda: timed_draw(bench, mar, labels, first, **given), ar_tokens=ar_tokens)
         curve.append(dict(ar_tokens=ar_tokens, ar_share=ar_tokens / tokens, mar_steps=settings.steps, metrics=metrics))
-        drawn = draw_range(mar.to(device), shown, 0, len(shown), seed=bench.seed, ar=ar.to(device), **given)
+        drawn = draw_range(mar.to(device), shown, 0, len(shown), seed=bench.seed, ar=first.to(device), **given)
         sheets.append(decode_tokens(bench.tokenizer, drawn))
         took = 1000 * metrics['seconds_per_image']['value']
         print(f'{bench.profile.row(size)}, {ar_tokens} of {tokens} tokens by AR: {as_line(metrics[settings.fid])}, '
               f'{took:.1f} ms an image')
     samples = save_sheet(torch.cat(sheets), folder/'samples.png') if folder else None # a row for each division
-    card = card_of(bench, mar, labels, cfg=settings.main_cfg) | dict(begun_by=weights_fingerprint(ar))
+    card = card_of(bench, mar, labels, cfg=settings.main_cfg) | dict(begun_by=weights_fingerprint(first))
     return dict(curve=curve, samples=samples, floor=bench.floor, through=bench.through,
                 rows=[c['ar_tokens'] for c in curve], protocol=card)
 

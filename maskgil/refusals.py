@@ -9,7 +9,7 @@ import dataclasses, importlib.util, os, shutil, tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from .bench import checkpoints_dir, published_file
+from .bench import checkpoints_dir, published_ar, published_file
 from .checks import ParameterError, printable
 from .core import cache_dir, DTYPES, pick_device, pick_dtype, results_dir
 from .features import EXTRACTORS, inception_weights
@@ -25,8 +25,8 @@ from .tokenizers import load_tokenizer, TOKENIZERS
 
 # %% auto #0
 __all__ = ['wrong_names', 'wrong_counts', 'config_of', 'wrong_cell', 'wrong_values', 'wrong_folder', 'kept_bytes',
-           'trained_configs', 'wrong_disk', 'needed_packages', 'missing_packages', 'wrong_checkpoint', 'wrong_encoder',
-           'wrong_extractor', 'wrong_memory', 'wrong_surroundings', 'check_study']
+           'trained_configs', 'wrong_disk', 'needed_packages', 'missing_packages', 'wrong_checkpoint',
+           'wrong_first_model', 'wrong_encoder', 'wrong_extractor', 'wrong_memory', 'wrong_surroundings', 'check_study']
 
 # %% ../nbs/47_refusals.ipynb #56972e25
 def wrong_names(profile: Profile) -> Iterator[str]: # one line for each
@@ -167,6 +167,13 @@ def wrong_checkpoint(name: str) -> str: # name: of a row of `TOKENIZERS`
     except (OSError, ValueError, RuntimeError, ImportError) as e: return str(e)
     return ''
 
+def wrong_first_model(cell: Any) -> str: # cell: of `studies.Cell`
+    "Whether the published AR model that begins a cell's images is there; '' where it is, or none is wanted."
+    if cell.parameters.get('ar') != 'published': return ''
+    try: published_ar(cell.size)
+    except (OSError, ValueError) as e: return str(e)
+    return ''
+
 def wrong_encoder(name: str) -> str: # name: of a text encoder, or a folder
     "Whether the files of a text encoder are there, and whole; '' where they are."
     try: weight_files(encoder_folder(name)[0])
@@ -217,6 +224,7 @@ def wrong_surroundings(
     if 'training' in stages: yield wrong_disk(profile, cells)
     if 'tokenizer' in stages and not profile.tokenizer.steps:
         yield from map(wrong_checkpoint, dict.fromkeys(profile.row(c.tokenizer) for c in cells if c.steps != 0))
+    yield from map(wrong_first_model, cells)
     if 'text' in groups: yield wrong_encoder(profile.text.encoder)
     if 'training' in stages: yield from wrong_memory(profile, cells)
     if 'metrics' in stages: yield wrong_extractor(profile.evaluation.extractor)

@@ -13,7 +13,9 @@ from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
-from .bench import adm_file, Bench, check_real_images, data_provenance, published_file
+from maskgil.bench import (
+    adm_file, Bench, check_real_images, data_provenance, published_ar, PUBLISHED_AR, published_file,
+)
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
     speed_cell, stability_cell, steps_cell,
@@ -52,10 +54,10 @@ from .versions import STAGES
 __all__ = ['COST', 'CARDS', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
            'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
            'steps_grid', 'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling',
-           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_departures', 'ProtocolBench', 'run_protocol',
-           'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems', 'reconstruction_sheets',
-           'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook', 'defaults',
-           'default_cells']
+           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'ProtocolBench',
+           'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
+           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
+           'defaults', 'default_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def files_of(profile: Profile, cell: Cell) -> dict[str, Any]: # none in profiles
     with contextlib.suppress(FileNotFoundError): # refused before anything runs
         if not profile.tokenizer.steps and cell.steps != 0:
             found['tokenizer_file'] = content_of(published_file(profile.row(cell.tokenizer)))
+        if cell.parameters.get('ar') == 'published': found['ar_file'] = content_of(published_ar(cell.size), whole=False)
     if profile.evaluation.adm_reference:
         file = adm_file(Bench(profile))
         found['reference_file'] = content_of(file, whole=False) if file else 'made from training images'
@@ -256,9 +259,14 @@ def steps_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 
 def fusion_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One of two models, and a set of images for each division of the tokens."
-    images, settings = profile.evaluation.images, profile.evaluation
-    yield Cell(dict(size=p.size), {}, p.size, 'llamagen', passes=9 * images // 2) # it begins from none to all of each
-    yield Cell(dict(size=p.size), {}, p.size, images=9 * images, passes=8 * images * settings.steps)
+    images, steps = profile.evaluation.images, profile.evaluation.steps
+    cell, published = dict(size=p.size), p.ar == 'published'
+    if published:
+        check_choice('size', p.size, PUBLISHED_AR)
+        cell |= dict(ar=p.ar)
+    trains = 0 if published else None
+    yield Cell(cell, {}, p.size, 'llamagen', steps=trains, passes=9 * images // 2) # half of all tokens
+    yield Cell(cell, {}, p.size, images=9 * images, passes=8 * images * steps)
 
 def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each departure."
@@ -300,6 +308,9 @@ def run_paradigms(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
 
 def run_stability(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     return stability_cell(bench, cell.parameters['norms'], cell.size, folder)
+
+def run_fusion(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
+    return fusion_cell(bench, cell.size, folder, ar=cell.parameters.get('ar', 'trained'))
 
 def run_departures(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     changes = DEPARTURES[cell.parameters['change']]
@@ -491,7 +502,7 @@ register_study(Study(
 register_study(Study(
     'fusion', 'AR tokens before MAR', 'Figures 8 and 9',
     'What does it bring to draw some tokens with AR first, and what does it cost?',
-    fusion_grid, lambda bench, cell, folder: fusion_cell(bench, cell.size, folder),
+    fusion_grid, run_fusion,
     {'cfg': 'evaluation.main_cfg', 'eval_images': 'evaluation.images'},
     figures=(
         Figure('figure-8', samples_and_seconds, fixed_text(

@@ -40,6 +40,7 @@ def data_label(record: Record) -> str:
     name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
+    if record.parameters.get('ar') == 'published': apart.append('published AR')
     return printable(', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart]))
 
 # %% ../nbs/42_tables.ipynb #9484a71c

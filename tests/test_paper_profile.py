@@ -7,18 +7,21 @@ import torch
 
 from maskgil import bench as bench_module, cells, jobs
 from maskgil.bench import Bench, train_model, wanted_labels
-from maskgil.cells import by_image_count, reconstruction_cell, stability_cell, steps_cell, timed_draw
+from maskgil.cells import by_image_count, fusion_cell, reconstruction_cell, stability_cell, steps_cell, timed_draw
+from maskgil.core import weights_fingerprint
 from maskgil.data import openmoji, to_rgb
 from maskgil.features import extract
 from maskgil.machines import HARDWARE
 from maskgil.metrics import (
     codebook_usage, evaluate, psnr, Rebuilt, reconstruct, reconstruction_metrics, Reference,
 )
+from maskgil.models import load_model
 from maskgil.planner import plan_cell
 from maskgil.profiles import PROFILES, override
-from maskgil.refusals import trained_configs
-from maskgil.studies import defaults, STUDIES
+from maskgil.refusals import trained_configs, wrong_first_model
+from maskgil.studies import defaults, rows_of, STUDIES
 from maskgil.tokenizers import load_tokenizer
+from maskgil.weights import save_weights
 
 from test_jobs import save_photos
 
@@ -191,3 +194,23 @@ def test_a_training_plans_on_the_memory_that_is_free(tmp_path, monkeypatch):
     monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path))
     monkeypatch.setenv('MASKGIL_PROCESSES', '2')
     with pytest.raises(ValueError, match='GiB of 0.0 free on each of 2'): train_model(Bench(SMOKE, device='cpu'), 'b')
+
+
+def test_fusion_begins_with_a_published_model(tmp_path, trained_once, monkeypatch):
+    "The file is found, named by the record and by the key; another size than the published ones is refused at once."
+    monkeypatch.setenv('MASKGIL_CHECKPOINTS', str(tmp_path/'files'))
+    bench = trained_once(1)
+    study = STUDIES['fusion']
+    grid = lambda **given: [*study.grid(bench.profile, defaults('fusion', size='b', **given))]
+    trained, published = grid()[-1], grid(ar='published')[-1]
+    assert 'ar' not in trained.parameters and 'no file' in wrong_first_model(published)
+    ar = load_model(**bench.model_options('b', 'llamagen'), seed=5)
+    for weight in ar.parameters(): weight.data.normal_(std=.1)
+    save_weights(tmp_path/'files'/'llamagen-gpt-b.safetensors', ar)
+    assert not wrong_first_model(published)
+    assert rows_of(bench.profile, published)['ar_file'] and 'ar_file' not in rows_of(bench.profile, trained)
+    found = fusion_cell(bench, 'b', shares=1, ar='published')
+    assert found['protocol']['begun_by'] == weights_fingerprint(ar)
+    assert found['protocol']['begun_by'] != fusion_cell(bench, 'b', shares=1)['protocol']['begun_by']
+    wrong = defaults('fusion', size='xl', ar='published')
+    with pytest.raises(ValueError, match='choose one of b, l'): list(study.grid(bench.profile, wrong))
