@@ -312,7 +312,7 @@ def first_model(bench: Bench, size: str, which: str) -> Any: # size: of the pape
     "The AR model that begins images."
     if check_choice('ar', which, FIRST_MODELS) == 'trained':
         return train_model(bench, size, 'llamagen').at(bench.profile.training.epochs[-1])
-    return load_model(**bench.model_options(size, 'llamagen'), checkpoint=published_ar(size))
+    return load_model(**bench.model_options(size, 'llamagen'), checkpoint=str(published_ar(size)))
 
 FIRST_MODELS = ('trained', 'published')
 
