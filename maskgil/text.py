@@ -42,8 +42,8 @@ __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES',
            'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene',
            'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two', 'draw_scenes',
            'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'image_source', 'as_caption',
-           'list_captioned', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'caption_folders',
-           'epoch_batches', 'ShapedTokens', 'TextTokens']
+           'list_captioned', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'captioned_images',
+           'by_shape', 'caption_folders', 'epoch_batches', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -941,6 +941,30 @@ def _by_shape(images: CaptionedFolder, shapes: Sequence[tuple[int, int]]) -> dic
     return of_shape
 
 # %% ../nbs/16_text.ipynb #93529c42
+def captioned_images(
+    root: Path | str,
+    part: str = 'train', # one of `PART_NAMES`
+    limit: int | None = None, # so many images in all
+) -> CaptionedFolder: # of shape 1x1: not told yet
+    "The images of a part that can be read; a `FileNotFoundError` if there is none."
+    root, part = data_path(root), check_choice('part', part, PART_NAMES)
+    folder, files, called = list_part(root, part)
+    if not files: raise FileNotFoundError(f'{root} has no image with a caption in the part {part}')
+    return CaptionedFolder(folder, files[:limit], 1, f'{root.name}-{part}', called).readable()
+
+def by_shape(
+    images: CaptionedFolder, # from `captioned_images`
+    shapes: Sequence[tuple[int, int]], # (height, width) in pixels
+) -> list[CaptionedFolder]: # one for each shape that has images
+    "Data sets of one shape each: every image goes to its nearest."
+    of_shape, sets = _by_shape(images, shapes), []
+    for shape in (shape for shape in shapes if shape in of_shape):
+        chosen = [images.files[row] for row in of_shape[shape]]
+        name = f'{images.name}-{shape_name(shape)}'
+        sets.append(CaptionedFolder(images.root, chosen, shape, name, images.split))
+        sets[-1].left_out, sets[-1].checked = images.left_out, True
+    return sets
+
 def caption_folders(
     root: Path | str,
     shapes: Sequence[tuple[int, int]], # (height, width) in pixels
@@ -948,17 +972,7 @@ def caption_folders(
     limit: int | None = None, # so many images in all
 ) -> list[CaptionedFolder]: # one for each shape that has images
     "A folder as data sets of one shape each: every image that can be read goes to its nearest."
-    root, part = data_path(root), check_choice('part', part, PART_NAMES)
-    folder, files, called = list_part(root, part)
-    if not files: raise FileNotFoundError(f'{root} has no image with a caption in the part {part}')
-    images = CaptionedFolder(folder, files[:limit], 1, f'{root.name}-{part}', called).readable()
-    of_shape = _by_shape(images, shapes)
-    sets = []
-    for shape in (shape for shape in shapes if shape in of_shape):
-        chosen = [images.files[row] for row in of_shape[shape]]
-        sets.append(CaptionedFolder(folder, chosen, shape, f'{images.name}-{shape_name(shape)}', called))
-        sets[-1].left_out, sets[-1].checked = images.left_out, True
-    return sets
+    return by_shape(captioned_images(root, part, limit), shapes)
 
 # %% ../nbs/16_text.ipynb #add814b4
 @functools.lru_cache(maxsize=2)

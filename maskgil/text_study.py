@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import derived_seed, locked, pick_device, write_atomic
 from .data import encode_tokens
+from .pictures import few, say
 from .weights import only_shapes
 from .tokenizers import TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
 from maskgil.text import (
-    BACKGROUNDS, bucket_table, caption_folders, caption_of, CaptionedFolder, encode_captions, LiveText,
-    load_text_encoder, nearest_bucket, scene_set, SceneSet, sentence_embedding, shape_name, TEXT_ENCODERS, TextEncoder,
-    TextTokens, Vocabulary, vocabulary,
+    BACKGROUNDS, bucket_table, by_shape, caption_of, captioned_images, CaptionedFolder, encode_captions, LiveText,
+    load_text_encoder, nearest_bucket, PART_NAMES, scene_set, SceneSet, sentence_embedding, shape_name, TEXT_ENCODERS,
+    TextEncoder, TextTokens, Vocabulary, vocabulary,
 )
 from .pipeline import decode_tokens, draw_tokens, fused, MaskGILPipeline
 from .losses import CausalObjective, MaskedObjective
@@ -46,11 +47,11 @@ __all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'QUESTIONS', 'Cu
            'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line', 'Judge', 'colour_shares',
            'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench', 'training_tokens', 'trained_judge',
            'images_seen', 'stage_config', 'train_stage', 'trained_ar', 'stage_flops', 'draw_texts', 'other_pictures',
-           'other_emoji', 'other_background', 'candidates', 'share_found', 'Alignment', 'no_captions', 'class_captions',
-           'told_pictures', 'alignment_curve', 'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow',
-           'wide_square_tall', 'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'square_floor',
-           'tokens_seen', 'least_reference', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'text_card',
-           'text_pipeline']
+           'other_emoji', 'other_background', 'candidates', 'share_found', 'judged_sets', 'Alignment', 'no_captions',
+           'class_captions', 'told_pictures', 'alignment_curve', 'least_reference', 'Measured', 'measured_sets',
+           'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow', 'wide_square_tall', 'rows_of_shapes',
+           'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape', 'shape_floor', 'tokens_seen', 'wrong_texts',
+           'check_texts', 'text_protocol', 'text_cell', 'text_origin', 'text_card', 'text_pipeline']
 
 # %% ../nbs/46_text_study.ipynb #e2a46d40
 def token_pixels(profile: Profile) -> int:
@@ -266,8 +267,11 @@ def some_of(
     seed: int,
 ) -> CaptionedFolder:
     "A fair choice of images."
-    chosen = np.random.default_rng(seed).permutation(len(images))[:count] if count else range(len(images))
-    return CaptionedFolder(images.root, [images.files[i] for i in chosen], images.shape, images.name)
+    if not count: return images
+    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+    some = CaptionedFolder(images.root, [images.files[i] for i in chosen], images.shape, images.name, images.split)
+    some.left_out, some.checked = images.left_out, images.checked
+    return some
 
 # %% ../nbs/46_text_study.ipynb #1b16c316
 @dataclass
@@ -284,9 +288,31 @@ class TextImages(Bench):
 
     @cached_property
     def images(self) -> SceneSet | CaptionedFolder: # what the tokenizer learns from, where it is not published
-        data, square = self.profile.data, square_of(self.profile, 0)
-        if data.source != 'openmoji': return caption_folders(data.source, [square], limit=data.limit or None)[0]
+        square = square_of(self.profile, 0)
+        if self.profile.data.source != 'openmoji': return by_shape(self.listed('train'), [square])[0]
         return scene_set(self.vocabulary, self.profile.text.scenes[0] // 3, square, seed=self.seed)
+
+    @cached_property
+    def _kept(self) -> dict[tuple, Any]: return {} # listings, and their shapes: a source may have millions of images
+
+    def listed(
+        self,
+        part: str, # one of `text.PART_NAMES`
+    ) -> CaptionedFolder:
+        "The images of a part, whatever their shape; the source is read once."
+        data = self.profile.data
+        if (part,) not in self._kept: self._kept[part,] = captioned_images(data.source, part, data.limit or None)
+        return self._kept[part,]
+
+    def shaped(
+        self,
+        stage: int, # 0 or 1
+        part: str, # one of `text.PART_NAMES`
+    ) -> list[CaptionedFolder]:
+        "All images of each shape of a stage; shapes are told once."
+        if (stage, part) not in self._kept:
+            self._kept[stage, part] = by_shape(self.listed(part), shapes_of(self.profile, stage))
+        return self._kept[stage, part]
 
     def sets(
         self,
@@ -297,10 +323,10 @@ class TextImages(Bench):
         template: str | None = None, # of scenes: one of `text.TEMPLATES`
     ) -> list[SceneSet | CaptionedFolder]:
         "Images of each shape of a stage."
-        data, shapes = self.profile.data, shapes_of(self.profile, stage)
-        if data.source != 'openmoji':
-            folders = caption_folders(data.source, shapes, part, data.limit or None)
-            return [some_of(folder, count, derived_seed('folder', self.seed, seed)) for folder in folders]
+        shapes = shapes_of(self.profile, stage)
+        if self.profile.data.source != 'openmoji':
+            drawn = derived_seed('folder', self.seed, seed)
+            return [some_of(images, count, drawn) for images in self.shaped(stage, part)]
         each = count or self.profile.text.scenes[stage] // len(shapes)
         drawn = derived_seed(self.seed, stage, seed)
         return [scene_set(self.vocabulary, each, shape, part, drawn, template) for shape in shapes]
@@ -459,13 +485,16 @@ def other_pictures(
     images: Any, # with captions
     i: int, # the picture that is asked about
     rng: np.random.Generator,
+    beside: Sequence[str] = (), # captions of pictures of other shapes
 ) -> list[str]:
-    "Captions of other pictures of the set."
-    others, wrong = sorted(set(images.captions) - {images.captions[i]}), CANDIDATES - 1
+    "Captions of other pictures of the set; where it has too few, of other shapes too."
+    right, wrong = {images.captions[i]}, CANDIDATES - 1
+    others = sorted(set(images.captions) - right)
+    if len(others) < wrong: others = sorted(set(others).union(beside) - right)
     return [others[k] for k in rng.choice(len(others), wrong, replace=len(others) < wrong)]
 
 # %% ../nbs/46_text_study.ipynb #48aa33a5
-def other_emoji(images: SceneSet, i: int, rng: np.random.Generator) -> list[str]:
+def other_emoji(images: SceneSet, i: int, rng: np.random.Generator, beside: Sequence[str] = ()) -> list[str]:
     "The same background with other emoji."
     scene, rows = images.scenes[i], len(images.vocabulary)
     found = {images.captions[i]: None} # in the order of insertion
@@ -475,7 +504,7 @@ def other_emoji(images: SceneSet, i: int, rng: np.random.Generator) -> list[str]
     return list(found)[1:]
 
 # %% ../nbs/46_text_study.ipynb #b205fb06
-def other_background(images: SceneSet, i: int, rng: np.random.Generator) -> list[str]:
+def other_background(images: SceneSet, i: int, rng: np.random.Generator, beside: Sequence[str] = ()) -> list[str]:
     "The same emoji on the other backgrounds."
     scene = images.scenes[i]
     others = [background for background in BACKGROUNDS if background != scene.background]
@@ -488,11 +517,12 @@ def candidates(
     images: SceneSet | CaptionedFolder,
     question: str, # one of `QUESTIONS`; all but 'caption' ask about scenes
     seed: int = 0,
+    beside: Sequence[str] = (), # captions of pictures of other shapes
 ) -> list[list[str]]: # `CANDIDATES` captions for each image, the right one first
     "What the judge chooses from."
     others = QUESTIONS[check_choice('question', question, QUESTIONS)]
     rng = np.random.default_rng(derived_seed('candidates', question, seed, images.fingerprint))
-    return [[caption, *others(images, i, rng)] for i, caption in enumerate(images.captions)]
+    return [[caption, *others(images, i, rng, beside)] for i, caption in enumerate(images.captions)]
 
 # %% ../nbs/46_text_study.ipynb #26de150c
 def share_found(
@@ -505,6 +535,16 @@ def share_found(
     value, low, high = (min(max(estimate[bound], 0.), 1.) for bound in ('value', 'low', 'high'))
     return as_metric(value, label, len(right), low, high)
 
+# %% ../nbs/46_text_study.ipynb #c01bbaf9
+def judged_sets(
+    bench: TextImages,
+    stage: int, # 0 or 1
+    part: str = 'held-out', # one of `text.PART_NAMES`
+) -> list[SceneSet | CaptionedFolder]: # one for each shape that has images
+    "The pictures whose captions have to be found."
+    each = math.ceil(bench.profile.text.judged_images / len(shapes_of(bench.profile, stage)))
+    return bench.sets(stage, part, each, seed=1, template='full')
+
 # %% ../nbs/46_text_study.ipynb #287c07ca
 class Alignment:
     "The judge of a study, with the pictures whose captions it has to find."
@@ -515,15 +555,14 @@ class Alignment:
         part: str = 'held-out', # one of `text.PART_NAMES`
     ):
         self.bench, self.judge = bench, bench.judge(stage)
-        each = math.ceil(bench.profile.text.judged_images / len(shapes_of(bench.profile, stage)))
-        self.sets = bench.sets(stage, part, each, seed=1, template='full')
+        self.sets = judged_sets(bench, stage, part)
         scenes = all(isinstance(images, SceneSet) for images in self.sets)
         self.questions = list(QUESTIONS) if scenes else ['caption']
 
     @cached_property
     def options(self) -> dict[str, Tensor]: # (n k e) by question: embeddings of the captions to choose from
-        seed = self.bench.seed
-        asked = {question: [row for images in self.sets for row in candidates(images, question, seed)]
+        seed, told = self.bench.seed, [caption for images in self.sets for caption in images.captions]
+        asked = {question: [row for images in self.sets for row in candidates(images, question, seed, told)]
                  for question in self.questions}
         captions = sorted({caption for rows in asked.values() for row in rows for caption in row})
         vectors, place = self.bench.embed(captions), {caption: i for i, caption in enumerate(captions)}
@@ -602,19 +641,41 @@ def alignment_curve(
         add(stage, dict(told='seen', cfg=main), seen.draw(model), seen)
     return curve
 
+# %% ../nbs/46_text_study.ipynb #3f3cf94f
+def least_reference(profile: Profile) -> int:
+    "Real pictures of a shape that its distances need."
+    row = EXTRACTORS[check_choice('extractor', profile.evaluation.extractor, EXTRACTORS)]
+    return (row.components or 2 * NEIGHBOURS) + 1
+
+class Measured(NamedTuple):
+    "The real pictures of a stage that distances are taken to."
+    sets: list[SceneSet | CaptionedFolder] # one for each shape that has enough of them
+    rare: list[str]                        # the other shapes, and how many pictures each has
+
+def measured_sets(
+    bench: TextImages,
+    stage: int, # 0 or 1
+) -> Measured:
+    "Which shapes have enough real pictures to be measured; a shape that is rare is trained on, and named."
+    least, profile = least_reference(bench.profile), bench.profile
+    real = bench.sets(stage, count=profile.text.bucket_reference, seed=4)
+    rare = [f'{shape_name(images.shape)} ({len(images)})' for images in real if len(images) < least]
+    return Measured([images for images in real if len(images) >= least], rare)
+
 # %% ../nbs/46_text_study.ipynb #c5348269
 def fidelity_curve(
     bench: TextBench,
     models: Sequence[nn.Module], # of both stages
     **options: Any, # of `draw_texts`
 ) -> Curve:
-    "Distances to real pictures, for each shape of each stage."
+    "Distances to real pictures, for each shape of each stage that has enough of them."
     text, evaluation = bench.profile.text, bench.profile.evaluation
     extractor = evaluation.extractor
     curve: Curve = []
     for stage, model in enumerate(models):
-        asked_sets = bench.sets(stage, count=text.bucket_images, seed=3)
-        for asked, real in zip(asked_sets, bench.sets(stage, count=text.bucket_reference, seed=4)):
+        asked_of = {asked.shape: asked for asked in bench.sets(stage, count=text.bucket_images, seed=3)}
+        for real in measured_sets(bench, stage).sets:
+            asked = asked_of[real.shape]
             images = draw_texts(bench, model, asked.captions, asked.shape, **options)
             seen = extract(images, extractor, device=bench.device)
             reference = Reference.from_images(real, extractor, device=bench.device)
@@ -671,7 +732,7 @@ class SheetRow(NamedTuple):
 def wide_square_tall(
     shapes: Sequence[tuple[int, int]], # widest first
 ) -> list[tuple[int, int]]:
-    "Three shapes of many."
+    "Three shapes of many; fewer where there are fewer."
     return [shapes[0], min(shapes, key=stretch), shapes[-1]]
 
 # %% ../nbs/46_text_study.ipynb #897c9685
@@ -681,16 +742,19 @@ def rows_of_shapes(
     each: int, # pictures of a row
     seed: int, # of the texts
 ) -> list[SheetRow]:
-    "Held-out texts at three shapes, a row for each shape and each model; the captions belong to the last model."
+    """Held-out texts at three of the shapes that have any, a row for each shape and each model; the captions belong to
+    the last model."""
     rows, first_stage = [], shapes_of(bench.profile, 0)
-    shown = wide_square_tall(shapes_of(bench.profile, 1))
-    for asked in bench.sets(1, 'held-out', each, seed, template='full'):
+    sets = bench.sets(1, 'held-out', each, seed, template='full')
+    shown = wide_square_tall([images.shape for images in sets])
+    for asked in sets:
         if asked.shape not in shown: continue
         for model in models:
             last = model is models[-1]
             shape = asked.shape if last else nearest_bucket(*asked.shape, first_stage)
             pictures = draw_texts(bench, model, asked.captions, shape)
-            rows.append(SheetRow(' x '.join(map(str, shape)), asked.captions if last else [''] * each, pictures))
+            told = asked.captions if last else [''] * len(asked)
+            rows.append(SheetRow(' x '.join(map(str, shape)), told, pictures))
     return rows
 
 # %% ../nbs/46_text_study.ipynb #1ce5c2db
@@ -744,13 +808,17 @@ def save_sheets(
     return saved
 
 # %% ../nbs/46_text_study.ipynb #09733666
-def square_floor(bench: TextBench) -> dict[str, dict[str, Any]]: # metrics by name
-    "Distances between real pictures of the square shape, as many as were drawn."
-    text = bench.profile.text
-    sets, shape = bench.sets(1, count=text.bucket_reference, seed=4), square_of(bench.profile, 1)
-    square = next(images for images in sets if images.shape == shape)
-    real = Reference.from_images(square, bench.profile.evaluation.extractor, device=bench.device)
-    return real_floor(real, min(text.bucket_images, text.bucket_reference // 2), bench.seed)
+def largest_shape(
+    sets: Sequence[SceneSet | CaptionedFolder], # at least one
+) -> SceneSet | CaptionedFolder:
+    "The set with the most images; of several, the squarest."
+    return max(sets, key=lambda images: (len(images), -stretch(images.shape)))
+
+def shape_floor(bench: TextImages) -> dict[str, dict[str, Any]]: # metrics by name
+    "Distances between real pictures of the largest shape, as many as were drawn or half of what there is."
+    largest = largest_shape(measured_sets(bench, 1).sets)
+    real = Reference.from_images(largest, bench.profile.evaluation.extractor, device=bench.device)
+    return real_floor(real, min(bench.profile.text.bucket_images, len(largest) // 2), bench.seed)
 
 # %% ../nbs/46_text_study.ipynb #1ecd255d
 def tokens_seen(bench: TextBench) -> int:
@@ -759,11 +827,6 @@ def tokens_seen(bench: TextBench) -> int:
     return sum(images_seen(bench.profile, stage) * length for stage, length in enumerate(lengths))
 
 # %% ../nbs/46_text_study.ipynb #8e58abff
-def least_reference(profile: Profile) -> int:
-    "Real pictures of a shape that its distances need."
-    row = EXTRACTORS[check_choice('extractor', profile.evaluation.extractor, EXTRACTORS)]
-    return (row.components or 2 * NEIGHBOURS) + 1
-
 def wrong_texts(profile: Profile) -> list[str]: # one line for each
     "Settings that leave a stage nothing to learn, or a metric nothing to compare with."
     text, least, found = profile.text, least_reference(profile), []
@@ -780,26 +843,29 @@ def wrong_texts(profile: Profile) -> list[str]: # one line for each
 # %% ../nbs/46_text_study.ipynb #95f43128
 def check_texts(bench: TextBench) -> None:
     "Refuse images with captions that both stages cannot be made of: a `ValueError`, before anything is trained."
-    profile = bench.profile
-    wrong, least, square = wrong_texts(profile), least_reference(profile), square_of(profile, 1)
+    wrong, least, floor = wrong_texts(bench.profile), least_reference(bench.profile), 2 * (NEIGHBOURS + 2)
     for stage in (0, 1):
-        real = bench.sets(stage, count=profile.text.bucket_reference, seed=4)
-        wrong += [f'{images.name} has {len(images)} images: a reference of this shape needs {least}'
-                  for images in real if len(images) < least]
-        held = bench.sets(stage, 'held-out', seed=1)
-        if len({caption for images in held for caption in images.captions}) < 2:
-            wrong.append(f'there are no two different held-out captions for stage {stage + 1}')
-    if square not in [images.shape for images in real]:
-        wrong.append(f'no image has the square shape {shape_name(square)}, of which the floor is made')
+        measured, where = measured_sets(bench, stage), f'stage {stage + 1}'
+        if not measured.sets: wrong.append(f'no shape of {where} has {least} real pictures, which distances need: '
+                                           f'there are {few(measured.rare)}')
+        elif measured.rare: say(f'{where}: distances need {least} real pictures of a shape, so they are left out for '
+                                f'{few(measured.rare)}')
+        for part in PART_NAMES:
+            if len({caption for images in judged_sets(bench, stage, part) for caption in images.captions}) < 2:
+                wrong.append(f'there are no two different captions among the {part} images of {where}')
+    largest = max((len(images) for images in measured.sets), default=floor)
+    if largest < floor: wrong.append(f'the floor needs {floor} real pictures of one shape, and there are {largest}')
     if wrong: raise ValueError('; '.join(wrong))
 
 # %% ../nbs/46_text_study.ipynb #6fc5219c
 def text_protocol(bench: TextBench) -> dict[str, Any]:
-    "Which real pictures the distances of a record are from, for each shape."
-    extractor, count = bench.profile.evaluation.extractor, bench.profile.text.bucket_reference
+    "Which real pictures the distances of a record are from, for each shape; and which shapes are too rare."
+    extractor, found = bench.profile.evaluation.extractor, {stage: measured_sets(bench, stage) for stage in (0, 1)}
     read = {f'stage {stage + 1}, {shape_name(images.shape)}': said_images(images_read(images))
-            for stage in (0, 1) for images in bench.sets(stage, count=count, seed=4)}
-    return dict(extractor=dict(name=extractor, protocol=EXTRACTORS[extractor].protocol), reference=dict(read=read),
+            for stage, measured in found.items() for images in measured.sets}
+    rare = {f'stage {stage + 1}': measured.rare for stage, measured in found.items() if measured.rare}
+    reference = dict(read=read) | (dict(rare=rare) if rare else {})
+    return dict(extractor=dict(name=extractor, protocol=EXTRACTORS[extractor].protocol), reference=reference,
                 count=bench.profile.text.bucket_images, tokenizer=bench.tokenizer.fingerprint())
 
 # %% ../nbs/46_text_study.ipynb #4c32ba9a
@@ -817,12 +883,27 @@ def text_cell(
     if ar is not None: curve += fusion_curve(bench, models[1], ar)
     sheets = save_sheets(bench, models, ar, folder)
     return dict(
-        curve=curve, floor=square_floor(bench), parameters=parameter_count(models[1]), encoder=bench.encoder.name,
+        curve=curve, floor=shape_floor(bench), parameters=parameter_count(models[1]), encoder=bench.encoder.name,
         history=[dict(stage=number, **row) for number, stage in enumerate(trained, 1) for row in stage.history],
         captions=len(bench.data[0].features), tokens_seen=tokens_seen(bench),
         training_flops=sum(stage_flops(bench, stage) for stage in stages),
         ar_flops=None if ar is None else sum(stage_flops(bench, stage, True) for stage in stages),
         protocol=text_protocol(bench), **sheets)
+
+# %% ../nbs/46_text_study.ipynb #2a3bcb51
+def text_origin(bench: TextImages) -> dict[str, str]: # of a card: description, and licence where it is known
+    "What a model of texts learned from."
+    source = bench.profile.data.source
+    if source != 'openmoji':
+        return dict(description=f'Draws a picture from a sentence, as learned from {Path(source).name}, images with '
+                                'captions. The metrics are for captions that were kept out of training; chance is '
+                                f'{1 / CANDIDATES:g}.')
+    return dict(
+        license='cc-by-sa-4.0',
+        description='Draws one or two emoji on a coloured background from a sentence. The metrics are for combinations '
+                    f'that were kept out of training; chance is {1 / CANDIDATES:g}.',
+        attribution='Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
+                    'the weights and the pictures are shared under the same licence.')
 
 # %% ../nbs/46_text_study.ipynb #c53fb09f
 def text_card(
@@ -835,13 +916,10 @@ def text_card(
             if (point.get('told'), point.get('stage')) == ('text', 2) and 'ar_share' not in point]
     if not told: raise ValueError('the record has no point of the second stage that was told a text')
     main = min(told, key=lambda point: abs(point['cfg'] - scale)) # the nearest that was measured
-    metrics = {name: metric | dict(reference='openmoji scenes, held-out') for name, metric in main['metrics'].items()}
-    return dict(
-        name=f'MaskGIL, text to image, {bench.profile.name} profile', license='cc-by-sa-4.0', metrics=metrics,
-        description='Draws one or two emoji on a coloured background from a sentence. The metrics are for combinations '
-                    f'that were kept out of training; chance is {1 / CANDIDATES:g}.',
-        attribution='Trained on OpenMoji, all emojis designed by OpenMoji (openmoji.org), CC BY-SA 4.0; '
-                    'the weights and the pictures are shared under the same licence.')
+    source = bench.profile.data.source
+    of = 'openmoji scenes' if source == 'openmoji' else Path(source).name
+    metrics = {name: metric | dict(reference=f'{of}, held-out') for name, metric in main['metrics'].items()}
+    return dict(name=f'MaskGIL, text to image, {bench.profile.name} profile', metrics=metrics) | text_origin(bench)
 
 # %% ../nbs/46_text_study.ipynb #0cd341cc
 def text_pipeline(
