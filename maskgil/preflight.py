@@ -18,6 +18,7 @@ from .checks import check_choice, printable
 from .core import fingerprint, locked, NO_LOCKS, pick_dtype
 from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
+from .text import texts_fingerprint
 from .versions import VERSIONS, versions_of
 from .losses import CausalObjective, check_number, MaskedObjective, Objective
 
@@ -459,7 +460,8 @@ def _texts_identity(data: Any) -> dict[str, Any]: # of captions and what a model
     features = data.features
     if hasattr(features, 'values'): read = [array_identity(features.values), described(features.lengths)]
     else: read = [features.encoder.fingerprint()]
-    return dict(captions=fingerprint(list(features.captions), described(list(data.rows))), features=fingerprint(read))
+    numbers = [] if data.rows is None else described(list(data.rows)) # none: captions are numbered as the images
+    return dict(captions=texts_fingerprint(features.captions, numbers), features=fingerprint(read))
 
 # %% ../nbs/22_preflight.ipynb #15d6cf7d
 def training_identity(

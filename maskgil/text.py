@@ -5,12 +5,13 @@
 # %% ../nbs/16_text.ipynb #02e35002
 from __future__ import annotations
 
-import contextlib, functools, importlib.util, io, json, unicodedata, warnings
+import contextlib, functools, hashlib, importlib.util, io, json, tempfile, unicodedata, warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import check_choice, printable
-from .core import cache_dir, derived_seed, DTYPES, fingerprint, pick_device, read_json, write_json
-from .kept import fill_array, open_array, tensors_checksum
+from maskgil.core import (
+    cache_dir, DamagedFile, derived_seed, DTYPES, fingerprint, naming_full_disk, pick_device, read_json, write_atomic,
+    write_json,
+)
+from .kept import fill_array, open_array, save_array, tensors_checksum
 from maskgil.pictures import (
     content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size,
     Piece, say, split_folders, split_named, stamps, SUFFIXES,
@@ -28,22 +32,24 @@ from maskgil.pictures import (
 from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
 from .processes import Shares
 from maskgil.data import (
-    OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
+    _check_tokens, OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
 )
 from .weights import check_finite, check_whole, CheckpointError, find_folder, read_header, shard_files
 
 # %% auto #0
-__all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED', 'TEMPLATES',
-           'PART_NAMES', 'DRAWN', 'CELL', 'RENDERED', 'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'TEXTS', 'EncoderRow',
-           'equal_lengths', 'pad_texts', 'shorten', 'check_captions', 'LanguageModel', 'tokenizer_content',
-           'TextEncoder', 'encoder_row', 'encoder_folder', 'weight_files', 'quiet_transformers', 'stored_dtype',
-           'naming', 'load_language_model', 'readable_length', 'load_text_encoder', 'DistinctCaptions', 'TextFeatures',
-           'encode_captions', 'LiveText', 'open_features', 'sentence_embedding', 'bucket_table', 'shape_name',
-           'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase', 'Vocabulary', 'vocabulary', 'Scene',
-           'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two', 'draw_scenes',
-           'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'image_source', 'as_caption',
-           'list_captioned', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'captioned_images',
-           'by_shape', 'caption_folders', 'epoch_batches', 'ShapedTokens', 'TextTokens']
+__all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES', 'LENGTHS', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED',
+           'TEMPLATES', 'PART_NAMES', 'DRAWN', 'CELL', 'RENDERED', 'LISTED_WHOLE', 'LISTS', 'FILE_KEYS', 'TEXT_KEYS',
+           'ROUNDS', 'SHUFFLED_WHOLE', 'TEXTS', 'CAPTIONS', 'EncoderRow', 'equal_lengths', 'pad_texts', 'shorten',
+           'check_captions', 'LanguageModel', 'tokenizer_content', 'TextEncoder', 'encoder_row', 'encoder_folder',
+           'weight_files', 'quiet_transformers', 'stored_dtype', 'naming', 'load_language_model', 'readable_length',
+           'load_text_encoder', 'writing_texts', 'StoredTexts', 'store_texts', 'JoinedTexts', 'texts_fingerprint',
+           'DistinctCaptions', 'TextFeatures', 'encode_captions', 'LiveText', 'open_features', 'sentence_embedding',
+           'bucket_table', 'shape_name', 'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase', 'Vocabulary',
+           'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two',
+           'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'Listing',
+           'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'list_captioned', 'CaptionedFolder',
+           'image_sizes', 'part_of_file', 'list_part', 'captioned_images', 'by_shape', 'caption_folders',
+           'epoch_batches', 'permuted', 'batches_of', 'streamed_batch', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -324,10 +330,90 @@ def load_text_encoder(
     if layers: check_whole('layer', layer, -layers - 1, layers)
     return TextEncoder(network.to(pick_device(device)), tokenizer, length, layer, Path(path).name, str(path))
 
+# %% ../nbs/16_text.ipynb #7b67ce7a
+def _ends_of(path: Path) -> Path: return path.with_name(f'{path.name}.ends')
+
+@contextlib.contextmanager
+def writing_texts(
+    path: Path, # of the content; the ends lie beside it
+) -> Iterator[Callable[[str], None]]: # adds a text
+    "Texts to a file, one after the other, none of them held; the file is there when the block ends well."
+    end = 0
+    with write_atomic(path) as content, write_atomic(_ends_of(path)) as places:
+        with open(content, 'wb') as file, open(places, 'wb') as ends:
+            def add(text: str) -> None:
+                nonlocal end
+                end += file.write(text.encode('utf-8', 'surrogatepass'))
+                ends.write(end.to_bytes(8, 'little'))
+            yield add
+
+# %% ../nbs/16_text.ipynb #881c193d
+class StoredTexts(Sequence):
+    "Texts that `writing_texts` has written, mapped: memory does not grow with their number."
+    def __init__(self, path: Path | str):
+        self.path = path = Path(path)
+        self.ends, self.content = (_mapped(file, dtype) for file, dtype in ((_ends_of(path), '<i8'), (path, np.uint8)))
+        if len(self.content) != (int(self.ends[-1]) if len(self) else 0):
+            raise DamagedFile(f'{path} and {_ends_of(path).name} do not belong together: remove both')
+
+    def __len__(self): return len(self.ends)
+
+    def __getitem__(self, row: Any) -> Any: # a number, not a slice
+        row = range(len(self))[row]
+        start = int(self.ends[row - 1]) if row else 0
+        return self.content[start:int(self.ends[row])].tobytes().decode('utf-8', 'surrogatepass')
+
+def _mapped(file: Path, dtype: Any) -> np.ndarray: # (n,)
+    found = file.stat().st_size, np.dtype(dtype).itemsize
+    if found[0] % found[1]: raise DamagedFile(f'{file} is cut short: remove it')
+    return np.memmap(file, dtype, 'r') if found[0] else np.zeros(0, dtype) # nothing cannot be mapped
+
+def store_texts(
+    path: Path | str,
+    texts: Iterable[str],
+) -> StoredTexts:
+    "Write texts to a disk and open them."
+    with writing_texts(Path(path)) as add:
+        for text in texts: add(text)
+    return StoredTexts(path)
+
+# %% ../nbs/16_text.ipynb #dd2c6964
+class JoinedTexts(Sequence):
+    "Several lists of texts, one behind the other, as one."
+    def __init__(self, parts: Iterable[Sequence[str]]):
+        self.parts = list(parts)
+        self.ends = np.cumsum([0, *map(len, self.parts)])[1:]
+
+    def __len__(self): return int(self.ends[-1]) if self.parts else 0
+
+    def __iter__(self): return chain.from_iterable(self.parts)
+
+    def __getitem__(self, row: Any) -> Any: # a number, not a slice
+        row = range(len(self))[row]
+        part = int(np.searchsorted(self.ends, row, side='right'))
+        return self.parts[part][row - int(self.ends[part]) + len(self.parts[part])]
+
+# %% ../nbs/16_text.ipynb #63cc0206
+def texts_fingerprint(
+    texts: Sequence[str],
+    *beside: Any, # as `fingerprint` takes it
+) -> str: # 16 hexadecimal digits
+    "`fingerprint(list(texts), *beside)`, without the list."
+    def parts() -> Iterator[bytes]: # of the list as JSON
+        yield b'['
+        for i, text in enumerate(texts): yield (', ' if i else '').encode() + json.dumps(text).encode()
+        yield b']'
+    digest = hashlib.sha256(sum(map(len, parts())).to_bytes(8, 'little'))
+    for part in parts(): digest.update(part)
+    for value in beside:
+        part = json.dumps(value, sort_keys=True).encode()
+        digest.update(len(part).to_bytes(8, 'little') + part)
+    return digest.hexdigest()[:16]
+
 # %% ../nbs/16_text.ipynb #bcb4ba39
 class DistinctCaptions:
     "Captions without repetitions, by their numbers."
-    captions: tuple[str, ...] # n different ones
+    captions: Sequence[str] # n different ones
 
     def __len__(self): return len(self.captions)
 
@@ -345,7 +431,7 @@ class TextFeatures(DistinctCaptions):
     values: np.memmap         # (tokens width) float16
     starts: np.ndarray        # (n,) int64: the first row of each caption
     lengths: np.ndarray       # (n,) int64
-    captions: tuple[str, ...] # n different ones
+    captions: Sequence[str]   # n different ones
     multiple: int = 8         # batches are padded to a multiple of so many tokens
 
     def text(self, row: int) -> Tensor: # (l width) float32
@@ -357,9 +443,10 @@ class TextFeatures(DistinctCaptions):
         "Some captions as a condition, padded with zeros."
         return pad_texts([self.text(row) for row in rows], self.multiple)
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self, folder: Path) -> dict[str, Any]: # folder: for what does not lie on a disk yet
         "What another process needs to open them, beside the captions."
-        return dict(values=str(self.values.filename), starts=self.starts.tolist(), lengths=self.lengths.tolist())
+        places = {name: str(save_array(folder/f'{name}.npy', getattr(self, name))) for name in ('starts', 'lengths')}
+        return dict(values=str(self.values.filename), **places)
 
 # %% ../nbs/16_text.ipynb #534c08d0
 def encode_captions(
@@ -389,41 +476,48 @@ def encode_captions(
     return TextFeatures(values, starts, lengths, distinct)
 
 # %% ../nbs/16_text.ipynb #216f3863
-class LiveText(DistinctCaptions):
-    "The features of captions, computed when asked for."
+LENGTHS = 4096 # captions that tell the length of all
+
+class LiveText:
+    "The features of captions, computed when asked for; captions are numbered as they come."
     def __init__(
         self,
         encoder: TextEncoder,
-        captions: Iterable[str], # repetitions are fine
+        captions: Sequence[str], # one for each image, in memory or on a disk
         multiple: int = 8, # batches are padded to a multiple of so many tokens
     ):
-        self.encoder, self.captions, self.multiple = encoder, tuple(sorted(set(captions))), multiple
+        self.encoder, self.captions, self.multiple = encoder, captions, multiple
         self.shares = Shares()
 
+    def __len__(self): return len(self.captions)
+
     @functools.cached_property
-    def lengths(self) -> np.ndarray: # (n,) int64
-        return np.array([len(ids) for ids in self.encoder.tokenize(self.captions, cut=True)], dtype=np.int64)
+    def lengths(self) -> np.ndarray: # (at most `LENGTHS`,) int64
+        "The lengths of some captions, evenly spaced."
+        count = min(len(self), LENGTHS)
+        some = [self.captions[i * len(self) // count] for i in range(count)]
+        return np.array([len(ids) for ids in self.encoder.tokenize(some, cut=True)], dtype=np.int64)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Tensor: # (b l width) float32
         "As `TextFeatures.batch`; each rank reads its share."
         mine = rows[self.shares.mine(len(rows))]
-        texts = self.encoder.texts([self.captions[i] for i in mine], cut=True)
+        texts = self.encoder.texts([self.captions[int(i)] for i in mine], cut=True)
         return pad_texts([text for share in self.shares.all(texts) for text in share], self.multiple)
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self, folder: Path | None = None) -> dict[str, Any]: # folder: as of `TextFeatures`; nothing is written
         "What another process needs to read them, beside the captions."
         return dict(encoder=self.encoder.source)
 
 # %% ../nbs/16_text.ipynb #9aec6cdf
 def open_features(
     origin: dict[str, Any], # from `TextFeatures.origin` or `LiveText.origin`
-    captions: tuple[str, ...], # all of them
+    captions: Sequence[str], # all of them
     device: str | torch.device = 'cpu', # of the encoder, if texts are read live
 ) -> TextFeatures | LiveText:
     "The features of captions, as they were in the process that wrote `origin`."
     if 'encoder' in origin: return LiveText(load_text_encoder(origin['encoder'], device), captions)
-    values = open_array(origin['values'])
-    return TextFeatures(values, np.array(origin['starts']), np.array(origin['lengths']), captions)
+    values, starts, lengths = (open_array(origin[name]) for name in ('values', 'starts', 'lengths'))
+    return TextFeatures(values, starts, lengths, captions)
 
 # %% ../nbs/16_text.ipynb #a1b9afa4
 def sentence_embedding(
@@ -734,6 +828,76 @@ class Captioned(NamedTuple):
     size: int       # bytes
     start: int = -1 # of the piece; -1: the file is the image
 
+# %% ../nbs/16_text.ipynb #be928043
+LISTED_WHOLE = 2**16 # images: a longer list is not held in memory
+
+class Listing(Sequence):
+    "Images and captions as a list of `Captioned`, on a disk; a choice of them is another list of the same."
+    def __init__(
+        self,
+        names: StoredTexts, captions: StoredTexts,
+        places: np.ndarray, # (n 2) int64: size and start
+        rows: np.ndarray | None = None, # (m,) the choice; None: all
+    ):
+        self.names, self.texts, self.places, self.rows = names, captions, places, rows
+
+    def __len__(self): return len(self.places if self.rows is None else self.rows)
+
+    def _row(self, row: int) -> int:
+        row = range(len(self))[row]
+        return row if self.rows is None else int(self.rows[row])
+
+    def __getitem__(self, row: Any) -> Any: # a slice is a choice
+        if isinstance(row, slice): return self.take(np.arange(len(self))[row])
+        row = self._row(row)
+        return Captioned(self.names[row], self.texts[row], *self.places[row].tolist())
+
+    def take(self, rows: np.ndarray) -> Listing: # rows: (m,)
+        "Some of them, in this order."
+        return Listing(self.names, self.texts, self.places, rows if self.rows is None else self.rows[rows])
+
+    @property
+    def captions(self) -> Sequence[str]: return self.texts if self.rows is None else ListedCaptions(self)
+
+    def files(self) -> list[str]:
+        "The names of the files, each once: of tar files there are few."
+        return list(dict.fromkeys(self.names[self._row(i)] for i in range(len(self))))
+
+    def fingerprint(self) -> str: # 16 hexadecimal digits
+        "Of all that it says."
+        digest = hashlib.sha256()
+        for image in self: digest.update(json.dumps(image).encode() + b'\n')
+        return digest.hexdigest()[:16]
+
+class ListedCaptions(Sequence):
+    "The captions of a choice."
+    def __init__(self, listing: Listing): self.listing = listing
+
+    def __len__(self): return len(self.listing)
+
+    def __getitem__(self, row: Any) -> Any: return self.listing.texts[self.listing._row(row)] # a number, not a slice
+
+# %% ../nbs/16_text.ipynb #f58c6f28
+def listed(
+    found: Iterable[Captioned],
+) -> Sequence[Captioned]: # a list, or a `Listing` if there are more than `LISTED_WHOLE`
+    "All of what is found."
+    found = iter(found)
+    begun = list(islice(found, LISTED_WHOLE + 1))
+    if len(begun) <= LISTED_WHOLE: return begun
+    (cache_dir()/'listings').mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()/'listings') as folder, naming_full_disk(Path(folder)):
+        names, captions, places = (Path(folder)/name for name in ('names', 'captions', 'places'))
+        with writing_texts(names) as add_name, writing_texts(captions) as add_caption, open(places, 'wb') as numbers:
+            for file, caption, size, start in chain(begun, found):
+                add_name(file); add_caption(caption)
+                numbers.write(np.array([size, start], '<i8').tobytes())
+        return Listing(StoredTexts(names), StoredTexts(captions), np.memmap(places, '<i8', 'r').reshape(-1, 2))
+
+def chosen_of(files: Sequence[Captioned], rows: np.ndarray) -> Sequence[Captioned]: # rows: (m,)
+    "Some images of a list."
+    return files.take(rows) if isinstance(files, Listing) else [files[row] for row in rows]
+
 # %% ../nbs/16_text.ipynb #99d8ad1a
 def image_source(root: Path, image: Captioned) -> Any: # a path, or the bytes of a piece as a file
     "What Pillow can open."
@@ -758,13 +922,11 @@ FILE_KEYS, TEXT_KEYS = ('file_name', 'image', 'path'), ('text', 'caption', 'prom
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]: # where it is, for messages, and the line
     "The lines of a list that are not blank. Only a line feed ends one: a caption may hold other separators."
-    content = path.read_bytes()
-    try: text = content.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        number = content[:e.start].count(b'\n') + 1
-        raise ValueError(f'{path}, line {number}: it is not UTF-8') from None
-    for number, line in enumerate(text.split('\n'), 1):
-        if line.strip(): yield f'{path}, line {number}', line
+    with open(path, 'rb') as file:
+        for number, content in enumerate(file, 1):
+            try: line = content.decode('utf-8-sig' if number == 1 else 'utf-8')
+            except UnicodeDecodeError: raise ValueError(f'{path}, line {number}: it is not UTF-8') from None
+            if line.strip(): yield f'{path}, line {number}', line.removesuffix('\n')
 
 # %% ../nbs/16_text.ipynb #7b2d4d44
 def _row(where: str, line: str) -> tuple[str, str | None]: # file, text
@@ -834,23 +996,23 @@ def _in_shards(root: Path, files: Sequence[Path]) -> Iterator[Captioned]:
     _report_left_out(root, other)
 
 # %% ../nbs/16_text.ipynb #f9b0437c
-def _found(root: Path) -> list[Captioned]:
+def _found(root: Path) -> Sequence[Captioned]:
     "What a folder holds in one of the three forms; `ValueError` if it is in two."
     lists = [root/name for name in LISTS if (root/name).is_file()]
     if len(lists) > 1: say(f'{root}: {lists[0].name} is read, {lists[1].name} is not')
-    if lists: return list(_listed(root, lists[0]))
-    beside, tars = list(_beside(root)), files_below(root, ['.tar'])
+    if lists: return listed(_listed(root, lists[0]))
+    beside, tars = listed(_beside(root)), files_below(root, ['.tar'])
     if beside and tars:
         raise ValueError(f'{root} holds {beside[0].file} with a text beside it and {tars[0].relative_to(root)}: '
                          'give the path of those that are meant')
     if not beside and not tars:
         for file in examples_below(root, COMPRESSED).values(): refuse_compressed(file)
-    return beside or list(_in_shards(root, tars))
+    return beside or listed(_in_shards(root, tars))
 
 # %% ../nbs/16_text.ipynb #b1cca14d
 def list_captioned(
     root: Path | str,
-) -> list[Captioned]: # those with a caption
+) -> Sequence[Captioned]: # those with a caption
     "Images and captions of a folder; a `FileNotFoundError` says what is expected."
     root = data_path(root)
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
@@ -864,16 +1026,29 @@ class CaptionedFolder(StoredSet):
     def __init__(
         self,
         root: Path,
-        files: list[Captioned], # relative to `root`
+        files: Sequence[Captioned], # relative to `root`
         shape: int | Sequence[int], # (height, width) in pixels
         name: str, # what a record calls it
         split: str = '', # which part of the folder
     ):
         self.root, self.files, self.name, self.split = root, files, name, split
         self.shape = self.size = pair(shape)
-        self.captions = [file.caption for file in files]
         self.labels, self.classes = np.zeros(len(files), dtype=np.int64), ('image',)
         self.flippable = np.zeros(len(files), dtype=bool) # a caption may speak of left and right
+
+    @property # type: ignore[override]
+    def captions(self) -> Sequence[str]: return self._texts
+
+    @captions.setter
+    def captions(self, told: Any) -> None: pass # of a choice: they come with its files
+
+    @property
+    def files(self) -> Sequence[Captioned]: return self._files
+
+    @files.setter
+    def files(self, files: Sequence[Captioned]) -> None:
+        self._files = files
+        self._texts = files.captions if isinstance(files, Listing) else [file.caption for file in files]
 
     def __repr__(self): return f'CaptionedFolder({self.name}: {len(self):,} images {shape_name(self.shape)})'
 
@@ -883,16 +1058,22 @@ class CaptionedFolder(StoredSet):
             try: yield name, image_source(self.root, file)
             except OSError as e: yield name, NoBytes(e)
 
-    def choose(self, rows: np.ndarray) -> None: self.files = [self.files[row] for row in rows]
+    def choose(self, rows: np.ndarray) -> None: self.files = chosen_of(self.files, rows)
 
     def pieces(self) -> list[Piece]:
         root = str(self.root)
+        if isinstance(self.files, Listing): return [Piece(name, f'{root}/{name}') for name in self.files.files()]
         return [Piece(f'{name}:{start}', f'{root}/{name}', max(0, start), -1 if start < 0 else size)
                 for name, _, size, start in self.files]
 
-    def made_of(self) -> tuple[str, str]: return content_identity(self.pieces(), self.captions)
+    def said(self) -> Any: # beside the content of the pieces
+        return self.files.fingerprint() if isinstance(self.files, Listing) else self.captions
 
-    def stamp(self) -> str: return fingerprint(stamps(piece.path for piece in self.pieces()), self.pieces())
+    def made_of(self) -> tuple[str, str]: return content_identity(self.pieces(), self.said())
+
+    def stamp(self) -> str:
+        whole = [self.files.fingerprint()] if isinstance(self.files, Listing) else []
+        return fingerprint(stamps(piece.path for piece in self.pieces()), self.pieces(), *whole)
 
     def stand_in(self, row: int) -> np.ndarray:
         name, reason = next(iter((self.failed or {}).items()))
@@ -905,7 +1086,7 @@ def image_sizes(
     files: Sequence[Captioned], # relative to `root`
 ) -> np.ndarray: # (n 2) int32: height, width; zeros where an image cannot be read
     "The size of every image; kept, since there may be millions."
-    return sizes_of(CaptionedFolder(root, list(files), 1, root.name))
+    return sizes_of(CaptionedFolder(root, files, 1, root.name))
 
 # %% ../nbs/16_text.ipynb #ad46358d
 def part_of_file(file: Captioned) -> str: # one of `PART_NAMES`
@@ -916,7 +1097,7 @@ def part_of_file(file: Captioned) -> str: # one of `PART_NAMES`
 def list_part(
     root: Path,
     part: str, # one of `PART_NAMES`
-) -> tuple[Path, list[Captioned], str]: # the folder of the part, its images, and what names call the part
+) -> tuple[Path, Sequence[Captioned], str]: # the folder of the part, its images, and what names call the part
     "The images of a part: those of its own folder or tar files if names tell them, otherwise by `part_of_file`."
     split = 'train' if part == 'train' else 'test'
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
@@ -926,19 +1107,23 @@ def list_part(
     tars = [] if any((root/name).is_file() for name in LISTS) else files_below(root, ['.tar'])
     if any(split_named(str(file.relative_to(root))) for file in tars):
         chosen, called = files_of_split(root, tars, split, '.tar file')
-        return root, list(_in_shards(root, chosen)), called
-    files = [file for file in list_captioned(root) if part_of_file(file) == part]
+        return root, listed(_in_shards(root, chosen)), called
+    files = listed(file for file in list_captioned(root) if part_of_file(file) == part)
     return root, files, f'{part}, by the names of the files'
 
 # %% ../nbs/16_text.ipynb #a88d9d99
-def _by_shape(images: CaptionedFolder, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+def _by_shape(images: CaptionedFolder, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
     "The rows of the images that are nearest to each shape."
-    of_shape = defaultdict(list)
-    sizes = sizes_of(images) if images.parent is None else sizes_of(images.parent)[images.rows]
-    for row, (height, width) in enumerate(sizes.tolist()):
-        if not height: height, width = picture_size(image_source(images.root, images.files[row])) # it can, by now
-        of_shape[nearest_bucket(height, width, shapes)].append(row)
-    return of_shape
+    sizes = sizes_of(images) if images.parent is None else sizes_of(images.parent)
+    nearest = functools.cache(lambda height, width: shapes.index(nearest_bucket(height, width, shapes)))
+    found = np.zeros(len(images), np.int16) # which shape each image has
+    for start in range(0, len(images), LISTED_WHOLE):
+        rows = np.arange(start, min(start + LISTED_WHOLE, len(images)))
+        for row, (height, width) in zip(rows, sizes[rows if images.parent is None else images.rows[rows]].tolist()):
+            if not height: # it can be read, by now
+                height, width = picture_size(image_source(images.root, images.files[int(row)]))
+            found[row] = nearest(height, width)
+    return {shapes[number]: np.flatnonzero(found == number) for number in np.unique(found)}
 
 # %% ../nbs/16_text.ipynb #93529c42
 def captioned_images(
@@ -959,7 +1144,7 @@ def by_shape(
     "Data sets of one shape each: every image goes to its nearest."
     of_shape, sets = _by_shape(images, shapes), []
     for shape in (shape for shape in shapes if shape in of_shape):
-        chosen = [images.files[row] for row in of_shape[shape]]
+        chosen = chosen_of(images.files, of_shape[shape])
         name = f'{images.name}-{shape_name(shape)}'
         sets.append(CaptionedFolder(images.root, chosen, shape, name, images.split))
         sets[-1].left_out, sets[-1].checked = images.left_out, True
@@ -991,6 +1176,53 @@ def epoch_batches(
         batches += list(int(start) + order[:whole * batch_size].view(whole, batch_size))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
+# %% ../nbs/16_text.ipynb #64fc961d
+ROUNDS = 6 # of the Feistel network
+
+def _mixed(x: np.ndarray) -> np.ndarray: # uint64
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+def permuted(
+    places: np.ndarray, # (b,) whole numbers below `count`
+    count: int,
+    seed: int, # of the permutation
+) -> np.ndarray: # (b,) int64
+    "What stands at some places of a permutation, which itself is never made."
+    half = np.uint64(max(1, -(-(count - 1).bit_length() // 2))) # bits
+    low = (np.uint64(1) << half) - np.uint64(1)
+    keys = [np.uint64(derived_seed(seed, 'round', number)) for number in range(ROUNDS)]
+    def once(x: np.ndarray) -> np.ndarray:
+        left, right = x >> half, x & low
+        for key in keys: left, right = right, left ^ (_mixed(right ^ key) & low)
+        return left << half | right
+    found = once(np.atleast_1d(places).astype(np.uint64))
+    while (outside := found >= count).any(): found[outside] = once(found[outside])
+    return found.astype(np.int64)
+
+# %% ../nbs/16_text.ipynb #5a67855f
+SHUFFLED_WHOLE = 2**16 # images: of more, an epoch's order is not held in memory
+
+def batches_of(counts: Sequence[int], batch_size: int) -> np.ndarray: # (shapes,) int64
+    "How many batches an epoch has of each shape."
+    return np.maximum(1, np.asarray(counts, np.int64) // batch_size)
+
+def streamed_batch(
+    counts: tuple[int, ...], batch_size: int, seed: int, epoch: int, # as in `epoch_batches`
+    place: int, # of the batch in the epoch
+) -> Tensor: # (batch_size,) int64
+    "One batch of an epoch's order, which itself is never made."
+    of_shape, drawn = batches_of(counts, batch_size), derived_seed(seed, 'epoch', epoch)
+    ends = np.cumsum(of_shape)
+    number = int(permuted(np.array([place]), int(ends[-1]), derived_seed(drawn, 'batches'))[0])
+    shape = int(np.searchsorted(ends, number, side='right'))
+    first = (number - int(ends[shape] - of_shape[shape])) * batch_size
+    turns, places = np.divmod(first + np.arange(batch_size), counts[shape]) # a rare shape takes several turns
+    rows = [permuted(places[turns == turn], counts[shape], derived_seed(drawn, shape, int(turn)))
+            for turn in np.unique(turns)]
+    return torch.from_numpy(sum(counts[:shape]) + np.concatenate(rows))
+
 # %% ../nbs/16_text.ipynb #5dd315ef
 class ShapedTokens:
     "Token caches of several shapes as one data set."
@@ -1008,8 +1240,11 @@ class ShapedTokens:
     def grids(self) -> list[tuple[int, int]]: return [pair(part.tokens.shape[2:]) for part in self.parts]
 
     def batch_indices(self, step: int, batch_size: int, images: int, seed: int) -> Tensor: # (batch_size,) int64
-        "Which images a step sees: all of one shape. What `fit` asks in place of `training.batch_indices`."
-        epoch, place = divmod(step, len(epoch_batches(self.counts, batch_size, seed, 0)))
+        """Which images a step sees: all of one shape. What `fit` asks in place of `training.batch_indices`.
+
+        Step and seed alone decide, so that it is the same on any number of ranks and after a resumption."""
+        epoch, place = divmod(step, int(batches_of(self.counts, batch_size).sum()))
+        if len(self) > SHUFFLED_WHOLE: return streamed_batch(self.counts, batch_size, seed, epoch, place)
         return epoch_batches(self.counts, batch_size, seed, epoch)[place]
 
     def find(
@@ -1024,7 +1259,7 @@ class ShapedTokens:
         raise ValueError('the images of a batch have one shape: take them from `batch_indices`')
 
 # %% ../nbs/16_text.ipynb #9a1b953c
-TEXTS = 'texts.json'
+TEXTS, CAPTIONS = 'texts.json', 'captions.utf8'
 
 # %% ../nbs/16_text.ipynb #5547481b
 class TextTokens(ShapedTokens):
@@ -1033,11 +1268,14 @@ class TextTokens(ShapedTokens):
         self,
         parts: Sequence[TokenSet], # one a shape
         captions: Sequence[Sequence[str]], # of each part, one an image
-        features: TextFeatures | LiveText, # of these captions and perhaps others
+        features: TextFeatures | LiveText, # of these captions: `LiveText` of all in this order, others of more as well
     ):
         super().__init__(parts)
-        if self.counts != tuple(map(len, captions)): raise ValueError('every image needs one caption')
-        self.features, self.rows = features, [features.rows(of_part) for of_part in captions]
+        live = isinstance(features, LiveText) # numbered as the images are
+        if self.counts != tuple(map(len, captions)) or live and len(features) != len(self):
+            raise ValueError('every image needs one caption')
+        self.features = features
+        self.rows = None if isinstance(features, LiveText) else [features.rows(of_part) for of_part in captions]
 
     def __repr__(self):
         grids = ', '.join(map(shape_name, self.grids))
@@ -1050,20 +1288,35 @@ class TextTokens(ShapedTokens):
     ) -> tuple[Tensor, Tensor]: # (b h w) int64, (b l width)
         "Tokens and texts for a model."
         part, inside = self.find(indices)
-        return self.parts[part].batch(inside, copy_indices)[0], self.features.batch(self.rows[part][inside])
+        numbers = np.asarray(indices) if self.rows is None else self.rows[part][inside]
+        return self.parts[part].batch(inside, copy_indices)[0], self.features.batch(numbers)
 
     def stored(self, folder: Path | str) -> Path: # `folder`
         "Write down where everything is, so that another process can `load` it."
-        write_json(Path(folder)/TEXTS, dict(
-            parts=[str(part.stored()) for part in self.parts], captions=self.features.captions,
-            rows=[rows.tolist() for rows in self.rows], features=self.features.origin()))
-        return Path(folder)
+        folder = Path(folder)
+        store_texts(folder/CAPTIONS, self.features.captions)
+        rows = [str(save_array(folder/f'rows-{i}.npy', rows)) for i, rows in enumerate(self.rows or [])]
+        write_json(folder/TEXTS, dict(
+            parts=[str(part.stored()) for part in self.parts], captions=str(folder/CAPTIONS),
+            rows=None if self.rows is None else rows, features=self.features.origin(folder)))
+        return folder
 
     @classmethod
     def load(cls, folder: Path | str, device: str | torch.device = 'cpu') -> TextTokens: # device: of a live encoder
-        "Open what `stored` has written."
+        "Open what `stored` has written; memory does not grow with the number of images."
         found = read_json(Path(folder)/TEXTS)
-        captions = tuple(found['captions'])
-        of_parts = [[captions[i] for i in rows] for rows in found['rows']]
-        features = open_features(found['features'], captions, device)
-        return cls([TokenSet.load(path) for path in found['parts']], of_parts, features)
+        if not isinstance(found['captions'], str):
+            raise ValueError(f'{Path(folder)/TEXTS} was written by an earlier version: start the study again, which '
+                             'writes it')
+        features = open_features(found['features'], StoredTexts(found['captions']), device)
+        opened = cls.__new__(cls)
+        ShapedTokens.__init__(opened, [_mapped_tokens(Path(path)) for path in found['parts']])
+        opened.features, opened.rows = features, found['rows'] and [open_array(path) for path in found['rows']]
+        return opened
+
+def _mapped_tokens(path: Path) -> TokenSet: # the folder of a finished cache
+    "As `TokenSet.load`, but labels, which are not asked for, stay on the disk."
+    if not (path/'labels.npy').exists(): return TokenSet.load(path) # which says what is missing
+    found = TokenSet(open_array(path/'tokens.npy'), open_array(path/'labels.npy'), read_json(path/'manifest.json'))
+    _check_tokens(path, found)
+    return found

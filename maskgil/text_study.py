@@ -25,9 +25,9 @@ from .tokenizers import TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
 from maskgil.text import (
-    BACKGROUNDS, bucket_table, by_shape, caption_of, captioned_images, CaptionedFolder, encode_captions, LiveText,
-    load_text_encoder, nearest_bucket, PART_NAMES, scene_set, SceneSet, sentence_embedding, shape_name, TEXT_ENCODERS,
-    TextEncoder, TextTokens, Vocabulary, vocabulary,
+    BACKGROUNDS, bucket_table, by_shape, caption_of, captioned_images, CaptionedFolder, encode_captions, JoinedTexts,
+    LiveText, load_text_encoder, nearest_bucket, PART_NAMES, scene_set, SceneSet, sentence_embedding, shape_name,
+    TEXT_ENCODERS, TextEncoder, TextTokens, Vocabulary, vocabulary,
 )
 from .pipeline import decode_tokens, draw_tokens, fused, MaskGILPipeline
 from .losses import CausalObjective, MaskedObjective
@@ -370,14 +370,14 @@ class TextBench(TextImages):
 
 # %% ../nbs/46_text_study.ipynb #88f430c8
 def training_tokens(bench: TextBench) -> list[TextTokens]:
-    "The tokens and texts of both stages; their captions are one set of features."
+    "The tokens and texts of both stages; captions that are not read live are one set of features."
     stages = [bench.sets(stage) for stage in (0, 1)]
-    captions = [caption for sets in stages for images in sets for caption in images.captions]
-    read = LiveText if bench.profile.text.live_captions else encode_captions
-    features: Any = read(bench.encoder, captions)
+    told = [[images.captions for images in sets] for sets in stages]
+    if bench.profile.text.live_captions: features: Any = [LiveText(bench.encoder, JoinedTexts(texts)) for texts in told]
+    else: features = 2 * [encode_captions(bench.encoder, JoinedTexts([text for texts in told for text in texts]))]
     def encoded(images: Any) -> Any: return encode_tokens(bench.tokenizer, images, device=bench.device)
-    return [TextTokens([encoded(images) for images in sets], [images.captions for images in sets], features)
-            for sets in stages]
+    return [TextTokens([encoded(images) for images in sets], texts, read)
+            for sets, texts, read in zip(stages, told, features)]
 
 # %% ../nbs/46_text_study.ipynb #f06a1172
 def trained_judge(bench: TextBench, stage: int) -> Judge:

@@ -1,5 +1,5 @@
 "Text to image on a folder as it comes: shapes that are rare, one caption of a shape, many rows, several ranks."
-import dataclasses
+import dataclasses, io, tarfile, tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +8,15 @@ from PIL import Image
 
 import maskgil.text
 from maskgil import text_study
+from maskgil.core import write_json
+from maskgil.kept import save_array
+from maskgil.preflight import data_identity
 from maskgil.profiles import override, PROFILES
+from maskgil.data import TokenSet
+from maskgil.text import (
+    caption_folders, Captioned, CaptionedFolder, epoch_batches, JoinedTexts, list_captioned, Listing, LiveText,
+    permuted, store_texts, streamed_batch, TextTokens,
+)
 from maskgil.text_study import (
     candidates, check_texts, largest_shape, measured_sets, rows_of_shapes, shape_floor, shapes_of, square_of, text_card,
     text_cell, TextBench,
@@ -141,3 +149,134 @@ def test_a_source_is_listed_once(folder, clean_cache, monkeypatch):
     assert bench.images.fingerprint
     assert calls == dict(list_part=2, _by_shape=5) # a part; a stage of a part, and the squares of the tokenizer
     assert [len(images) for images in bench.sets(1)] == [70, 90] and bench.sets(1)[0] is bench.sets(1)[0]
+
+
+# --- many rows ---
+
+class Reader:
+    "A text encoder that does not read."
+    width, source = 4, 'reader'
+    def texts(self, captions, cut=False): return [torch.full((1 + len(c) % 3, 4), float(len(c))) for c in captions]
+    def tokenize(self, captions, cut=False): return [[0] * (1 + len(c) % 3) for c in captions]
+    def fingerprint(self): return 'reader'
+
+
+def fake_tokens(folder, count, side):
+    "A finished token cache of one shape."
+    save_array(folder/'tokens.npy', np.arange(count * side**2, dtype=np.uint16).reshape(count, 1, side, side))
+    save_array(folder/'labels.npy', np.zeros(count, np.int64))
+    write_json(folder/'manifest.json', dict(tokenizer='t', images='i', grid=[side, side]))
+    return TokenSet.load(folder)
+
+
+def text_of(i): return f'caption number {i} of a picture that shows {"very " * (i % 7)}much'
+
+
+def stored_texts(folder, count):
+    "Tokens of two shapes with captions on a disk, and where another process finds them."
+    counts = (count * 3 // 4, count - count * 3 // 4)
+    parts = [fake_tokens(folder/f'part-{i}', n, side) for i, (n, side) in enumerate(zip(counts, (2, 3)))]
+    texts = [store_texts(folder/f'texts-{i}', map(text_of, range(n * i, n * i + n))) for i, n in enumerate(counts)]
+    data = TextTokens(parts, texts, LiveText(Reader(), JoinedTexts(texts)))
+    return data, data.stored(folder)
+
+
+def peak_of(work):
+    "Bytes that Python and numpy take at most while something is done."
+    work() # what is made once
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+
+
+def test_a_rank_holds_no_captions(tmp_path, monkeypatch):
+    "Ten times the rows take no more memory; a list of the captions alone would take three megabytes."
+    monkeypatch.setattr(maskgil.text, 'load_text_encoder', lambda *args: Reader())
+    for name, few in dict(SHUFFLED_WHOLE=1000, LENGTHS=64).items(): monkeypatch.setattr(maskgil.text, name, few)
+    peaks = []
+    for count in (2_000, 20_000):
+        data, folder = stored_texts(tmp_path/str(count), count)
+        def rank():
+            loaded = TextTokens.load(folder)
+            data_identity(loaded), loaded.features.lengths
+            for step in range(0, 1000, 50): loaded.batch(loaded.batch_indices(step, 16, len(loaded), 0))
+        peaks.append(peak_of(rank))
+        loaded = TextTokens.load(folder)
+        assert data_identity(loaded) == data_identity(data) and list(loaded.features.captions) == list(
+            data.features.captions)
+        rows = loaded.batch_indices(7, 16, len(loaded), 0)
+        for ours, theirs in zip(data.batch(rows), loaded.batch(rows)): assert ours.equal(theirs)
+    block = 15_000 * 8 # of labels: their content is looked at in blocks, of 65,536 rows at most
+    assert peaks[1] < peaks[0] + block + 50_000, peaks
+
+
+def test_the_order_is_a_function_of_step_and_seed(monkeypatch):
+    "The same on each rank and after a resumption; in an epoch no image comes twice."
+    counts, size = (20_000, 333, 5), 16
+    order = [streamed_batch(counts, size, 3, epoch=2, place=place) for place in range(1250 + 20 + 1)]
+    seen = torch.cat([rows for rows in order if rows[0] < 20_333])
+    assert len(seen) == len(seen.unique()) == 20_000 + 320
+    for number, rows in enumerate(order): # each batch of one shape
+        assert len(set(np.searchsorted([20_000, 20_333], rows.numpy(), side='right'))) == 1, number
+    assert order[700].equal(streamed_batch(counts, size, 3, epoch=2, place=700))
+    assert not order[700].equal(streamed_batch(counts, size, 4, epoch=2, place=700))
+    assert sorted(permuted(np.arange(333), 333, 9)) == list(range(333))
+
+
+def test_a_few_images_keep_the_order_they_had(tmp_path):
+    data, _ = stored_texts(tmp_path, 100)
+    assert data.batch_indices(9, 16, 100, 5).equal(epoch_batches((75, 25), 16, 5, 1)[9 - 5])
+
+
+def add_tar(path, count, shapes=((2, 2),)):
+    "A tar file of pictures and captions."
+    pictures = []
+    for h, w in shapes:
+        buffer = io.BytesIO()
+        Image.new('RGB', (w, h)).save(buffer, 'PNG')
+        pictures.append(buffer.getvalue())
+    with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
+        for i in range(count):
+            for suffix, content in (('png', pictures[i % len(pictures)]), ('txt', text_of(i).encode())):
+                member = tarfile.TarInfo(f'{i:07}.{suffix}')
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_long_list_lies_on_the_disk(tmp_path, clean_cache, monkeypatch):
+    monkeypatch.setattr(maskgil.text, 'LISTED_WHOLE', 500)
+    monkeypatch.setattr('os.cpu_count', lambda: 1) # threads that read files, each with a buffer of a megabyte
+    peaks = []
+    for count in (1_000, 6_000):
+        (tmp_path/str(count)).mkdir()
+        for first in range(0, count, 100): add_tar(tmp_path/str(count)/f'{first:07}.tar', 100) # read one at a time
+        def look():
+            files = list_captioned(tmp_path/str(count))
+            images = CaptionedFolder(tmp_path/str(count), files, 1, 'many')
+            assert isinstance(files, Listing) and len(files) == count and images.captions[-1] == text_of(99)
+            return images.fingerprint, images.stamp()
+        peaks.append(peak_of(look))
+    of_sets = 5_000 * 9 # eight bytes for a label, and whether it may be flipped
+    assert peaks[1] < peaks[0] + of_sets + 100_000, peaks # as texts, the captions alone would take 500,000
+    assert not list((clean_cache/'listings').iterdir()) # nothing is left behind
+
+
+def test_shapes_are_told_alike_from_a_list_on_the_disk(tmp_path, clean_cache, monkeypatch):
+    (tmp_path/'data').mkdir()
+    add_tar(tmp_path/'data'/'train.tar', 60, [(20, 40), (40, 20), (24, 24)])
+    def seen(folders):
+        return [(images.shape, list(images.captions), images.batch([0, 3]), images.read_from) for images in folders]
+    shapes = [(16, 32), (24, 24), (32, 16)]
+    whole = seen(caption_folders(tmp_path/'data', shapes))
+    monkeypatch.setattr(maskgil.text, 'LISTED_WHOLE', 7)
+    stored = caption_folders(tmp_path/'data', shapes)
+    assert all(isinstance(images.files, Listing) for images in stored)
+    for (*ours, one), (*theirs, other) in zip(
+            [(a, b, d, c) for a, b, c, d in whole], [(a, b, d, c) for a, b, c, d in seen(stored)]):
+        assert ours == theirs and one.equal(other)
+    part = stored[0].subset([2, 0])
+    assert part.captions[0] == stored[0].captions[2] and isinstance(part.files[0], Captioned)
+    assert text_study.some_of(stored[0], 3, 0).fingerprint == text_study.some_of(stored[0], 3, 0).fingerprint
