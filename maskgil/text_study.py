@@ -16,12 +16,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice
-from .core import derived_seed, locked, pick_device, write_atomic
-from .data import encode_tokens
-from .pictures import few, say
+from .checks import check_choice, run_function
+from maskgil.core import (
+    cache_dir, derived_seed, fingerprint, keep_freed_memory, load_extensions, locked, pick_device, read_json,
+    write_atomic, write_json,
+)
+from .pictures import few, fitted, NoBytes, open_picture, reason_of, say
+from .processes import device_count, run_here
+from .data import encode_tokens, TokenSet
+from .versions import versions_of
 from .weights import only_shapes
-from .tokenizers import TOKENIZERS
+from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
 from maskgil.text import (
@@ -32,6 +37,7 @@ from maskgil.text import (
 from .pipeline import decode_tokens, draw_tokens, fused, MaskGILPipeline
 from .losses import CausalObjective, MaskedObjective
 from .training import load_milestone, TrainConfig
+from .shards import encode_shards, Encoding, Raw
 from .machines import Hardware, HARDWARE, hidden_share
 from .jobs import fit_on_all
 from maskgil.metrics import (
@@ -39,13 +45,14 @@ from maskgil.metrics import (
     said_images,
 )
 from .profiles import Profile
-from .bench import as_line, as_metric, Bench, stage_folder, Trained
+from .bench import as_line, as_metric, Bench, stage_folder, tokenizer_file, Trained
 
 # %% auto #0
 __all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'QUESTIONS', 'Curve', 'AR_SHARES', 'token_pixels', 'grids_of',
            'shapes_of', 'stretch', 'square_of', 'text_options', 'kept_for_backward', 'meta_inputs', 'encoder_width',
            'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line', 'Judge', 'colour_shares',
-           'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench', 'training_tokens', 'trained_judge',
+           'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench', 'ShapeSource', 'ShapeEncoding',
+           'shape_tokens', 'shape_folder', 'encode_shapes', 'encode_on_all', 'training_tokens', 'trained_judge',
            'images_seen', 'stage_config', 'train_stage', 'trained_ar', 'stage_flops', 'draw_texts', 'other_pictures',
            'other_emoji', 'other_background', 'candidates', 'share_found', 'judged_sets', 'Alignment', 'no_captions',
            'class_captions', 'told_pictures', 'alignment_curve', 'least_reference', 'Measured', 'measured_sets',
@@ -368,6 +375,90 @@ class TextBench(TextImages):
         if stage not in self.judges: self.judges[stage] = trained_judge(self, stage)
         return self.judges[stage]
 
+# %% ../nbs/46_text_study.ipynb #04e1a8f7
+class ShapeSource:
+    "Images of one shape as `shards.encode_shards` asks for them."
+    def __init__(self, images: CaptionedFolder):
+        self.images, self.name, self.split = images, images.name, images.split
+        self.labels, self.classes = images.labels, images.classes
+
+    @property
+    def fingerprint(self) -> str: return self.images.fingerprint
+
+    @property
+    def identity(self) -> str: return self.images.identity
+
+    def stamp(self) -> str: return self.images.stamp()
+
+    def __len__(self): return len(self.images)
+
+    def read(self, start: int, stop: int) -> Iterator[Raw]:
+        for name, stored in self.images.raw(np.arange(start, stop)):
+            yield Raw(_bytes_of(stored), 0, name)
+
+def _bytes_of(stored: Any) -> bytes: # a path, an open piece of a tar file, or `NoBytes`
+    if isinstance(stored, bytes): return stored
+    try: return stored.read_bytes() if isinstance(stored, Path) else stored.read()
+    except OSError as e: return NoBytes(e)
+
+@dataclass(frozen=True)
+class ShapeEncoding(Encoding):
+    "As `Encoding`, of images that are scaled and cropped to a shape."
+    shape: tuple[int, int] = (256, 256) # (height, width) in pixels
+
+    def images(self, raw: Raw) -> np.ndarray: # (1 3 h w) uint8
+        "The image, or a `RuntimeError`."
+        try: return fitted(open_picture(raw.data), *self.shape)[None]
+        except OSError as e:
+            raise RuntimeError(f'{raw.name} could be read before and now cannot ({reason_of(e)}): the same command '
+                               'once more leaves it out') from None
+
+    def made_from(self, source: Any) -> dict[str, Any]: return super().made_from(source) | dict(size=list(self.shape))
+
+# %% ../nbs/46_text_study.ipynb #4e9e9bce
+def shape_tokens(
+    images: CaptionedFolder, # of one shape
+    tokenizer: Any,
+    device: str = 'auto',
+    **rank: int, # of `encode_shards`: rank and ranks; none: from the environment
+) -> TokenSet | None: # None while other ranks still have shards to make
+    "Make this rank's shards of a shape; whoever finds all of them made joins them."
+    source, encoding = ShapeSource(images), ShapeEncoding(tokenizer, shape=images.shape)
+    return encode_shards(source, encoding, shape_folder(images, tokenizer), device=device, **rank)
+
+def shape_folder(images: CaptionedFolder, tokenizer: Any) -> Path: # it need not be there
+    "Where the tokens of a shape are."
+    made_from = ShapeEncoding(tokenizer, shape=images.shape).made_from(images)
+    named = fingerprint(made_from, versions_of(['data', 'tokenizer']))
+    return cache_dir()/'tokens'/f'{images.name}-{named}'
+
+# %% ../nbs/46_text_study.ipynb #2afc1dd4
+def encode_shapes(
+    request: str, # a JSON file: source, limit, shapes, tokenizer, checkpoint and device
+) -> None:
+    "This rank's share of the training images of all shapes of both stages."
+    asked = read_json(request)
+    network = load_tokenizer(asked['tokenizer'], checkpoint=asked['checkpoint'])
+    images = captioned_images(asked['source'], 'train', asked['limit'])
+    for shapes in asked['shapes']:
+        for of_shape in by_shape(images, [(h, w) for h, w in shapes]):
+            shape_tokens(of_shape, network, asked['device'])
+
+def encode_on_all(
+    bench: TextImages,
+    ranks: int, # processes on this machine
+) -> None:
+    "Encode the training images of a folder in several processes, each on its GPU; what is made already is found."
+    sets = [images for stage in (0, 1) for images in bench.shaped(stage, 'train')]
+    if all((shape_folder(images, bench.tokenizer)/'tokens.npy').exists() for images in sets): return
+    data = bench.profile.data
+    asked = dict(source=str(Path(data.source).expanduser().absolute()), limit=data.limit or None, device=bench.device,
+                 shapes=[shapes_of(bench.profile, stage) for stage in (0, 1)],
+                 tokenizer=bench.tokenizer.name, checkpoint=str(tokenizer_file(bench)))
+    request = cache_dir()/'tokens'/f'text-{fingerprint(asked)}.json'
+    with locked(request.with_suffix('.lock')):
+        run_here('maskgil.text_study', ['--request', write_json(request, asked)], ranks)
+
 # %% ../nbs/46_text_study.ipynb #88f430c8
 def training_tokens(bench: TextBench) -> list[TextTokens]:
     "The tokens and texts of both stages; captions that are not read live are one set of features."
@@ -375,7 +466,11 @@ def training_tokens(bench: TextBench) -> list[TextTokens]:
     told = [[images.captions for images in sets] for sets in stages]
     if bench.profile.text.live_captions: features: Any = [LiveText(bench.encoder, JoinedTexts(texts)) for texts in told]
     else: features = 2 * [encode_captions(bench.encoder, JoinedTexts([text for texts in told for text in texts]))]
-    def encoded(images: Any) -> Any: return encode_tokens(bench.tokenizer, images, device=bench.device)
+    ranks = 1 if bench.profile.data.source == 'openmoji' else device_count() # scenes are few and small
+    if ranks > 1: encode_on_all(bench, ranks)
+    def encoded(images: Any) -> Any:
+        if ranks > 1: return shape_tokens(images, bench.tokenizer, bench.device, rank=0, ranks=1)
+        return encode_tokens(bench.tokenizer, images, device=bench.device)
     return [TextTokens([encoded(images) for images in sets], texts, read)
             for sets, texts, read in zip(stages, told, features)]
 
@@ -535,7 +630,7 @@ def share_found(
     value, low, high = (min(max(estimate[bound], 0.), 1.) for bound in ('value', 'low', 'high'))
     return as_metric(value, label, len(right), low, high)
 
-# %% ../nbs/46_text_study.ipynb #c01bbaf9
+# %% ../nbs/46_text_study.ipynb #08ab2c3a
 def judged_sets(
     bench: TextImages,
     stage: int, # 0 or 1
@@ -641,7 +736,7 @@ def alignment_curve(
         add(stage, dict(told='seen', cfg=main), seen.draw(model), seen)
     return curve
 
-# %% ../nbs/46_text_study.ipynb #3f3cf94f
+# %% ../nbs/46_text_study.ipynb #a21a2f71
 def least_reference(profile: Profile) -> int:
     "Real pictures of a shape that its distances need."
     row = EXTRACTORS[check_choice('extractor', profile.evaluation.extractor, EXTRACTORS)]
@@ -890,7 +985,7 @@ def text_cell(
         ar_flops=None if ar is None else sum(stage_flops(bench, stage, True) for stage in stages),
         protocol=text_protocol(bench), **sheets)
 
-# %% ../nbs/46_text_study.ipynb #2a3bcb51
+# %% ../nbs/46_text_study.ipynb #6a88c0db
 def text_origin(bench: TextImages) -> dict[str, str]: # of a card: description, and licence where it is known
     "What a model of texts learned from."
     source = bench.profile.data.source
@@ -932,3 +1027,9 @@ def text_pipeline(
         train_stage(bench, 1).model, bench.tokenizer, defaults=defaults, text_encoder=bench.encoder,
         card=text_card(bench, list(curve)) if curve else None, ar=trained_ar(bench),
         buckets=[grid for stage in (0, 1) for grid in grids_of(bench.profile, stage)])
+
+# %% ../nbs/46_text_study.ipynb #aa4e8e6c
+if __name__ == '__main__' and '__file__' in globals():
+    keep_freed_memory()
+    load_extensions()
+    run_function(encode_shapes)

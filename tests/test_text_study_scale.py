@@ -12,7 +12,7 @@ from maskgil.core import write_json
 from maskgil.kept import save_array
 from maskgil.preflight import data_identity
 from maskgil.profiles import override, PROFILES
-from maskgil.data import TokenSet
+from maskgil.data import encode_tokens, TokenSet
 from maskgil.text import (
     caption_folders, Captioned, CaptionedFolder, epoch_batches, JoinedTexts, list_captioned, Listing, LiveText,
     permuted, store_texts, streamed_batch, TextTokens,
@@ -149,6 +149,34 @@ def test_a_source_is_listed_once(folder, clean_cache, monkeypatch):
     assert bench.images.fingerprint
     assert calls == dict(list_part=2, _by_shape=5) # a part; a stage of a part, and the squares of the tokenizer
     assert [len(images) for images in bench.sets(1)] == [70, 90] and bench.sets(1)[0] is bench.sets(1)[0]
+
+
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_all_ranks_encode(ranks, folder, clean_cache, monkeypatch):
+    "Two processes make shards of each shape: the tokens of one, and where all are made no process is started."
+    started, real = [], text_study.run_here
+    def run_here(module, arguments, processes):
+        started.append((module, processes))
+        real(module, arguments, processes)
+    monkeypatch.setattr(text_study, 'run_here', run_here)
+    monkeypatch.setenv('MASKGIL_PROCESSES', str(ranks))
+    bench = bench_of(folder)
+    again = TextBench(bench.profile, device='cpu')
+    again.tokenizer = bench.tokenizer
+    for stage, data in enumerate(bench.data):
+        for images, part in zip(bench.sets(stage), data.parts):
+            alone = encode_tokens(bench.tokenizer, images, device='cpu')
+            assert (part.tokens == alone.tokens).all() and part.manifest['images'] == alone.manifest['images']
+    assert len(again.data) == 2 and started == ([('maskgil.text_study', 2)] if ranks == 2 else [])
+
+
+def test_an_image_that_vanishes_stops_the_encoding(folder, clean_cache):
+    "Its place among the captions would be lost."
+    bench = bench_of(folder)
+    images, tokenizer = bench.sets(1)[0], bench.tokenizer
+    (folder/'train'/images.files[3].file).write_bytes(b'no image any more')
+    with pytest.raises(RuntimeError, match='20x40-003.png could be read before and now cannot .*: the same command'):
+        text_study.shape_tokens(images, tokenizer, 'cpu')
 
 
 # --- many rows ---
