@@ -41,7 +41,7 @@ from .weights import find_published, load_model_weights, save_weights
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS',
            'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
-           'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference',
+           'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference',
            'check_real_images', 'Trained', 'committed_file', 'with_committed_weights', 'commit_weights', 'train_model',
            'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
            'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
@@ -215,9 +215,12 @@ def real_reference(bench: Bench) -> Reference:
     if file := adm_file(bench): return adm_reference(file, settings.extractor, bench.device)
     if settings.adm_reference:
         print(f'{settings.adm_reference} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
-    if len(images) > REFERENCE_IMAGES: # evenly spaced, so that every class is among them
-        images = images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
-    return Reference.from_images(images, settings.extractor, device=bench.device)
+    return Reference.from_images(for_reference(images), settings.extractor, device=bench.device)
+
+def for_reference(images: Any) -> Any: # an image set
+    "As many of some images as a reference needs: evenly spaced, so that every class is among them."
+    if len(images) <= REFERENCE_IMAGES: return images
+    return images.subset(np.arange(REFERENCE_IMAGES) * len(images) // REFERENCE_IMAGES)
 
 # %% ../nbs/43_bench.ipynb #7ecf1888
 def _check_room(bench: Bench) -> None:

@@ -5,17 +5,18 @@
 # %% ../nbs/45_protocol.ipynb #90a098cc
 from __future__ import annotations
 
-import io
+import io, tempfile
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Callable, Sequence
+from itertools import chain
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import autocast, derived_seed, pick_device
+from .core import autocast, cache_dir, derived_seed, naming_full_disk, pick_device
 from .data import stretch_to_uint8, to_uint8
 from .evaluation import reference_card
 from .features import extract, EXTRACTORS, Features
@@ -23,15 +24,17 @@ from .sampling import sample_mar
 from .shards import open_images
 from .metrics import bootstrap_counts, check_features, interval, metric_key, METRICS, real_floor, Reference
 from .profiles import Profile
-from .bench import proportional_labels
+from .bench import for_reference, proportional_labels
 
 # %% auto #0
-__all__ = ['SIDES', 'RANKS', 'RULES', 'FEWEST', 'Subject', 'Rule', 'made_into_bytes', 'truncated', 'jpeg',
+__all__ = ['AT_ONCE', 'SIDES', 'RANKS', 'RULES', 'FEWEST', 'Subject', 'Rule', 'made_into_bytes', 'truncated', 'jpeg',
            'resized_for_extractor', 'resized_by', 'low_precision', 'every_second', 'equal_seeds', 'equal_classes',
            'random_classes', 'scale_plus_one', 'ramped_guidance', 'in_jpeg', 'rule_effect', 'measure_rules', 'drawn_by',
            'check_pipeline', 'subject_of']
 
 # %% ../nbs/45_protocol.ipynb #5c007bdf
+AT_ONCE = 500 # pictures in memory
+
 @dataclass
 class Subject:
     "A generator and what it is held against."
@@ -45,17 +48,36 @@ class Subject:
 
     def seeds(self, n: int) -> list[int]: return [derived_seed(self.seed, 'protocol', i) for i in range(n)]
 
+    def drawn(self, labels: Tensor, **options: Any) -> Iterator[Tensor]: # (b 3 H W) float
+        "Pictures of these labels, some at a time."
+        seeds = self.seeds(len(labels))
+        for start in range(0, len(labels), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            yield self.draw(labels[some], seeds=seeds[some], **dict(cfg=self.cfg) | options)
+
     @cached_property
-    def pictures(self) -> Tensor: # (n 3 H W) float
+    def pictures(self) -> Tensor: # (n 3 H W) float, on a disk where they are many
         "The baseline's images."
-        return self.draw(self.labels, seeds=self.seeds(len(self.labels)), cfg=self.cfg)
+        count, parts = len(self.labels), self.drawn(self.labels)
+        first = next(parts)
+        if count == len(first): return first
+        self.file = tempfile.NamedTemporaryFile(dir=cache_dir())
+        with naming_full_disk(cache_dir()):
+            self.file.truncate(count * first[0].numel() * 4)
+            pictures = torch.from_file(self.file.name, True, count * first[0].numel()).view(count, *first.shape[1:])
+            for place, part in zip(pictures.split(AT_ONCE), chain([first], parts)): place.copy_(part)
+        return pictures
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Features: # of (b 3 H W) float to (b 3 h w) uint8
+        "What the extractor sees in the baseline's pictures, once they are bytes."
+        return self.see(map(change, self.pictures.split(AT_ONCE)))
 
     @cached_property
     def seen(self) -> Features:
         "What the extractor sees in them."
-        return self.see(to_uint8(self.pictures))
+        return self.changed(to_uint8)
 
-    def see(self, images: Tensor) -> Features: # images (n 3 H W) uint8
+    def see(self, images: Any) -> Features: # images (n 3 H W) uint8, or an iterator of such
         "What the extractor sees in these images."
         return extract(images, self.reference.extractor, device=self.device)
 
@@ -65,8 +87,7 @@ class Subject:
     ) -> Features:
         "Other labels or sampling options, the same seeds."
         labels = self.labels if labels is None else labels
-        drawn = self.draw(labels, seeds=self.seeds(len(labels)), **dict(cfg=self.cfg) | options)
-        return self.see(to_uint8(drawn))
+        return self.see(map(to_uint8, self.drawn(labels, **options)))
 
 # %% ../nbs/45_protocol.ipynb #e13bcb0a
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ def made_into_bytes(
     change: Callable[[Tensor], Tensor], # (n 3 H W) float -> (n 3 h w) uint8
 ) -> Callable[[Subject], Features]: # for a `Rule`
     "The baseline's pictures, turned into bytes in another way."
-    return lambda subject: subject.see(change(subject.pictures))
+    return lambda subject: subject.changed(change)
 
 # %% ../nbs/45_protocol.ipynb #0906f7db
 def truncated(
@@ -121,13 +142,13 @@ def resized_for_extractor(
 # %% ../nbs/45_protocol.ipynb #597999c2
 def resized_by(mode: str) -> Callable[[Subject], Features]: # mode: of `F.interpolate`
     "The baseline's bytes, brought to the extractor's size by another filter."
-    return lambda subject: subject.see(
-        resized_for_extractor(to_uint8(subject.pictures), subject.reference.extractor, mode=mode))
+    return lambda subject: subject.changed(
+        lambda pictures: resized_for_extractor(to_uint8(pictures), subject.reference.extractor, mode=mode))
 
 # %% ../nbs/45_protocol.ipynb #a67fbf4a
 def low_precision(subject: Subject) -> Features:
     "The extractor in bfloat16."
-    with autocast(pick_device(subject.device), torch.bfloat16): return subject.see(to_uint8(subject.pictures))
+    with autocast(pick_device(subject.device), torch.bfloat16): return subject.changed(to_uint8)
 
 # %% ../nbs/45_protocol.ipynb #9302acbc
 def every_second(subject: Subject) -> Features:
@@ -287,7 +308,7 @@ def subject_of(
     check_pipeline(pipe, train, data.resolution)
     if settings.images < FEWEST: raise ValueError(f'eval_images is {settings.images}: the rules need {FEWEST} or more')
     draw = drawn_by(pipe.to(place), settings.steps, profile.training.dtype, place, batch_size)
-    reference = Reference.from_images(train, settings.extractor, device=device)
+    reference = Reference.from_images(for_reference(train), settings.extractor, device=device)
     other = Reference.from_images(held, settings.extractor, components_from=reference, device=device)
     labels = proportional_labels(train.labels, settings.images)
     return Subject(draw, labels, reference, other, settings.main_cfg, seed, device)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskgil import bench as bench_module, cells, jobs
+from maskgil import bench as bench_module, cells, jobs, protocol
 from maskgil.bench import Bench, train_model, wanted_labels
 from maskgil.cells import by_image_count, fusion_cell, reconstruction_cell, stability_cell, steps_cell, timed_draw
 from maskgil.core import weights_fingerprint
@@ -18,6 +18,7 @@ from maskgil.metrics import (
 from maskgil.models import load_model
 from maskgil.planner import plan_cell
 from maskgil.profiles import PROFILES, override
+from maskgil.protocol import rule_effect, Subject
 from maskgil.refusals import trained_configs, wrong_first_model
 from maskgil.studies import defaults, rows_of, STUDIES
 from maskgil.tokenizers import load_tokenizer
@@ -214,3 +215,30 @@ def test_fusion_begins_with_a_published_model(tmp_path, trained_once, monkeypatc
     assert found['protocol']['begun_by'] != fusion_cell(bench, 'b', shares=1)['protocol']['begun_by']
     wrong = defaults('fusion', size='xl', ar='published')
     with pytest.raises(ValueError, match='choose one of b, l'): list(study.grid(bench.profile, wrong))
+
+
+def test_the_study_of_protocols_holds_some_pictures_at_a_time(monkeypatch, tmp_path):
+    "The same effects, whether pictures are drawn and kept in one piece or in many."
+    monkeypatch.setenv('MASKGIL_CACHE', str(tmp_path))
+    images = openmoji('train', limit=240)
+    reference, labels = Reference.from_images(images, 'el0'), torch.as_tensor(images.labels[:160])
+    asked = []
+    def draw(labels, seeds, cfg, **options): # pictures of a seed and a class
+        asked.append(len(labels))
+        noise = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(noise) * 2 - 1 + labels[:, None, None, None] / 20
+    found = {}
+    for at_once in (500, 50):
+        monkeypatch.setattr(protocol, 'AT_ONCE', at_once)
+        subject = Subject(draw, labels, reference, reference, device='cpu')
+        rules = ('JPEG, quality 75', 'classes equally often')
+        found[at_once] = [rule_effect(subject, name, 2)['value'] for name in rules]
+    assert max(asked[:2]) == 160 and set(asked[2:]) == {50, 10}
+    assert found[50] == pytest.approx(found[500], rel=1e-3, abs=1e-2)
+
+
+def test_a_reference_is_made_of_some_of_many_images(monkeypatch):
+    monkeypatch.setattr(bench_module, 'REFERENCE_IMAGES', 90)
+    images = openmoji('train', limit=200)
+    chosen = bench_module.for_reference(images)
+    assert len(chosen) == 90 and set(chosen.labels) == set(images.labels)
