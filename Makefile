@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample plan test faults bench prices check export notebooks docs clean
+.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample plan test faults rehearsal proof bench prices check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,12 @@ bench: install ## speed as a share of what this machine can do; PEERS=folder com
 
 prices: install ## what approximate options of the samplers save and lose; PEERS=folder adds the released code
 	@$(PYTHON) -m maskgil.approximate $(if $(PEERS),--peers $(PEERS))
+
+rehearsal: install ## every study of the paper's profile on a stand-in for ImageNet, two processes on a CPU; FORM=--shortest
+	@$(PYTHON) scripts/rehearsal.py $(FORM)
+
+proof: install ## what one GPU does with the published sizes: tests and records, eight minutes; TINY=true on any machine
+	@PYTHON=$(PYTHON) scripts/gpu_proof.sh $(if $(TINY),--tiny $(TINY))
 
 check: install ## ruff on notebooks and tests, mypy on the library
 	$(BIN)ruff check nbs maskgil tests benchmarks scripts

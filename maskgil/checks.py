@@ -485,6 +485,7 @@ def check_variables(
     "Refuse values of `VARIABLES` that make no sense: a `ParameterError`."
     for name, (takes, what) in VARIABLES.items():
         if not (value := environment.get(name)): continue
+        if name == 'MASKGIL_PROFILE' and environment.get('MASKGIL_EXTEND'): continue # perhaps a row of those files
         if wrong := _wrong(value, takes):
             raise ParameterError(f'the variable {name} is {brief(value)}; it has to be {wrong} ({what})')
     unread = [name for name in environment if name.startswith('MASKGIL_') and name not in VARIABLES]

@@ -507,6 +507,8 @@ ROWS = dict(study='maskgil.studies:STUDIES', profile='maskgil.profiles:PROFILES'
 
 def look_at_choices(function: Callable, arguments: dict[str, Any]) -> None:
     "Hold a command's arguments against the tables whose rows they name; the default of one may be no row."
+    if ROWS.keys() & arguments.keys() and os.environ.get('MASKGIL_EXTEND'):
+        importlib.import_module('maskgil.core').load_extensions() # rows of yours
     for name in ROWS.keys() & arguments.keys():
         module, _, table = ROWS[name].partition(':')
         usual = inspect.signature(function).parameters[name].default

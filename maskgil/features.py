@@ -5,7 +5,7 @@
 # %% ../nbs/14_features.ipynb #6a27ca15
 from __future__ import annotations
 
-import functools, hashlib, importlib, os, socket
+import functools, hashlib, importlib, os, socket, tempfile
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import pick_device, progress
+from .core import pick_device, progress, write_atomic
 from .data import to_float, to_rgb
 from .weights import check_finite, check_whole, CheckpointError, only_shapes, read_weights
+from .checkpoints import synthetic_weights
 from .tokenizers import SameConv
 
 # %% auto #0
 __all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'EXTRACTORS', 'InvertedBottleneck', 'EfficientNetLite0',
            'fold_batchnorm', 'needed_module', 'el0_file', 'efficientnet_lite0', 'resize_bytes', 'sha256',
-           'inception_weights', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'extract']
+           'inception_weights', 'write_synthetic_inception', 'Extractor', 'load_extractor', 'in_batches', 'Features',
+           'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -203,6 +205,23 @@ def inception_weights(
     file = Path(torch.hub.get_dir())/'checkpoints'/INCEPTION_FILE
     if not file.exists(): _download_inception(file)
     return file
+
+# %% ../nbs/14_features.ipynb #4a7be7d9
+def write_synthetic_inception(
+    file: Path | str, # where it goes
+) -> Path:
+    "Write Inception's layout, as torch-fidelity names it, with weights that depend on the names alone."
+    module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
+    base: Any = module.FeatureExtractorInceptionV3
+    unfilled = type('Unfilled', (base,), dict(load_state_dict=lambda self, state: None))
+    with torch.device('meta'), tempfile.NamedTemporaryFile() as nothing:
+        torch.save({}, nothing.name)
+        shapes = unfilled('inception-v3-compat', ['2048'], feature_extractor_weights_path=nothing.name).state_dict()
+    kinds = {key: (list(value.shape), str(value.dtype).removeprefix('torch.')) for key, value in shapes.items()}
+    weights = synthetic_weights(kinds)
+    for key in weights: weights[key] = weights[key] * 2**.5 if key.endswith('conv.weight') else weights[key]
+    with write_atomic(file) as temporary: torch.save(weights, temporary)
+    return Path(file)
 
 # %% ../nbs/14_features.ipynb #c2fe6d4f
 def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:

@@ -307,7 +307,7 @@ def in_units(
     table: pd.DataFrame, # from `tables.over_seeds`
 ) -> pd.DataFrame: # the same rows
     "The same table in units a person reads, named in `label`."
-    unit = table.family.map({family: unit for family, (unit, _) in UNITS.items()}).fillna(1.)
+    unit = table.family.map({family: unit for family, (unit, _) in UNITS.items()}).astype(float).fillna(1.)
     label = table.family.map({family: name for family, (_, name) in UNITS.items()}).fillna(table.label)
     return table.assign(label=label, **{column: table[column]/unit for column in ('value', 'low', 'high')})
 

@@ -22,15 +22,16 @@ from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index
 from .studies import Cell, METHOD, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
+from .gpu import gpu_line, WORKS
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'FAULTY',
-           'ENDS_SAID', 'STYLE', 'EFFECT', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking', 'missing',
-           'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices', 'price_finding',
-           'fault_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture',
-           'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table',
-           'to_markdown', 'write_report']
+           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking',
+           'missing', 'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices',
+           'price_finding', 'fault_blocks', 'gpu_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks',
+           'anchor', 'effect_picture', 'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html',
+           'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -256,6 +257,21 @@ def fault_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
     yield 'table', 'Faults by kind', table, f'{NAMES[newest.source]}, {newest.ended[:10]}. Work: {made}', False
 
 # %% ../nbs/56_report.ipynb #4e225df0
+ON_A_GPU = 'On a GPU'
+
+def gpu_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
+    "What the real sizes do on a GPU; nothing where nothing was measured on one."
+    rows = [record for record in newest_of('gpu', sources) if record.profile == 'paper']
+    if not rows: return
+    order = {work: place for place, work in enumerate(WORKS)}
+    rows.sort(key=lambda record: order.get(record.parameters['work'], len(order)))
+    yield 'heading', ON_A_GPU, '`scripts/gpu_proof.sh`'
+    yield 'text', ("The published sizes on synthetic tokens, products in bfloat16. The share is of the peak that the "
+                   'maker prints; drawing includes decoding; the plan is that of `maskgil.planner`.')
+    table = pd.DataFrame([gpu_line(record) for record in rows]).fillna('')
+    yield 'table', 'Real sizes', table, f'{processor(rows[-1])}, {rows[-1].ended[:10]}.', False
+
+# %% ../nbs/56_report.ipynb #8996aa38
 def compose(
     folder: Path, # of the report; figures go into its `figures/`
     profile: str | None = None, # of the measured columns; the largest that was run unless told otherwise
@@ -263,14 +279,14 @@ def compose(
 ) -> list[PageBlock]:
     "Gather, draw and order everything."
     gathered = {name: gather_evidence(name, profile, sources) for name in STUDIES}
-    broken, fast = list(fault_blocks(sources)), list(speed_blocks(folder, sources))
-    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([FAST] if fast else []),
-              *([FAULTY] if broken else [])]
+    broken, fast, on_gpu = list(fault_blocks(sources)), list(speed_blocks(folder, sources)), list(gpu_blocks(sources))
+    titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([ON_A_GPU] if on_gpu else []),
+              *([FAST] if fast else []), *([FAULTY] if broken else [])]
     blocks: list[PageBlock] = [('title', TITLE), ('text', LEAD), ('contents', titles), *claim_blocks(profile, sources),
                            ('heading', RUNS, 'one row a study'), ('table', '', status_table(gathered), '', False),
                            *(('missing', line) for line in older_records(gathered)), *method_blocks(folder)]
     for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder)
-    return [*blocks, *fast, *broken, ('text', CREDIT)]
+    return [*blocks, *on_gpu, *fast, *broken, ('text', CREDIT)]
 
 # %% ../nbs/56_report.ipynb #7055aec4
 def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:

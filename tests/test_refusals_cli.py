@@ -231,6 +231,25 @@ def test_variables_without_sense(given, variables, says):
     refused(given(**variables), says, *variables)
 
 
+def test_the_variable_names_a_profile_of_ones_own(tmp_path):
+    "Which rows a file adds is known once it is read; then `resolve_profile` refuses what is none."
+    own = dict(MASKGIL_PROFILE='mine', MASKGIL_EXTEND=str(tmp_path/'rows.py'))
+    (tmp_path/'rows.py').touch()
+    assert checks.check_variables(own) == []
+    with pytest.raises(checks.ParameterError, match='auto, smoke, mini, midi, paper'):
+        checks.check_variables(dict(MASKGIL_PROFILE='mine'))
+
+
+def test_a_command_knows_a_profile_of_ones_own(tmp_path):
+    "publish, which does not read the studies, too."
+    rows = 'from dataclasses import replace\nfrom maskgil.profiles import PROFILES\n'
+    (tmp_path/'rows.py').write_text(rows + "PROFILES['mine'] = replace(PROFILES['smoke'], name='mine')\n")
+    env = os.environ | dict(MASKGIL_EXTEND=str(tmp_path/'rows.py'), MASKGIL_RESULTS=str(tmp_path/'results'))
+    command = [sys.executable, '-m', 'maskgil.cli', 'publish', '--size', 'b', '--profile', 'mine']
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode and 'no run to publish' in done.stderr and 'unknown profile' not in done.stderr
+
+
 def test_a_misspelt_variable_is_a_warning():
     with contextlib.redirect_stderr(io.StringIO()) as said, mock.patch.dict(os.environ, MASKGIL_RESULT='/x'):
         checks.settle_variables()

@@ -2,9 +2,11 @@
 import dataclasses, re, time
 
 import made_up_records
+import pandas as pd
 import pytest
 
 from maskgil import report, studies
+from maskgil.figures import fid_over_images
 from maskgil.profiles import PROFILES, settings
 from maskgil.records import PAPER_TABLES, Record, published, reference_dir, save_record
 from maskgil.versions import versions_of
@@ -124,3 +126,28 @@ def test_the_whole_paper(pages, tmp_path):
         for column in set(table.metrics) - {'relative_resources', 'head_parameters'}:
             for value in frame[column].dropna(): assert repr(float(value)) in text, (name, column, value)
     assert len(list((tmp_path/'reports'/'figures').glob('*.svg'))) >= 15
+
+
+def test_what_a_gpu_did(pages, tmp_path):
+    "Its section is there when such records are, and a run of the tiny form is none."
+    assert 'On a GPU' not in pages()[1]
+    metrics = dict(images_per_second=metric(150., 'images a second'), images=metric(64., 'images at a time'),
+                   share_of_peak=metric(.5, 'share of the peak'))
+    tiny = Record('gpu', 'smoke', dict(work='MAR B, 8 steps, decoded'), metrics, key='t', ended='2026-01-01')
+    save_record(tiny)
+    assert 'On a GPU' not in pages()[1]
+    seen = dict(provenance=dict(device_name='NVIDIA H100', threads=8), ended='2026-01-02')
+    for work in ('MAR L, 8 steps, decoded', 'training step B'):
+        save_record(Record('gpu', 'paper', dict(work=work), metrics, key=work[:3], **seen))
+    page, text = pages()
+    section = text[text.index('## On a GPU'):].split('\n## ')[1]
+    assert 'NVIDIA H100' in section and '| 150 |' in section and '| 50% |' in section and 'On a GPU' in page
+    assert section.index('training step B') < section.index('MAR L') # in the order of the proof
+
+
+def test_a_figure_of_one_number_of_images():
+    "An empty table is no figure."
+    row = dict(source='yours', data='x', part='curve', size='b', steps=4., order='confidence', images=10., cfg=2.,
+               images_of=10., metric='fid', family='fid', label='FID', value=1., low=.5, high=2., study='steps',
+               profile='mine', seeds=1)
+    assert fid_over_images(pd.DataFrame([row])) is None
