@@ -206,7 +206,20 @@ def inception_weights(
     if not file.exists(): _download_inception(file)
     return file
 
-# %% ../nbs/14_features.ipynb #4a7be7d9
+# %% ../nbs/14_features.ipynb #c2fe6d4f
+def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+    module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
+    file = inception_weights(weights)
+    check_finite(read_weights(file), file) # and what is no file of weights is named
+    make, outputs = module.FeatureExtractorInceptionV3, ['2048', 'logits_unbiased']
+    try: net = make('inception-v3-compat', outputs, feature_extractor_weights_path=str(file))
+    except (RuntimeError, KeyError) as error:
+        what = f"{file} does not hold Inception's weights as torch-fidelity names them"
+        raise CheckpointError(f'{what} ({str(error).splitlines()[0]}). Give {INCEPTION_FILE}') from None
+    net = net.to(device)
+    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
+
+# %% ../nbs/14_features.ipynb #8cc20fbe
 def write_synthetic_inception(
     file: Path | str, # where it goes
 ) -> Path:
@@ -222,19 +235,6 @@ def write_synthetic_inception(
     for key in weights: weights[key] = weights[key] * 2**.5 if key.endswith('conv.weight') else weights[key]
     with write_atomic(file) as temporary: torch.save(weights, temporary)
     return Path(file)
-
-# %% ../nbs/14_features.ipynb #c2fe6d4f
-def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
-    module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
-    file = inception_weights(weights)
-    check_finite(read_weights(file), file) # and what is no file of weights is named
-    make, outputs = module.FeatureExtractorInceptionV3, ['2048', 'logits_unbiased']
-    try: net = make('inception-v3-compat', outputs, feature_extractor_weights_path=str(file))
-    except (RuntimeError, KeyError) as error:
-        what = f"{file} does not hold Inception's weights as torch-fidelity names them"
-        raise CheckpointError(f'{what} ({str(error).splitlines()[0]}). Give {INCEPTION_FILE}') from None
-    net = net.to(device)
-    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
 
 # %% ../nbs/14_features.ipynb #4d7f0856
 @dataclass(frozen=True)

@@ -68,11 +68,12 @@ def training_work(scale: Scale, device: torch.device, size: str, compile: bool) 
     return training_task(pick_dtype('auto', device), device, scale.prefix + size, layout.images, compile,
                          **scale.options)
 
-# %% ../nbs/49_gpu.ipynb #36ce28a9
+# %% ../nbs/49_gpu.ipynb #9cdab22f
 def drawing_work(scale: Scale, device: torch.device, size: str, paradigm: str) -> Task:
     "Draw a batch and decode it: 8 steps of MAR, or AR with its cache."
-    prepare = dict(MAR=mar_task, AR=ar_task)[check_choice('paradigm', paradigm, ['MAR', 'AR'])]
+    ways: dict[str, Callable[..., Task]] = dict(MAR=mar_task, AR=ar_task)
     dtype = pick_dtype('auto', device)
+    prepare = ways[check_choice('paradigm', paradigm, ways)]
     task = prepare(dtype, device, scale.prefix + size, scale.batch, **scale.options)
     tokenizer = load_tokenizer(scale.options['tokenizer'], device=device)
     def run() -> Tensor: return decode_tokens(tokenizer, task.run())
@@ -118,7 +119,7 @@ TARGETS: dict[str, dict[str, tuple[float, float]]] = { # work: metric: lowest an
     'MAR L, 8 steps, decoded': dict(images_per_second=(140., np.inf)),
 }
 
-# %% ../nbs/49_gpu.ipynb #73921eef
+# %% ../nbs/49_gpu.ipynb #6a695bb8
 @contextlib.contextmanager
 def counted_memory(device: torch.device) -> Iterator[dict[str, float]]: # gets 'bytes' at the end, on a GPU
     "The most that the allocator holds inside."
@@ -137,9 +138,9 @@ def timed(run: Callable[[], Any], seconds: float, device: torch.device) -> list[
         run()
         if device.type == 'cuda': torch.cuda.synchronize()
         return time.perf_counter() - began
-    warming, times = [once(), once()], [] # the first one compiles
+    for _ in range(2): once() # the first one compiles
+    times: list[float] = []
     while len(times) < 3 or sum(times) < seconds and len(times) < 100: times.append(once())
-    assert len(warming) == 2
     return times
 
 # %% ../nbs/49_gpu.ipynb #d10a3a54

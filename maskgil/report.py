@@ -271,7 +271,7 @@ def gpu_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
     table = pd.DataFrame([gpu_line(record) for record in rows]).fillna('')
     yield 'table', 'Real sizes', table, f'{processor(rows[-1])}, {rows[-1].ended[:10]}.', False
 
-# %% ../nbs/56_report.ipynb #8996aa38
+# %% ../nbs/56_report.ipynb #e106a505
 def compose(
     folder: Path, # of the report; figures go into its `figures/`
     profile: str | None = None, # of the measured columns; the largest that was run unless told otherwise

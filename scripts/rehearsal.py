@@ -169,6 +169,7 @@ def whole_parts(folder: Path) -> list[Part]:
         *(Part('tokenizers', dict(tokenizer=name) | (dict(cfg=2.0) if name == 'open-magvit2-vq' else one))
           for name in TOKENIZER_ROWS),
         Part('tokenizers', dict(tokenizer='llamagen-vq', stage='reconstruction'), data='imagenet-flat', programs=()),
+        Part('scaling', dict(size='b') | fewer, data='imagenet-flat'),
         Part('departures', dict(cfg=2.0)),
         Part('steps', programs=('jobs', 'evaluation')),
         Part('fusion', programs=('jobs', 'evaluation')),
@@ -198,7 +199,7 @@ def prepare(folder: Path, form: str) -> None:
     if form == 'shortest': return with_checkpoints(folder)
     write_adm(folder/'adm', data, side, 24, 'arr_0', 'mu')
     write_images(folder/'imagenet-flat', 10, 5, 2, flat=True)
-    classes = write_images(folder/'imagenet-classes', 1000, 1, 0)
+    classes = write_images(folder/'imagenet-classes', 1000, 1, 1)
     write_adm(folder/'adm-images', classes, PROFILES['rehearsal-classes'].data.resolution, 140, 'arr_0')
     with_checkpoints(folder)
     write_captions(folder/'captions', 60)
