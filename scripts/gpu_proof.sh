@@ -15,7 +15,7 @@ failed=0
 passed=.cache/gpu/tests-passed # of this commit, on this machine
 here="$(git rev-parse HEAD 2>/dev/null || echo none) $(hostname)"
 if [ "$(cat "$passed" 2>/dev/null)" != "$here" ]; then
-  "$python" -m pytest -q -x --maxfail=5 tests/test_cuda.py -k 'not tiny' || failed=1
+  "$python" -m pytest -q --maxfail=5 tests/test_cuda.py -k 'not tiny' || failed=1
   if [ "$failed" = 0 ]; then mkdir -p "$(dirname "$passed")" && echo "$here" >"$passed"; fi
 fi
 "$python" -m maskgil.gpu "$@" || failed=1

@@ -363,9 +363,13 @@ def main() -> None:
     found = records(sources=['yours'])
     for part in parts:
         if not faults[part.name]: faults[part.name] += look_at_records(part, form, found)
-    if any(part.study == 'scaling' and part.data == 'imagenet' for part in parts):
+    if faults.get('scaling size=b') == []: # there is a model to draw from
         faults['ADM npz through torchrun'] = draw_with_torchrun(folder, form)
-    faults['report'] = look_at_report(folder, form, [part for part in parts if not faults[part.name]])
+        if form == 'whole' and not faults['ADM npz through torchrun'] and chosen.only == []:
+            parts.append(Part('protocol', dict(checkpoint=folder/'pipeline'), programs=()))
+            faults |= run_parts(folder, parts[-1:], form, 1)
+    shown_parts = [part for part in parts if not faults[part.name] and not part.profile]
+    faults['report'] = look_at_report(folder, form, shown_parts)
     say(faults, {part.name: part.wall for part in parts}, len(found), time.monotonic() - began, folder)
     if any(faults.values()): sys.exit(1)
 
