@@ -27,7 +27,7 @@ from .tokenizers import load_tokenizer
 from .versions import versions_of
 
 # %% auto #0
-__all__ = ['PEAKS', 'REAL', 'TINY', 'Work', 'WORKS', 'TARGETS', 'printed_peak', 'Scale', 'planned_layout', 'training_work',
+__all__ = ['PEAKS', 'REAL', 'TINY', 'GpuWork', 'GPU_WORKS', 'TARGETS', 'printed_peak', 'Scale', 'planned_layout', 'training_work',
            'drawing_work', 'tokenizer_work', 'features_work', 'counted_memory', 'timed', 'measure_work',
            'missed_targets', 'proof_record', 'gpu_line', 'run_proof']
 
@@ -93,10 +93,10 @@ def features_work(scale: Scale, device: torch.device) -> Task:
     def run() -> Any: return extract(images, 'inception', device=str(device), weights=str(file))
     return Task(run, 0., images=scale.batch)
 
-# %% ../nbs/49_gpu.ipynb #a4da9fcf
-Work = Callable[[Scale, torch.device], Task]
+# %% ../nbs/49_gpu.ipynb #3b0e494d
+GpuWork = Callable[[Scale, torch.device], Task]
 
-WORKS: dict[str, Work] = {
+GPU_WORKS: dict[str, GpuWork] = {
     'training step B': partial(training_work, size='b', compile=True),
     'training step L': partial(training_work, size='l', compile=True),
     'training step B, not compiled': partial(training_work, size='b', compile=False),
@@ -143,15 +143,15 @@ def timed(run: Callable[[], Any], seconds: float, device: torch.device) -> list[
     while len(times) < 3 or sum(times) < seconds and len(times) < 100: times.append(once())
     return times
 
-# %% ../nbs/49_gpu.ipynb #d10a3a54
+# %% ../nbs/49_gpu.ipynb #65351072
 def measure_work(
-    work: str, # a row of `WORKS`
+    work: str, # a row of `GPU_WORKS`
     scale: Scale,
     device: torch.device,
 ) -> dict[str, dict[str, Any]]: # metrics by name
     "Images a second, share of the peak, and memory."
     with counted_memory(device) as memory:
-        task = WORKS[check_choice('work', work, WORKS)](scale, device)
+        task = GPU_WORKS[check_choice('work', work, GPU_WORKS)](scale, device)
         times = timed(task.run, scale.seconds, device)
     middle, n = float(np.median(times)), len(times)
     found = dict(images_per_second=as_metric(task.images / middle, 'images a second', n, task.images / max(times),
@@ -194,10 +194,10 @@ def gpu_line(record: Record) -> dict[str, str]: # a row of a table
     if 'memory_over_plan' in m: said['over the plan'] = f"{m['memory_over_plan']['value']:.2f}"
     return said | ({'missed': '; '.join(missed)} if missed else {})
 
-# %% ../nbs/49_gpu.ipynb #7b14aed7
+# %% ../nbs/49_gpu.ipynb #1cbeabb1
 def run_proof(
     tiny: bool = False, # the smallest sizes, on any machine; says nothing about speed
-    works: list[str] = [], # parts of names of `WORKS`; all unless told otherwise
+    works: list[str] = [], # parts of names of `GPU_WORKS`; all unless told otherwise
     force: bool = False, # measure again what has a record
     device: str = 'auto',
 ) -> None:
@@ -205,8 +205,8 @@ def run_proof(
     keep_freed_memory()
     place, scale, missed = pick_device(device), TINY if tiny else REAL, []
     if place.type != 'cuda' and not tiny: raise ValueError('there is no CUDA device here: tiny runs on any machine')
-    chosen = [name for name in WORKS if not works or any(part in name for part in works)]
-    if not chosen: raise ValueError(f"no work is called {', '.join(works)}: choose parts of {', '.join(WORKS)}")
+    chosen = [name for name in GPU_WORKS if not works or any(part in name for part in works)]
+    if not chosen: raise ValueError(f"no work is called {', '.join(works)}: choose parts of {', '.join(GPU_WORKS)}")
     held = {record.key for record in records('gpu', ['yours'])}
     for name in chosen:
         record = proof_record(name, scale, place)

@@ -22,7 +22,7 @@ from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index
 from .studies import Cell, METHOD, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
-from .gpu import gpu_line, WORKS
+from .gpu import gpu_line, GPU_WORKS
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
@@ -263,7 +263,7 @@ def gpu_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
     "What the real sizes do on a GPU; nothing where nothing was measured on one."
     rows = [record for record in newest_of('gpu', sources) if record.profile == 'paper']
     if not rows: return
-    order = {work: place for place, work in enumerate(WORKS)}
+    order = {work: place for place, work in enumerate(GPU_WORKS)}
     rows.sort(key=lambda record: order.get(record.parameters['work'], len(order)))
     yield 'heading', ON_A_GPU, '`scripts/gpu_proof.sh`'
     yield 'text', ("The published sizes on synthetic tokens, products in bfloat16. The share is of the peak that the "

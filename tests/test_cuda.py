@@ -10,7 +10,7 @@ from maskgil.cells import WatchedObjective
 from maskgil.core import read_json
 from maskgil.data import TokenSet
 from maskgil.features import extract, write_synthetic_inception
-from maskgil.gpu import WORKS
+from maskgil.gpu import GPU_WORKS
 from maskgil.jobs import block_norms
 from maskgil.losses import CausalObjective, MaskedObjective
 from maskgil.machines import TrainingLayout, memory_per_rank
@@ -270,7 +270,7 @@ def test_the_tiny_form_of_the_proof(tmp_path):
     assert 'images a second' not in done.stdout # the second call measured nothing
     files = sorted((tmp_path/'results'/'runs'/'gpu').glob('*.json'))
     held = [SimpleNamespace(**read_json(file)) for file in files]
-    assert len(held) >= 4 and {record.parameters['work'] for record in held} <= set(WORKS)
+    assert len(held) >= 4 and {record.parameters['work'] for record in held} <= set(GPU_WORKS)
     for record in held:
         assert (record.study, record.profile, record.basis) == ('gpu', 'smoke', 'measured')
         assert record.metrics['images_per_second']['value'] > 0 and record.provenance['device_name']
