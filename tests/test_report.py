@@ -128,21 +128,19 @@ def test_the_whole_paper(pages, tmp_path):
     assert len(list((tmp_path/'reports'/'figures').glob('*.svg'))) >= 15
 
 
-def test_what_a_gpu_did(pages, tmp_path):
+def test_what_a_gpu_did():
     "Its section is there when such records are, and a run of the tiny form is none."
-    assert 'On a GPU' not in pages()[1]
     metrics = dict(images_per_second=metric(150., 'images a second'), images=metric(64., 'images at a time'),
                    share_of_peak=metric(.5, 'share of the peak'))
-    tiny = Record('gpu', 'smoke', dict(work='MAR B, 8 steps, decoded'), metrics, key='t', ended='2026-01-01')
-    save_record(tiny)
-    assert 'On a GPU' not in pages()[1]
+    save_record(Record('gpu', 'smoke', dict(work='MAR B, 8 steps, decoded'), metrics, key='t', ended='2026-01-01'))
+    assert not list(report.gpu_blocks())
     seen = dict(provenance=dict(device_name='NVIDIA H100', threads=8), ended='2026-01-02')
     for work in ('MAR L, 8 steps, decoded', 'training step B'):
         save_record(Record('gpu', 'paper', dict(work=work), metrics, key=work[:3], **seen))
-    page, text = pages()
-    section = text[text.index('## On a GPU'):].split('\n## ')[1]
-    assert 'NVIDIA H100' in section and '| 150 |' in section and '| 50% |' in section and 'On a GPU' in page
-    assert section.index('training step B') < section.index('MAR L') # in the order of the proof
+    assert ('heading', report.ON_A_GPU, '`scripts/gpu_proof.sh`') in report.gpu_blocks()
+    text = report.to_markdown(list(report.gpu_blocks()))
+    assert 'NVIDIA H100' in text and '| 150 |' in text and '| 50% |' in text
+    assert text.index('training step B') < text.index('MAR L') # in the order of the proof
 
 
 def test_a_figure_of_one_number_of_images():
