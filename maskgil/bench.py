@@ -126,6 +126,7 @@ def checkpoints_dir() -> Path:
 SMALL_TOKENIZERS = ('results/small-tokenizers', 'small_tokenizers') # in the project, in the package
 PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 
+# %% ../nbs/43_bench.ipynb #9519fa55
 def published_file(name: str) -> Path:
     "The file of a system: `<name>.*` in `checkpoints_dir()`, one that comes with the code, or one of that content."
     folders = (checkpoints_dir(), shipped(*SMALL_TOKENIZERS))
@@ -217,6 +218,7 @@ def real_reference(bench: Bench) -> Reference:
         print(f'{settings.adm_reference} is not in MASKGIL_CHECKPOINTS: the reference is made from training images')
     return Reference.from_images(for_reference(images), settings.extractor, device=bench.device)
 
+# %% ../nbs/43_bench.ipynb #d59b3244
 def for_reference(images: Any) -> Any: # an image set
     "As many of some images as a reference needs: evenly spaced, so that every class is among them."
     if len(images) <= REFERENCE_IMAGES: return images
@@ -287,6 +289,7 @@ def committed_file(trained: Trained) -> Path: # it need not be there
     "Where the reference's weights of this training are."
     return shipped(*REFERENCE_MODELS)/f'{trained.folder.name}.safetensors'
 
+# %% ../nbs/43_bench.ipynb #3d3145d6
 def with_committed_weights(trained: Trained, batch_size: int) -> Trained:
     "With the reference's weights; a `FileNotFoundError` where they were not committed."
     file = committed_file(trained)
@@ -298,6 +301,7 @@ def with_committed_weights(trained: Trained, batch_size: int) -> Trained:
     trained.history = [dict(step=last, images=last * batch_size)]
     return trained
 
+# %% ../nbs/43_bench.ipynb #f73c9510
 def commit_weights(trained: Trained) -> Path | None: # None where it is not trained yet
     "Put the weights of a training's last step where `with_committed_weights` finds them."
     last = max(trained.steps.values())
@@ -465,6 +469,7 @@ def in_memory(bench: Bench) -> bool:
     "Whether images are drawn and looked at here at once: on a CPU, or for a judge; otherwise on all GPUs, in blocks."
     return has_judge(bench) or pick_device(bench.device).type == 'cpu' and device_count() == 1
 
+# %% ../nbs/43_bench.ipynb #ebab6b50
 def drawn_on_all(
     bench: Bench,
     model: Any,
@@ -489,6 +494,7 @@ def drawn_on_all(
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(folder/'metrics.json')
 
+# %% ../nbs/43_bench.ipynb #521aa890
 def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name
     "Draw the profile's number of images and measure them."
     labels = wanted_labels(bench)

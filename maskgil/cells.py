@@ -39,7 +39,8 @@ from .training import kept_history, TrainConfig
 __all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES',
            'generation_cell', 'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak',
            'plain_head', 'sliced_head', 'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell',
-           'by_image_count', 'first_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
+           'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point',
+           'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -225,6 +226,7 @@ def stability_cell(
     return dict(history=history, diverged_at=diverged, output_norm=norm,
                 parameters=parameter_count(model), learning_rate=config.learning_rate)
 
+# %% ../nbs/44_cells.ipynb #893f2271
 def watched_history(
     bench: Bench, model: Any, options: dict[str, Any], config: TrainConfig, folder: Path, norms: str, # of the cell
 ) -> tuple[list[dict[str, float]], int | None]: # step, loss and output norm of each step; where it diverged
@@ -266,6 +268,7 @@ def timed_draw(
     timed = as_metric(seconds / len(labels), 'seconds an image', len(labels))
     return found | dict(seconds_per_image=timed)
 
+# %% ../nbs/44_cells.ipynb #76d3f879
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]: # what it gives, and seconds
     began = time.perf_counter()
     return work(), time.perf_counter() - began
@@ -308,7 +311,7 @@ def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, A
     return subsets(extract(images, settings.extractor, device=bench.device))
 
 # %% ../nbs/44_cells.ipynb #3714b4c6
-def first_model(bench: Bench, size: str, which: str) -> Any: # size: of the paper; which: 'trained' or 'published'
+def beginning_model(bench: Bench, size: str, which: str) -> Any: # size: of the paper; which: 'trained' or 'published'
     "The AR model that begins images."
     if check_choice('ar', which, FIRST_MODELS) == 'trained':
         return train_model(bench, size, 'llamagen').at(bench.profile.training.epochs[-1])
@@ -316,6 +319,7 @@ def first_model(bench: Bench, size: str, which: str) -> Any: # size: of the pape
 
 FIRST_MODELS = ('trained', 'published')
 
+# %% ../nbs/44_cells.ipynb #983dcad7
 def fusion_cell(
     bench: Bench,
     size: str, # a name of the paper
@@ -325,7 +329,7 @@ def fusion_cell(
 ) -> dict[str, Any]:
     "Quality and time for `shares` + 1 divisions of the tokens between AR and MAR."
     settings, last, device = bench.profile.evaluation, bench.profile.training.epochs[-1], pick_device(bench.device)
-    first, mar = (model.to(device) for model in (first_model(bench, size, ar), train_model(bench, size).at(last)))
+    first, mar = (model.to(device) for model in (beginning_model(bench, size, ar), train_model(bench, size).at(last)))
     labels, tokens, curve, sheets = wanted_labels(bench), math.prod(mar.config.grid), [], []
     options = dict(dtype=bench.profile.training.dtype)
     fused: dict[str, Any] = dict(mar_steps=settings.steps, ar_cfg=settings.main_cfg, mar_cfg=settings.main_cfg,

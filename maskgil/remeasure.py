@@ -50,6 +50,7 @@ def bench_of(record: Record, **options: Any) -> Bench: # options: further ones o
     "What the cells of the record's study share."
     return STUDIES[record.study].bench(profile_of(record), seed=record.seed, **options)
 
+# %% ../nbs/57_remeasure.ipynb #6a0d0ee3
 def measured_again(record: Record) -> Record: # source 'yours'
     "The same cell with the reference's own model; a `FileNotFoundError` where that is not here."
     cell = cell_of(record)
@@ -79,6 +80,7 @@ def side_by_side(
     within = (differs <= reach) | np.isclose(now, value, rtol=1e-3, atol=1e-9) | both.family.isin(NOT_JUDGED)
     return both.assign(within=within).drop(columns=['source', 'n', 'note', 'share'], errors='ignore')
 
+# %% ../nbs/57_remeasure.ipynb #3536fa29
 def too_many(found: pd.DataFrame) -> bool: # found: of `side_by_side`
     "Whether more numbers are outside than chance explains, once in a thousand."
     judged = found[~found.family.isin(NOT_JUDGED)]
@@ -94,6 +96,7 @@ def reference_records(
     found = latest(record for study in studies for record in records(study, sources, profile=profile, seed=seed))
     return [record for record in found if cell_of(record) is not None]
 
+# %% ../nbs/57_remeasure.ipynb #bd21a844
 def keep_models(record: Record) -> list[Path]: # weights in results/models
     "Commit the models behind a record, as far as they lie in the cache, where they were trained."
     cell = cell_of(record)
@@ -118,6 +121,7 @@ def say_differences(found: pd.DataFrame) -> None:
         print(f'  {row.study}, {at}: {row.label} {row.value_again:.4g}, and the reference has {row.value:.4g} '
               f'[{row.low:.4g}, {row.high:.4g}]')
 
+# %% ../nbs/57_remeasure.ipynb #bbb400a8
 def seconds_again(
     record: Record, # with a cell in the grid
     machine: Hardware,
@@ -127,6 +131,7 @@ def seconds_again(
     assert cell is not None
     return 3600 * plan_cell(profile_of(record), cell, machine, trained=True)['hours']
 
+# %% ../nbs/57_remeasure.ipynb #af7e14ac
 def quickest(
     found: Iterable[Record],
     seconds: float = math.inf, # for all of them together
@@ -138,10 +143,12 @@ def quickest(
     fit = [end for end in ends if end <= seconds]
     return [record for _, record in takes[:len(fit)]], max(fit, default=0.)
 
+# %% ../nbs/57_remeasure.ipynb #91c2f77e
 def _prepare_worker(threads: int) -> None: # as a program is prepared, since it holds for a process
     keep_freed_memory()
     torch.set_num_threads(threads)
 
+# %% ../nbs/57_remeasure.ipynb #e43132dc
 def all_again(
     found: list[Record],
     lanes: int = 0, # records at a time; 0 is two, where there are two cores
@@ -161,6 +168,7 @@ def not_yet_again(found: Iterable[Record]) -> list[Record]:
     held = set(pd.read_csv(differences_file()).key) if differences_file().exists() else set()
     return [record for record in found if record.key not in held]
 
+# %% ../nbs/57_remeasure.ipynb #6d91afba
 def compare_again(
     found: list[Record],
     lanes: int = 0, # as in `all_again`

@@ -94,9 +94,11 @@ class Levels:
     all_jobs: int                        # of these studies
     all_jobs_seconds: float              # for those of them without a record
 
+# %% ../nbs/57_reproduce.ipynb #0753bb56
 SHARE_AGAIN = .3 # of the time, for measuring again
 REFERENCE = ('midi', 0) # the profile and the seed whose models come with the code
 
+# %% ../nbs/57_reproduce.ipynb #716080ff
 def choose_levels(
     profile: Profile,
     lanes: int,
@@ -114,6 +116,7 @@ def choose_levels(
     some, takes = quickest_jobs(profile, lanes, hardware, seconds - again_seconds, *which)
     return Levels(again, again_seconds, some, takes, len(every), whole)
 
+# %% ../nbs/57_reproduce.ipynb #cf376f3d
 def say_levels(levels: Levels, profile: Profile, machine: Hardware) -> None:
     "Print what this machine does in a second, and what is done at each level."
     speeds = f'{machine.peak / 1e9:,.0f} GFLOP/s in {pick_dtype()} and {machine.peak32 / 1e9:,.0f} in float32'
@@ -187,6 +190,7 @@ def _is_ours(file: Any) -> bool: # where there are no locks, all are
 # %% ../nbs/57_reproduce.ipynb #2665d446
 def job_name(job: StudyJob) -> str: return ' '.join([job[0], *(f'{k}={v}' for k, v in job[1].items())])
 
+# %% ../nbs/57_reproduce.ipynb #026d7855
 def start(
     study: str, # a row of `STUDIES`
     parameters: dict[str, Any], # of the notebook
@@ -278,6 +282,7 @@ def again_failed(levels: Levels, lanes: int) -> list[str]: # names, as of a job
         return ['re-measure']
     return []
 
+# %% ../nbs/57_reproduce.ipynb #0da64810
 def reproduce(
     profile: str = 'auto', # as the studies take it
     seed: int = 0,
@@ -325,6 +330,7 @@ def undecided(
     for key in worth.key: by_study.setdefault(CLAIMS[key].study, []).append(key)
     return by_study
 
+# %% ../nbs/57_reproduce.ipynb #4c9b70fc
 def decide_open_claims(
     profile: str = 'mini',
     lanes: int = 0, # as in `reproduce`
