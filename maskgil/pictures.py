@@ -237,7 +237,9 @@ def folder_of_split(
                            f"{', '.join(found[called].name + '/' for called in there[1:])} is not read")
     if there: return found[there[0]], there[0]
     held, missing = ', '.join(f'{folder.name}/' for folder in found.values()), ', '.join(f'{s}/' for s in SPLITS[split])
-    raise FileNotFoundError(f"{root} has {held} but none of {missing} for the split '{split}'")
+    flat = [name for name, of in _named_folders(root).items() if of in SPLITS[split] and pictures_in(root/name)]
+    hint = f": {flat[0]}/ holds pictures and no class folders, and {flat[0]}/<class>/ is expected" if flat else ''
+    raise FileNotFoundError(f"{root} has {held} but none of {missing} for the split '{split}'{hint}")
 
 # %% ../nbs/02_pictures.ipynb #5104e3a1
 MAX_PIXELS = 178_956_970 # of a picture

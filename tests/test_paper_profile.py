@@ -80,6 +80,7 @@ def test_a_folder_without_held_out_images_has_a_floor(photos):
     shutil.copy(next(photos.glob('train/*/*')), photos/'val')
     bench = Bench(override(SMOKE, {'data.source': str(photos), 'data.limit': 100}), device='cpu')
     assert bench.floor['fid_el0']['value'] > 0
+    with pytest.raises(FileNotFoundError, match='val/ holds pictures and no class folders'): reconstruction_cell(bench)
 
 
 class Blur:
