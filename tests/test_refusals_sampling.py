@@ -374,7 +374,7 @@ def test_damaged_features_are_found(tmp_path):
     from maskgil.text import open_features
     content = bytearray((tmp_path/'texts.npy').read_bytes())
     content[-150] ^= 1
-    origin = features.origin()
+    origin = features.origin(tmp_path)
     del features
     (tmp_path/'texts.npy').write_bytes(content)
     with pytest.raises(ValueError, match='is not as it was written'): open_features(origin, ('a red cat', 'the flag'))
