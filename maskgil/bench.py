@@ -469,13 +469,14 @@ def in_memory(bench: Bench) -> bool:
     "Whether images are drawn and looked at here at once: on a CPU, or for a judge; otherwise on all GPUs, in blocks."
     return has_judge(bench) or pick_device(bench.device).type == 'cpu' and device_count() == 1
 
-# %% ../nbs/43_bench.ipynb #ebab6b50
+# %% ../nbs/43_bench.ipynb #6015894b
 def drawn_on_all(
     bench: Bench,
     model: Any,
     labels: Tensor, # (n,)
     measured: Callable[[Features], Any], # gives what JSON can hold
     ar: Any = None, # begins each image, which the model ends
+    called: str = 'metrics', # what is measured: the same set may be asked for several things
     **options: Any, # of the sampler
 ) -> Any: # what `measured` gave
     "Draw a set on all GPUs, go on with what was drawn before, and keep what was measured of it in place of it."
@@ -485,14 +486,15 @@ def drawn_on_all(
                             labels, options | begun, products, bench.seed, bench.reference.fingerprint,
                             versions_of(['tokenizer', 'model', 'sampling', 'metrics']))
     folder = cache_dir()/'samples'/made_from
-    if not _is_readable(folder/'metrics.json'):
+    kept = folder/f'{called}.json'
+    if not _is_readable(kept):
         pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, ar=ar)
         seen = draw_on_all(pipe, labels, folder, bench.profile.evaluation.extractor, bench.seed, device=bench.device,
                            keep_images=False, **options)
-        write_json(folder/'metrics.json', measured(seen))
+        write_json(kept, measured(seen))
         for file in folder.glob('*.npy'): file.unlink()
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
-    return read_json(folder/'metrics.json')
+    return read_json(kept)
 
 # %% ../nbs/43_bench.ipynb #521aa890
 def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[str, Any]]: # metrics by name

@@ -306,7 +306,7 @@ def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, A
     def subsets(seen: Features) -> list[dict[str, Any]]:
         found = {n: evaluate(seen[order[:n]], bench.reference, seed=bench.seed) for n in settings.sample_counts}
         return [place | dict(images=n, metrics=metrics) for n, metrics in found.items()]
-    if not in_memory(bench): return drawn_on_all(bench, model, labels, subsets, **options)
+    if not in_memory(bench): return drawn_on_all(bench, model, labels, subsets, called='subsets', **options)
     images = draw_labels(bench, model, labels, **options)
     return subsets(extract(images, settings.extractor, device=bench.device))
 
