@@ -41,13 +41,13 @@ from .weights import find_published, load_model_weights, save_weights
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS',
            'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
-           'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference',
-           'check_real_images', 'Trained', 'committed_file', 'with_committed_weights', 'commit_weights', 'train_model',
-           'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
-           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
-           'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
-           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
-           'share_pipeline']
+           'check_published_ar', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
+           'real_reference', 'for_reference', 'check_real_images', 'Trained', 'committed_file',
+           'with_committed_weights', 'commit_weights', 'train_model', 'planned_training', 'training_cost', 'spread_out',
+           'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
+           'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
+           'in_memory', 'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
+           'check_weights', 'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -151,9 +151,14 @@ PUBLISHED_AR = ('b', 'l') # sizes of LlamaGen that are published for 16x16 token
 
 def published_ar(size: str) -> Path: # size: a name of the paper
     "The file of the AR model that begins images; a `ValueError` for a size of another grid."
-    if size in PUBLISHED_AR: return published_file(f'llamagen-gpt-{size}')
-    raise ValueError(f"LlamaGen {size.upper()} is published for 24x24 tokens, and images here have 16x16: "
-                     f"ar='published' goes with size {' or '.join(PUBLISHED_AR)}")
+    check_published_ar(size)
+    return published_file(f'llamagen-gpt-{size}')
+
+def check_published_ar(size: str) -> None: # size: a name of the paper
+    "Refuse a size that is published for another grid: a `ValueError`."
+    if size in PUBLISHED_AR: return
+    raise ValueError(f'LlamaGen {size.upper()} is published for 24x24 tokens, and images here have 16x16: '
+                     f"for ar 'published' choose one of {', '.join(PUBLISHED_AR)}")
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
 def trained_tokenizer(bench: Bench) -> Any:
@@ -474,8 +479,8 @@ def drawn_on_all(
     bench: Bench,
     model: Any,
     labels: Tensor, # (n,)
-    measured: Callable[[Features], Any], # gives what JSON can hold
     ar: Any = None, # begins each image, which the model ends
+    measured: Callable[[Features], Any] | None = None, # gives what JSON can hold; None: `evaluate`
     called: str = 'metrics', # what is measured: the same set may be asked for several things
     **options: Any, # of the sampler
 ) -> Any: # what `measured` gave
@@ -491,7 +496,7 @@ def drawn_on_all(
         pipe = MaskGILPipeline(model, bench.tokenizer, bench.classes, ar=ar)
         seen = draw_on_all(pipe, labels, folder, bench.profile.evaluation.extractor, bench.seed, device=bench.device,
                            keep_images=False, **options)
-        write_json(kept, measured(seen))
+        write_json(kept, measured(seen) if measured else evaluate(seen, bench.reference, seed=bench.seed))
         for file in folder.glob('*.npy'): file.unlink()
         shutil.rmtree(folder/'pipeline', ignore_errors=True)
     return read_json(kept)
@@ -501,8 +506,7 @@ def measure_drawn(bench: Bench, model: Any, **options: Any) -> dict[str, dict[st
     "Draw the profile's number of images and measure them."
     labels = wanted_labels(bench)
     if in_memory(bench): return measure(bench, draw_labels(bench, model, labels, **options), labels)
-    measured = lambda seen: evaluate(seen, bench.reference, seed=bench.seed)
-    return drawn_on_all(bench, model, labels, measured, **profile_options(bench, model, **options))
+    return drawn_on_all(bench, model, labels, **profile_options(bench, model, **options))
 
 # %% ../nbs/43_bench.ipynb #0bcfa08a
 def measure_through(bench: Bench) -> dict[str, dict[str, Any]]: # metrics by name; none without a judge

@@ -259,8 +259,7 @@ def timed_draw(
         tokens, seconds = _timed(lambda: draw(labels))
         found = measure(bench, decode_tokens(bench.tokenizer, tokens), labels)
     else:
-        measured = lambda seen: evaluate(seen, bench.reference, seed=bench.seed)
-        found = drawn_on_all(bench, model, labels, measured, ar, **options)
+        found = drawn_on_all(bench, model, labels, ar, **options)
         labels = labels[torch.arange(TIMED_IMAGES) * len(labels) // TIMED_IMAGES]
         for network in filter(None, (model, ar)): network.to(pick_device(bench.device))
         draw(labels) # the first one loads kernels
@@ -306,7 +305,7 @@ def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, A
     def subsets(seen: Features) -> list[dict[str, Any]]:
         found = {n: evaluate(seen[order[:n]], bench.reference, seed=bench.seed) for n in settings.sample_counts}
         return [place | dict(images=n, metrics=metrics) for n, metrics in found.items()]
-    if not in_memory(bench): return drawn_on_all(bench, model, labels, subsets, called='subsets', **options)
+    if not in_memory(bench): return drawn_on_all(bench, model, labels, measured=subsets, called='subsets', **options)
     images = draw_labels(bench, model, labels, **options)
     return subsets(extract(images, settings.extractor, device=bench.device))
 

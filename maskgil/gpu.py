@@ -5,7 +5,7 @@
 # %% ../nbs/49_gpu.ipynb #5c542dff
 from __future__ import annotations
 
-import contextlib, gc, time
+import contextlib, gc
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable, Iterator
@@ -24,7 +24,7 @@ from .machines import choose_layout, memory_per_rank, this_machine, TrainingLayo
 from .models import model_config
 from .pipeline import decode_tokens
 from .records import Record, records, save_record
-from .speed import ar_task, mar_task, Task, tokenizer_task, training_task
+from .speed import ar_task, mar_task, seconds_of, Task, tokenizer_task, training_task
 from .tokenizers import load_tokenizer
 from .versions import versions_of
 
@@ -133,16 +133,11 @@ def counted_memory(device: torch.device) -> Iterator[dict[str, float]]: # gets '
     yield found
     if device.type == 'cuda': found['bytes'] = torch.cuda.max_memory_allocated()
 
-def timed(run: Callable[[], Any], seconds: float, device: torch.device) -> list[float]: # seconds of each run
+def timed(run: Callable[[], Any], seconds: float) -> list[float]: # seconds of each run
     "Run twice to warm up, then for a while; at least three times."
-    def once() -> float:
-        began = time.perf_counter()
-        run()
-        if device.type == 'cuda': torch.cuda.synchronize()
-        return time.perf_counter() - began
-    for _ in range(2): once() # the first one compiles
+    for _ in range(2): seconds_of(run) # the first one compiles
     times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds and len(times) < 100: times.append(once())
+    while len(times) < 3 or sum(times) < seconds and len(times) < 100: times.append(seconds_of(run))
     return times
 
 # %% ../nbs/49_gpu.ipynb #65351072
@@ -154,7 +149,7 @@ def measure_work(
     "Images a second, share of the peak, and memory."
     with counted_memory(device) as memory:
         task = GPU_WORKS[check_choice('work', work, GPU_WORKS)](scale, device)
-        times = timed(task.run, scale.seconds, device)
+        times = timed(task.run, scale.seconds)
     middle, n = float(np.median(times)), len(times)
     found = dict(images_per_second=as_metric(task.images / middle, 'images a second', n, task.images / max(times),
                                              task.images / min(times)),

@@ -34,8 +34,8 @@ from .tokenizers import TOKENIZERS
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OURS', 'STATES', 'USAGE', 'image_count',
            'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops', 'looking_flops',
            'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan',
-           'plan_study', 'grid_cells', 'commands', 'PrintedCell', 'paper_cells', 'papermill_command', 'command_for',
-           'paper_figures', 'missing_table', 'print_missing', 'main']
+           'plan_study', 'grid_cells', 'papermill_command', 'commands', 'PrintedCell', 'paper_cells', 'notebook_of',
+           'command_for', 'paper_figures', 'missing_table', 'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -257,6 +257,16 @@ def grid_cells(
     checked = [check_parameters(cell, declared, names_of_rows) for cell in cells]
     return [{k: values[k] for k in cell} for cell, values in zip(cells, checked)]
 
+# %% ../nbs/54_planner.ipynb #289f9925
+def papermill_command(
+    notebook: Path | str, # a study
+    arguments: dict[str, Any],
+) -> str:
+    "What one types to run some cells of a study."
+    shown = lambda v: ','.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
+    given = (f'-p {k} {shlex.quote(shown(v))}' for k, v in arguments.items())
+    return ' '.join(['papermill', shlex.quote(str(notebook)), *given])
+
 # %% ../nbs/54_planner.ipynb #46b754f6
 def commands(
     notebook: Path | str,
@@ -264,12 +274,9 @@ def commands(
     every: bool = False, # also cells that have a record
 ) -> list[str]: # papermill commands
     "One line for each cell."
-    shown = lambda v: ','.join(map(str, v)) if isinstance(v, list) else str(v)
-    def command(cell: dict[str, Any]) -> str:
-        given = (f'-p {k} {shlex.quote(shown(v))}' for k, v in cell.items())
-        return ' '.join(['papermill', shlex.quote(str(notebook)), *given])
     study = Path(notebook).stem
-    return [command(cell) for cell in grid_cells(notebook, given) if every or not has_record(study, cell)]
+    wanted = (cell for cell in grid_cells(notebook, given) if every or not has_record(study, cell))
+    return [papermill_command(notebook, cell) for cell in wanted]
 
 # %% ../nbs/54_planner.ipynb #810df75b
 MADE_BY = {'models': 'scaling', 'systems': 'scaling'} # studies that make the counterpart of Tables 2 and 3
@@ -321,13 +328,7 @@ def _is_held(cell: PrintedCell, found: Iterable[_Held]) -> bool: # found: of the
     return all(any((name, cell.share) in held for name in names(family)) for family in cell.families)
 
 # %% ../nbs/54_planner.ipynb #7c799d92
-def papermill_command(
-    study: str, # a row of `STUDIES`
-    arguments: dict[str, Any], # of its notebook
-) -> str:
-    "What one types to run some cells of a study."
-    shown = lambda v: ','.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
-    return ' '.join([STUDIES[study].command, *(f'-p {k} {shlex.quote(shown(v))}' for k, v in arguments.items())])
+def notebook_of(study: str) -> str: return f'nbs/{study}.ipynb'
 
 def command_for(
     cell: PrintedCell,
@@ -340,7 +341,7 @@ def command_for(
     if beyond or cell.cfg is not None and cell.cfg not in scales: return ''
     fitting = (c for c in cells if all(c.parameters.get(k) == v for k, v in cell.where.items()))
     found = next(fitting, None)
-    return papermill_command(cell.study, dict(profile=profile.name) | found.arguments) if found else ''
+    return papermill_command(notebook_of(cell.study), dict(profile=profile.name) | found.arguments) if found else ''
 
 # %% ../nbs/54_planner.ipynb #7dd31736
 def paper_figures(profile: Profile) -> list[tuple[str, str, str]]: # name, state, command
@@ -350,7 +351,7 @@ def paper_figures(profile: Profile) -> list[tuple[str, str, str]]: # name, state
         for figure in (f for f in study.figures if f.name.startswith('figure-')):
             name = figure.study or study.name
             drawn = figure.drawn_from(gather_evidence(name, profile.name, SOURCES[1:]))
-            command = papermill_command(name, dict(profile=profile.name))
+            command = papermill_command(notebook_of(name), dict(profile=profile.name))
             rows.append((figure.title, 'missing' if drawn is None else 'measured', command))
     return rows
 

@@ -27,12 +27,13 @@ from .studies import STUDIES, Cell, defaults
 from .tables import long_table
 
 # %% auto #0
-__all__ = ['REMEASURED', 'TIMES', 'NOT_JUDGED', 'BY_CHANCE', 'profile_of', 'cell_of', 'bench_of', 'measured_again',
-           'side_by_side', 'too_many', 'reference_records', 'keep_models', 'say_differences', 'seconds_again',
+__all__ = ['REMEASURED', 'REFERENCE', 'TIMES', 'NOT_JUDGED', 'BY_CHANCE', 'profile_of', 'cell_of', 'bench_of', 'measured_again',
+           'side_by_side', 'too_many', 'reference_records', 'keep_models', 'say_differences', 'seconds_again', 'within',
            'quickest', 'all_again', 'differences_file', 'not_yet_again', 'compare_again', 'remeasure']
 
 # %% ../nbs/57_remeasure.ipynb #8234b47b
 REMEASURED = ('tokenizers', 'scaling', 'steps', 'fusion', 'departures') # studies that draw with classes
+REFERENCE = ('midi', 0) # the profile and the seed whose models come with the code
 
 def profile_of(record: Record) -> Profile:
     "What the record's cell was run with, evaluated after its last epoch alone."
@@ -132,16 +133,23 @@ def seconds_again(
     return 3600 * plan_cell(profile_of(record), cell, machine, trained=True)['hours']
 
 # %% ../nbs/57_remeasure.ipynb #af7e14ac
+def within(
+    planned: Iterable[tuple[Any, float]], # things to do, and the seconds that each takes
+    seconds: float, # for all of them together
+) -> tuple[list[Any], float]: # some of them, and the seconds that these take
+    "What can be done in some time, the quickest first."
+    quick = sorted(planned, key=lambda pair: pair[1])
+    fit = [end for end in itertools.accumulate(takes for _, takes in quick) if end <= seconds]
+    return [thing for thing, _ in quick[:len(fit)]], max(fit, default=0.)
+
+# %% ../nbs/57_remeasure.ipynb #3d4dd85e
 def quickest(
     found: Iterable[Record],
     seconds: float = math.inf, # for all of them together
 ) -> tuple[list[Record], float]: # and the seconds that this machine takes for them
     "The records that can be measured again in some time, the quickest first."
     machine = this_machine()
-    takes = sorted(((seconds_again(record, machine), record) for record in found), key=lambda pair: pair[0])
-    ends = list(itertools.accumulate(each for each, _ in takes))
-    fit = [end for end in ends if end <= seconds]
-    return [record for _, record in takes[:len(fit)]], max(fit, default=0.)
+    return within(((record, seconds_again(record, machine)) for record in found), seconds)
 
 # %% ../nbs/57_remeasure.ipynb #91c2f77e
 def _prepare_worker(threads: int) -> None: # as a program is prepared, since it holds for a process
@@ -185,8 +193,8 @@ def compare_again(
 # %% ../nbs/57_remeasure.ipynb #20f8f56c
 def remeasure(
     studies: list[str] = [], # of `REMEASURED`; all unless told otherwise
-    profile: str = 'midi', # whose reference
-    seed: int = 0, # whose models were committed
+    profile: str = REFERENCE[0], # whose reference
+    seed: int = REFERENCE[1], # whose models were committed
     lanes: int = 0, # records at a time; 0 is two, where there are two cores
     minutes: float = 0, # measure what can be done in this time, the quickest records first; 0: all
     keep: bool = False, # commit the models of the records that are here, in place of measuring again

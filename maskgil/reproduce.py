@@ -17,16 +17,15 @@ from .machines import Hardware, HARDWARE, this_machine
 from .planner import has_record, plan_cell
 from .profiles import PROFILES, Profile, resolve_profile
 from .records import latest, Record, records, write_index
-from .remeasure import REMEASURED, compare_again, not_yet_again, quickest, reference_records
+from .remeasure import REFERENCE, REMEASURED, compare_again, not_yet_again, quickest, reference_records, within
 from .statistics import SEED_LOOKS
 from .studies import STUDIES, default_cells, study_notebook
 from .tables import history_table, long_table
 
 # %% auto #0
-__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'REFERENCE', 'QUIET', 'planned_jobs', 'jobs', 'quickest_jobs',
-           'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
-           'own_log', 'job_name', 'start', 'stop', 'run_all', 'again_failed', 'reproduce', 'undecided',
-           'decide_open_claims']
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'quickest_jobs', 'said_duration',
+           'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'job_name',
+           'start', 'stop', 'run_all', 'again_failed', 'reproduce', 'undecided', 'decide_open_claims']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -71,10 +70,8 @@ def quickest_jobs(
     *which: Any, # seed and studies, as `planned_jobs` takes them
 ) -> tuple[list[StudyJob], float]: # and the seconds that they take
     "The jobs that can be done in some time, the quickest first; all jobs unless told otherwise."
-    planned = sorted(planned_jobs(profile, hardware, *which), key=lambda pair: pair[1])
-    ends = itertools.accumulate(takes + SECONDS_A_JOB / lanes for _, takes in planned)
-    fit = [end for end in ends if end <= seconds]
-    return [job for job, _ in planned[:len(fit)]], max(fit, default=0.)
+    planned = planned_jobs(profile, hardware, *which)
+    return within(((job, takes + SECONDS_A_JOB / lanes) for job, takes in planned), seconds)
 
 # %% ../nbs/57_reproduce.ipynb #671c5501
 def said_duration(seconds: float) -> str:
@@ -96,7 +93,6 @@ class Levels:
 
 # %% ../nbs/57_reproduce.ipynb #0753bb56
 SHARE_AGAIN = .3 # of the time, for measuring again
-REFERENCE = ('midi', 0) # the profile and the seed whose models come with the code
 
 # %% ../nbs/57_reproduce.ipynb #716080ff
 def choose_levels(

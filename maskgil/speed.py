@@ -31,13 +31,13 @@ from .training import TrainConfig, first_state, place_model, train_step
 
 # %% auto #0
 __all__ = ['Prepare', 'SPEEDS', 'QUIET_SPREAD', 'Peers', 'SHORT', 'LEAST_SHARE', 'Machine', 'mar_operations', 'ar_operations',
-           'Task', 'mar_task', 'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'measure_task',
-           'load_peers', 'short_bench', 'run_speeds', 'speed_line']
+           'Task', 'mar_task', 'ar_task', 'training_task', 'tokenizer_task', 'fid_task', 'in_turns', 'seconds_of',
+           'measure_task', 'load_peers', 'short_bench', 'run_speeds', 'speed_line']
 
 # %% ../nbs/48_speed.ipynb #0f71464b
 def _best_of_three(run: Callable[[], Any]) -> float: # seconds
     run()
-    return min(_seconds(run) for _ in range(3))
+    return min(seconds_of(run) for _ in range(3))
 
 # %% ../nbs/48_speed.ipynb #9a2483cf
 @dataclass(frozen=True)
@@ -224,10 +224,11 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values(): run()
     while len(times[watched]) < rounds or len(times[watched]) < most and _is_busy(times[watched]):
-        for name, run in contenders.items(): times[name].append(_seconds(run))
+        for name, run in contenders.items(): times[name].append(seconds_of(run))
     return times
 
-def _seconds(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any]) -> float:
+    "How long something takes, until a GPU has done it."
     began = time.perf_counter()
     run()
     if torch.cuda.is_available(): torch.cuda.synchronize()

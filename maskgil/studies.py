@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Iterator
 import pandas as pd
 
 from maskgil.bench import (
-    adm_file, Bench, check_real_images, data_provenance, published_ar, PUBLISHED_AR, published_file,
+    adm_file, Bench, check_published_ar, check_real_images, data_provenance, published_ar, published_file,
 )
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
@@ -262,7 +262,7 @@ def fusion_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     images, steps = profile.evaluation.images, profile.evaluation.steps
     cell, published = dict(size=p.size), p.ar == 'published'
     if published:
-        check_choice('size', p.size, PUBLISHED_AR)
+        check_published_ar(p.size)
         cell |= dict(ar=p.ar)
     trains = 0 if published else None
     yield Cell(cell, {}, p.size, 'llamagen', steps=trains, passes=9 * images // 2) # half of all tokens
