@@ -144,7 +144,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
             size='l', stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
-        seeds=(0, 1, 2), minutes=16),
+        seeds=(0, 1, 2), minutes=15),
     # mini's data and sizes, with tokenizers trained before the study; each model sees 201,000 images in place of 27,000
     Profile('midi', 'midi-',
         DataSettings('openmoji', resolution=32, copies=2, shift=0),

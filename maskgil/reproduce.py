@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib, dataclasses, itertools, math, os, signal, subprocess, sys, time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -23,9 +23,10 @@ from .studies import STUDIES, default_cells, study_notebook
 from .tables import history_table, long_table
 
 # %% auto #0
-__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'quickest_jobs', 'said_duration',
-           'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'job_name',
-           'start', 'stop', 'run_all', 'again_failed', 'reproduce', 'undecided', 'decide_open_claims']
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'priced_jobs', 'quickest_jobs',
+           'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
+           'own_log', 'job_name', 'start', 'stop', 'Clock', 'run_all', 'again_failed', 'retrain', 'reproduce',
+           'undecided', 'decide_open_claims']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -62,6 +63,16 @@ def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by s
 # %% ../nbs/57_reproduce.ipynb #be116b9b
 SECONDS_A_JOB = 25 # of starting a kernel, reading images and references, drawing figures
 
+def priced_jobs(
+    profile: Profile,
+    lanes: int, # jobs at a time, which share the machine
+    hardware: Hardware,
+    *which: Any, # seed and studies, as `planned_jobs` takes them
+) -> list[tuple[StudyJob, float]]: # and the seconds of the whole machine
+    "What `planned_jobs` says, and what a process takes beside its operations."
+    return [(job, takes + SECONDS_A_JOB / lanes) for job, takes in planned_jobs(profile, hardware, *which)]
+
+# %% ../nbs/57_reproduce.ipynb #59aee516
 def quickest_jobs(
     profile: Profile,
     lanes: int, # jobs at a time, which share the machine
@@ -70,8 +81,7 @@ def quickest_jobs(
     *which: Any, # seed and studies, as `planned_jobs` takes them
 ) -> tuple[list[StudyJob], float]: # and the seconds that they take
     "The jobs that can be done in some time, the quickest first; all jobs unless told otherwise."
-    planned = planned_jobs(profile, hardware, *which)
-    return within(((job, takes + SECONDS_A_JOB / lanes) for job, takes in planned), seconds)
+    return within(priced_jobs(profile, lanes, hardware, *which), seconds)
 
 # %% ../nbs/57_reproduce.ipynb #671c5501
 def said_duration(seconds: float) -> str:
@@ -88,6 +98,7 @@ class Levels:
     again_seconds: float
     jobs: list[StudyJob]                 # to be trained again
     jobs_seconds: float
+    takes: dict[str, float]              # seconds of the whole machine for a job, by its name
     all_jobs: int                        # of these studies
     all_jobs_seconds: float              # for those of them without a record
 
@@ -108,9 +119,10 @@ def choose_levels(
     found = not_yet_again(reference_records(REMEASURED, *REFERENCE)) if compared else []
     again, again_seconds = quickest(found, SHARE_AGAIN * seconds)
     which = (seed, studies)
-    every, whole = quickest_jobs(profile, lanes, hardware, math.inf, *which)
-    some, takes = quickest_jobs(profile, lanes, hardware, seconds - again_seconds, *which)
-    return Levels(again, again_seconds, some, takes, len(every), whole)
+    priced = priced_jobs(profile, lanes, hardware, *which)
+    some, jobs_seconds = within(priced, seconds - again_seconds)
+    takes = {job_name(job): price for job, price in priced}
+    return Levels(again, again_seconds, some, jobs_seconds, takes, len(takes), sum(takes.values()))
 
 # %% ../nbs/57_reproduce.ipynb #cf376f3d
 def say_levels(levels: Levels, profile: Profile, machine: Hardware) -> None:
@@ -133,6 +145,7 @@ class CellProcess:
     bar: Path                            # its progress bar
     started: float
 
+    planned: float = 0.                  # seconds, beside the others
     quiet: bool = False                  # it was said that it writes nothing
 
     def progress(self) -> str: # the last state of the bar
@@ -142,13 +155,16 @@ class CellProcess:
         if how := self.process.returncode:
             said = f'killed by {signal.Signals(-how).name}' if how < 0 else _last_line(self.log) or f'exit code {how}'
             return f'{self.name}: FAILED ({said}), see {self.log}'
-        minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
+        minutes, seconds = divmod(round(self.age()), 60)
         return f'{self.name}: done in {minutes}:{seconds:02}'
+
+    def age(self) -> float: # seconds
+        return time.monotonic() - self.started
 
     def silence(self) -> float: # seconds
         "How long it has written nothing."
         last = [path.stat().st_mtime for path in (self.log, self.bar) if path.exists()]
-        return min(time.time() - max(last, default=0.), time.monotonic() - self.started)
+        return min(time.time() - max(last, default=0.), self.age())
 
 def _last_line(path: Path) -> str:
     with contextlib.suppress(OSError):
@@ -231,18 +247,46 @@ def _signal(job: CellProcess, number: int) -> None:
 # %% ../nbs/57_reproduce.ipynb #7ae847d7
 QUIET = 1800 # seconds without a word, after which a job is named; progress is written each minute
 
+@dataclass
+class Clock:
+    "When a call has to end, and how far its jobs keep to what was planned."
+    takes: dict[str, float] = field(default_factory=dict) # seconds of the whole machine for a job, by its name
+    lanes: int = 1                       # jobs that share the machine
+    end: float = math.inf                # of `time.monotonic`
+    ended: list[tuple[float, float]] = field(default_factory=list) # seconds that a job took, and was planned to take
+
+    def planned(self, job: StudyJob) -> float: # seconds, beside the others
+        return self.lanes * self.takes.get(job_name(job), 0.)
+
+    def pace(self) -> float: # 1 or more
+        "How much longer than planned the jobs took that have ended."
+        took, planned = (sum(column) for column in zip(*self.ended)) if self.ended else (0., 0.)
+        return max(1., took / planned) if planned else 1.
+
+    def fits(self, job: StudyJob) -> bool:
+        "Whether a job that starts now is over in time."
+        return time.monotonic() + self.pace() * self.planned(job) < self.end
+
+# %% ../nbs/57_reproduce.ipynb #f9482c1e
+def _start_planned(job: StudyJob, clock: Clock, threads: int, parameters: dict[str, Any]) -> CellProcess:
+    study, arguments = job
+    process = start(study, arguments | parameters, threads)
+    process.planned = clock.planned(job)
+    return process
+
+# %% ../nbs/57_reproduce.ipynb #f8cf4d20
 def run_all(
     waiting: Iterable[StudyJob],
     lanes: int = 1, # how many at a time
     threads: int = 0, # of each; 0 leaves it to torch
     *,
-    expected: float = 0., # seconds for all of them, to be shown
-    last_start: float = math.inf, # of `time.monotonic`, after which none is started
+    clock: Clock | None = None, # what does not fit into its time is named, and not started; none: there is no end
     **parameters: Any, # for all of them: profile, seed, force
 ) -> list[str]: # the names of those that failed
     "Run jobs, show what is running, and leave nothing behind when interrupted."
-    waiting, failed = list(waiting), []
+    waiting, failed, clock = list(waiting), [], clock or Clock()
     running: list[CellProcess] = []
+    expected = sum(map(clock.planned, waiting)) / lanes
     whole = f' of about {said_duration(expected)}' if expected else ''
     bar: dict[str, Any] = dict(total=len(waiting), desc='cells', unit='cell',
                bar_format='{desc} {n_fmt}/{total_fmt} [{elapsed}' + whole + ']{postfix}')
@@ -250,18 +294,19 @@ def run_all(
         stack.callback(stop, running)
         stack.enter_context(as_ctrl_c('SIGTERM', 'SIGHUP'))
         while waiting or running:
-            if waiting and time.monotonic() > last_start:
+            while len(running) < lanes and (fitting := [job for job in waiting if clock.fits(job)]):
+                waiting.remove(fitting[0])
+                running.append(_start_planned(fitting[0], clock, threads, parameters))
+            if waiting and not running:
                 shown.write(f'no time is left for {", ".join(map(job_name, waiting))}', file=sys.stdout)
-                waiting.clear()
-            while waiting and len(running) < lanes:
-                study, arguments = waiting.pop(0)
-                running.append(start(study, arguments | parameters, threads))
+                break
             for job in [j for j in running if not j.quiet and j.silence() > QUIET]:
                 job.quiet = True
                 shown.write(f'{job.name}: nothing new for {QUIET // 60} minutes, see {job.log}', file=sys.stdout)
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
                 if job.process.returncode: failed.append(job.name)
+                else: clock.ended.append((job.age(), job.planned))
                 shown.write(job.report(), file=sys.stdout)
                 shown.update()
             shown.set_postfix_str(' | '.join(f'{j.name}: {j.progress() or "running"}' for j in running))
@@ -279,6 +324,23 @@ def again_failed(levels: Levels, lanes: int) -> list[str]: # names, as of a job
     return []
 
 # %% ../nbs/57_reproduce.ipynb #0da64810
+def retrain(
+    levels: Levels,
+    profile: Profile,
+    lanes: int, # jobs at a time
+    end: float, # of `time.monotonic`
+    **parameters: Any, # as `run_all` takes them
+) -> list[str]: # the names of those that failed
+    "Train what was chosen: the longest first, or the quickest where time may not be enough for all."
+    chosen = levels.jobs if end < math.inf else [job for group in jobs(profile) for job in group if job in levels.jobs]
+    alone = [job for job in chosen if STUDIES[job[0]].alone]
+    side_by_side = [job for job in chosen if job not in alone]
+    last = Clock(levels.takes, 1, end)
+    first = Clock(levels.takes, lanes, end - sum(map(last.planned, alone)))
+    threads = 0 if lanes == 1 else max(1, (os.cpu_count() or 1) // lanes)
+    return run_all(side_by_side, lanes, threads, clock=first, **parameters) + run_all(alone, clock=last, **parameters)
+
+# %% ../nbs/57_reproduce.ipynb #61a64b09
 def reproduce(
     profile: str = 'auto', # as the studies take it
     seed: int = 0,
@@ -302,10 +364,7 @@ def reproduce(
     levels = choose_levels(chosen, lanes, machine, budget, None if force else seed, asked)
     say_levels(levels, chosen, machine)
     failed = again_failed(levels, lanes)
-    side_by_side, alone = ([job for job in group if job in levels.jobs] for group in jobs(chosen))
-    threads, last = 0 if lanes == 1 else max(1, cores // lanes), began + budget
-    failed += run_all(side_by_side, lanes, threads, expected=levels.jobs_seconds, last_start=last, **given)
-    failed += run_all(alone, last_start=last, **given)
+    failed += retrain(levels, chosen, lanes, began + budget, **given)
     write_index('yours')
     total = len(levels.jobs) + bool(levels.again)
     if failed: raise OSError(f"{len(failed)} of {total} jobs failed: {', '.join(failed)}")

@@ -1,5 +1,6 @@
 "All studies in the smoke profile, as `make reproduce` runs them; what is deleted is run again and nothing else."
 import json, os, resource, signal, subprocess, sys, time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from maskgil.machines import HARDWARE
 from maskgil import reproduce as reproduce_module
 from maskgil.claims import CLAIMS
 from maskgil.remeasure import differences_file
-from maskgil.reproduce import choose_levels, decide_open_claims, jobs, run_all, undecided
+from maskgil.reproduce import Clock, choose_levels, decide_open_claims, jobs, run_all, undecided
 from maskgil.statistics import SEED_LOOKS
 from maskgil.tables import long_table
 
@@ -126,9 +127,39 @@ def test_what_was_measured_again_is_not_done_twice(monkeypatch, tmp_path):
 
 def test_nothing_starts_when_the_time_is_over(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
-    assert run_all([('scaling', dict(size='b')), ('steps', {})], last_start=time.monotonic() - 1) == []
+    over = Clock(end=time.monotonic() - 1)
+    assert run_all([('scaling', dict(size='b')), ('steps', {})], clock=over) == []
     assert 'no time is left for scaling size=b, steps' in capsys.readouterr().out
     assert not list(tmp_path.glob('runs/logs/*'))
+
+
+class Slow:
+    "A job that ends at once, and took three times what was planned."
+    log = bar = Path('none')
+    quiet, returncode, planned = False, 0, 0.
+
+    def __init__(self, study, parameters, threads): self.name, self.process = study, self
+    def poll(self): return 0
+    def age(self): return 3 * self.planned
+    def silence(self): return 0.
+    def report(self): return f'{self.name}: done'
+    def progress(self): return ''
+
+
+def test_a_job_that_no_longer_fits_gives_way_to_a_shorter_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
+    monkeypatch.setattr(reproduce_module, 'start', Slow)
+    takes = dict(steps=20., fusion=50., departures=30.) # three times: 150 and 90
+    clock = Clock(takes, 1, time.monotonic() + 100)
+    assert run_all([(study, {}) for study in takes], clock=clock) == []
+    assert clock.pace() == 3
+    said = capsys.readouterr().out
+    assert 'steps: done' in said and 'departures: done' in said and 'no time is left for fusion' in said
+
+
+def test_jobs_that_share_the_machine_are_planned_longer():
+    takes = dict(steps=20.)
+    assert Clock(takes, 2).planned(('steps', {})) == 2 * Clock(takes, 1).planned(('steps', {})) == 40
 
 
 def test_open_claims_get_seeds_and_decided_ones_do_not(monkeypatch, tmp_path, capsys):
