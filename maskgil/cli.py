@@ -224,7 +224,7 @@ def _can_hold_files(folder: Path | None) -> bool:
     except OSError: return False
 
 # %% ../nbs/58_cli.ipynb #79b1a61e
-def table_rows(table: str) -> list[str]: # table: 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+def table_rows(table: str) -> list[str]: # table: as `models.names_of_rows` takes it
     "The names of a table's rows, those of `MASKGIL_EXTEND` included."
     from maskgil.core import load_extensions
     from maskgil.models import names_of_rows

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import textwrap
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -18,24 +19,26 @@ from .core import write_atomic
 from .tokenizers import TOKENIZER_ROWS, tokenizer_names, TOKENIZERS
 from .models import attention, SIZE_ROWS, SIZES
 from .sampling import sample_fusion, unmask_plan
+from .recipes import comparisons, recipe_name
 from .records import Record, record_file, SOURCES
-from .tables import best_guidance, of_profile, over_seeds
+from .statistics import Estimate, NoData
+from .tables import best_guidance, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
-from .claims import usual
+from .claims import at, final, usual
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS',
            'LOOK_COLUMNS', 'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
-           'RESULT_COLUMNS', 'SMOOTHED', 'HEAD_COSTS', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look', 'in_order',
-           'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
+           'RESULT_COLUMNS', 'SMOOTHED', 'HEAD_COSTS', 'HOW', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look',
+           'in_order', 'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
            'draw_dots', 'facets', 'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling',
            'mark', 'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time', 'fid_over_epochs',
            'fid_is_over_guidance', 'norm_over_steps', 'loss_over_steps', 'fid_by_tokenizer', 'fid_by_model',
            'reconstruction_by_codebook', 'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid',
            'fid_over_images', 'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against',
-           'fid_by_departure', 'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets', 'samples_and_seconds',
-           'drawn_texts', 'price_figure', 'told_rows', 'found_by_told', 'visible_positions', 'method_schematic',
-           'fusion_states', 'fusion_timeline']
+           'fid_by_departure', 'as_share', 'rung_effects', 'ladders', 'worth_of_rungs', 'fid_by_rule', 'with_sheet',
+           'read_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'price_figure', 'told_rows', 'found_by_told',
+           'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/51_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
@@ -841,6 +844,63 @@ def fid_by_departure(
         _draw_changes(ax, [look('change', change)[0] for change in part.change], part)
         ax.set_xlabel(f'change in {part.label.iloc[0]}\n(below zero is better)')
     return panels_by_source(rows, [family], draw, _dots_height(rows))
+
+# %% ../nbs/51_figures.ipynb #5da654e2
+def as_share(change: Estimate) -> tuple[float, float, float]: # the change, and the ends of its interval, in percent
+    "A difference of logarithms as people read it."
+    percent = lambda log: 100 * math.expm1(log)
+    low, high = change.interval()
+    return percent(change.value), percent(low), percent(high)
+
+def rung_effects(
+    table: pd.DataFrame, # from `tables.long_table`, with the recipes of one source and data set
+    family: str = 'fid', # the metric
+) -> pd.DataFrame: # a row for each comparison that was made
+    "What each rung changes, in percent, with the interval of paired seeds."
+    last, rows = final(usual(table, 'size'), 'rung'), []
+    recipe = lambda rungs: at(last, family, log=True, rung=recipe_name(rungs))
+    for seen in comparisons():
+        with contextlib.suppress(NoData):
+            change = recipe(seen.recipe) - recipe(seen.base)
+            rows.append((seen.how, seen.rung, *as_share(change), change.seeds))
+    return pd.DataFrame(rows, columns=['how', 'rung', 'value', 'low', 'high', 'seeds'])
+
+# %% ../nbs/51_figures.ipynb #eb0cd398
+def ladders(
+    records: Iterable[Record],
+    family: str = 'fid', # the metric
+) -> Iterator[tuple[str, str, pd.DataFrame]]: # source, data set and `rung_effects`
+    "The ladder of each source and data set that has one."
+    table = long_table(list(records))
+    if 'rung' not in table: return
+    for (source, data), part in of_profile(table[table.value.notna()]).groupby(['source', 'data'], sort=False):
+        with contextlib.suppress(NoData):
+            found = rung_effects(part, family)
+            if len(found): yield source, data, found
+
+# %% ../nbs/51_figures.ipynb #9350614c
+HOW = { # a rung is measured -> how a panel says so
+    'alone': 'alone, against the paper', 'added': 'added to those above it', 'left out': 'left out of ours'}
+
+def worth_of_rungs(
+    records: Iterable[Record], # in the order of time
+    family: str = 'fid', # the metric
+) -> Any: # a matplotlib figure; None if there is nothing to draw
+    "What each rung changes alone, added and left out; of one source: yours, if you have any."
+    found = sorted(ladders(records, family), key=lambda ladder: SOURCES.index(ladder[0]))
+    if not found: return None
+    source, data, rows = found[-1]
+    parts = [(how, rows[rows.how == how]) for how in HOW if (rows.how == how).any()]
+    if not parts: return None
+    most = max(len(part) for _, part in parts)
+    with canvas(1, len(parts), .3*most + .8) as (fig, axes):
+        for ax, (how, part) in zip(axes[0], parts):
+            if how == 'alone': part = part.sort_values('value')
+            _draw_changes(ax, list(part.rung), part)
+            ax.set_title(HOW[how])
+            ax.set_xlabel('change of FID (%)')
+        fig.suptitle(f'{NAMES[source]} ({data})')
+    return fig
 
 # %% ../nbs/51_figures.ipynb #a1d377e6
 def fid_by_rule(

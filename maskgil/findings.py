@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from maskgil.figures import (
-    LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units,
-    largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
+    HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units,
+    ladders, largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
 )
+from .recipes import ladder, RUNGS
 from .records import Record, SOURCES, latest, lost_numbers, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
@@ -27,10 +28,11 @@ __all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'BY_JUDGE', 'Evidenc
            'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding',
            'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding',
            'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
-           'text_finding', 'departure_rows', 'departure_finding', 'rule_rows', 'rule_finding', 'three_columns',
-           'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
-           'quality_table', 'systems_table', 'norms_table', 'rules_table', 'departures_table', 'protocol_table',
-           'cost_table', 'sizes_table', 'damaged_cells']
+           'text_finding', 'departure_rows', 'departure_finding', 'percent_of', 'recipe_finding', 'rule_rows',
+           'rule_finding', 'three_columns', 'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval',
+           'first_of', 'frame_table', 'quality_table', 'systems_table', 'norms_table', 'rules_table',
+           'departures_table', 'rungs_table', 'recipes_table', 'protocol_table', 'cost_table', 'sizes_table',
+           'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -368,6 +370,21 @@ def departure_finding(evidence: Evidence) -> str:
     return ' '.join(said)
 
 # %% ../nbs/52_findings.ipynb #c5b9d18b
+def percent_of(row: pd.Series) -> str: return f'{signed(row.value)} % [{signed(row.low)}, {signed(row.high)}]'
+
+def recipe_finding(evidence: Evidence) -> str:
+    "What our recipe is worth, and which rungs alone move FID beyond the interval."
+    said = []
+    for source, data, rows in ladders(evidence.records):
+        whole, alone = rows[rows.how == 'whole'], rows[rows.how == 'alone']
+        together = ''.join(f'our recipe changes FID by {percent_of(r)}; ' for _, r in whole.iterrows())
+        clear = moved(alone).sort_values('value')
+        which = ', '.join(f'{r.rung} {percent_of(r)}' for _, r in clear.iterrows())
+        said.append(f"{NAMES[source]} ({data}): {together}alone, {len(clear)} of {len(alone)} rungs change it beyond "
+                    f"the interval{': ' if which else ''}{which}.")
+    return ' '.join(said)
+
+# %% ../nbs/52_findings.ipynb #b67ff3f1
 def rule_rows(evidence: Evidence) -> pd.DataFrame:
     "Change of FID under each rule, the largest first."
     rows = evidence.table[evidence.table.family == 'fid_change']
@@ -530,6 +547,27 @@ def departures_table(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_findings.ipynb #063842ec
+def rungs_table(evidence: Evidence) -> pd.DataFrame:
+    "What each rung changes in FID, read three ways."
+    rows = []
+    for source, data, found in ladders(evidence.records):
+        for rung, part in found[found.how != 'whole'].groupby('rung', sort=False):
+            read = {HOW[r.how]: percent_of(r) for _, r in part.iterrows()}
+            rows.append({'run': f'{NAMES[source]} ({data})', 'rung': rung} | {said: read.get(said, '–') for said in
+                        HOW.values()} | {'who has measured it': RUNGS[rung].source if rung in RUNGS else '–'})
+    return pd.DataFrame(rows)
+
+def recipes_table(evidence: Evidence) -> pd.DataFrame:
+    "FID and KID of each recipe after the last epoch, at its best guidance scale."
+    if 'rung' not in evidence.table: return pd.DataFrame()
+    last = last_and_best(evidence.table, ['rung', 'size'])
+    kid = {(r.source, r.data, r.rung): with_interval(r) for _, r in last[last.family == 'kid'].iterrows()}
+    return pd.DataFrame([
+        {'run': NAMES[r.source], 'recipe': r.rung, 'rungs': ', '.join(ladder().get(r.rung, ())) or '–',
+         'FID': with_interval(r), 'KID': kid.get((r.source, r.data, r.rung), '–'), 'guidance': f'{r.cfg:g}'}
+        for _, r in last[last.family == 'fid'].sort_values('value').iterrows()])
+
+# %% ../nbs/52_findings.ipynb #1421da89
 def protocol_table(evidence: Evidence) -> pd.DataFrame:
     "Which images the numbers of each source were measured on; equal cards are one row."
     rows = [_protocol_row(r) for r in evidence.records if r.basis == 'measured' and r.metrics.get('protocol')]

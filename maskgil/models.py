@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
 from .weights import check_real, check_whole, load_model_weights, only_shapes
+from .recipes import ladder
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
@@ -64,10 +65,11 @@ def register_size(
     for prefix, size in row.small.items(): SIZES[prefix + row.name] = size
 
 def names_of_rows(
-    table: str, # 'SIZE_ROWS' or 'TOKENIZER_ROWS'
+    table: str, # 'SIZE_ROWS', 'TOKENIZER_ROWS' or 'RECIPE_ROWS'
 ) -> list[str]:
     "The names of a table's rows, which a notebook's parameter may have for its value."
-    return list(dict(SIZE_ROWS=[*SIZE_ROWS], TOKENIZER_ROWS=[*TOKENIZER_ROWS])[table])
+    rows: dict[str, Any] = dict(SIZE_ROWS=SIZE_ROWS, TOKENIZER_ROWS=TOKENIZER_ROWS, RECIPE_ROWS=ladder())
+    return [*rows[table]]
 
 # %% ../nbs/12_models.ipynb #1fa5ac03
 BOTH_NORMS = dict(qk_norm=True, post_norm=True) # Section 4.2: what keeps the largest model stable

@@ -71,7 +71,7 @@ def summary() -> str: # Markdown
     "In three lines: the sizes, the claims, and what the paper's own tables say of them."
     found = [r for r in evident() if r.source in ('paper', 'reference')]
     card = check_claims(long_table(found), history_table(found))
-    measured, other = card[card.kind == 'measured'], card[card.kind != 'measured']
+    measured, other = card[card.kind == 'measured'], card[card.reference == '–']
     scaling = [r for r in found if r.study == 'scaling']
     count = lambda verdicts, verdict: (verdicts == verdict).sum()
     sizes = size_finding(Evidence(scaling, over_seeds(long_table(scaling))))

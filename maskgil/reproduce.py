@@ -41,7 +41,7 @@ def planned_jobs(
     wanted = dict(seed=seed, profile=profile.name)
     held: dict[str, StudyJob] = {}
     seconds: dict[str, float] = {}
-    for name in studies or STUDIES:
+    for name in studies or [name for name, study in STUDIES.items() if not study.asked]:
         study = STUDIES[name]
         at, cells = default_cells(study, profile)
         for cell in cells:

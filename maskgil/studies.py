@@ -27,18 +27,20 @@ from maskgil.figures import (
     drawn_texts, fid_by_departure, fid_by_model, fid_by_order, fid_by_rule, fid_by_tokenizer, fid_is_over_guidance,
     fid_over_ar_tokens, fid_over_epochs, fid_over_images, fid_over_steps, found_by_told, fusion_timeline, head_cost,
     loss_over_steps, method_schematic, norm_over_steps, one_at_a_time, reconstruction_by_codebook, samples_and_seconds,
-    sheets, speed_over_batch,
+    sheets, speed_over_batch, worth_of_rungs,
 )
 from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
     frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
-    norm_finding, norms_table, protocol_table, quality_table, reconstruction_finding, rule_finding, rules_table,
-    sizes_table, speed_finding, systems_table, text_finding, three_columns, tokenizer_finding, tokenizer_values,
+    norm_finding, norms_table, protocol_table, quality_table, recipe_finding, recipes_table, reconstruction_finding,
+    rule_finding, rules_table, rungs_table, sizes_table, speed_finding, systems_table, text_finding, three_columns,
+    tokenizer_finding, tokenizer_values,
     with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, override, resolve_profile
+from .recipes import changes_of, ladder, trained_alike
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
@@ -53,9 +55,9 @@ from .versions import STAGES
 # %% auto #0
 __all__ = ['COST', 'CARDS', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
            'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
-           'steps_grid', 'fusion_grid', 'departures_grid', 'protocol_grid', 'text_grid', 'run_scaling',
-           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'ProtocolBench',
-           'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
+           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'run_scaling',
+           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe',
+           'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
            'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
            'defaults', 'default_cells']
 
@@ -121,6 +123,7 @@ class Study:
     groups: tuple[str, ...] = ('data', 'tokenizer', 'training', 'evaluation') # of the profile's settings
     shorter: bool = False                # trains for the profile's `study_epochs`
     apart: tuple[str, ...] = ()          # arguments that make a process of their own in `reproduce`
+    asked: bool = False                  # `reproduce` runs it only when it is named
     alone: bool = False                  # times something: nothing else may run meanwhile
     bench: Callable[..., Any] = Bench    # profile, seed=, force= -> what the cells share
     bench_takes: tuple[str, ...] = ()    # further parameters of the notebook that `bench` is given
@@ -277,6 +280,13 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
                    images=curve_images(profile), variant=change if retrains else '')
 
 # %% ../nbs/53_studies.ipynb #013a93a1
+def recipe_grid(profile: Profile, p: Any) -> Iterator[Cell]:
+    "One for each recipe of the ladder."
+    for rung in each(p.rung, ladder()):
+        yield Cell(dict(size=p.size, rung=rung), dict(rung=rung), p.size, images=curve_images(profile),
+                   variant=trained_alike(rung, profile.training))
+
+# %% ../nbs/53_studies.ipynb #f29e1b3f
 def protocol_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One: a saved model, measured by every rule."
     folder = saved_pipeline(p.checkpoint)
@@ -314,6 +324,10 @@ def run_fusion(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
 
 def run_departures(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     changes = DEPARTURES[cell.parameters['change']]
+    return generation_cell(bench, cell.size, folder=folder, sheet=False, untrained=False, **changes)
+
+def run_recipe(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
+    changes: dict[str, Any] = changes_of(cell.parameters['rung'], bench.profile.training)
     return generation_cell(bench, cell.size, folder=folder, sheet=False, untrained=False, **changes)
 
 # %% ../nbs/53_studies.ipynb #74f17484
@@ -566,6 +580,15 @@ register_study(Study(
     figures=(Figure('departures', fid_by_departure, departure_finding),),
     tables=(Table('Each departure', departures_table), CARDS, COST),
     finding=departure_finding, shorter=True))
+
+register_study(Study(
+    'recipe', 'What later work adds', 'beyond the paper',
+    'Work after the paper trains, draws and decides otherwise. What is each ingredient worth at the same cost of '
+    'training, alone, added to the others and left out?',
+    recipe_grid, run_recipe, TRAINED,
+    figures=(Figure('ladder', worth_of_rungs, recipe_finding, 'records'),),
+    tables=(Table('Each rung', rungs_table), Table('Each recipe', recipes_table), CARDS, COST),
+    finding=recipe_finding, shorter=True, asked=True))
 
 register_study(Study(
     'protocol', 'What the way of measuring is worth', 'beyond the paper',

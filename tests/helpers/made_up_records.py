@@ -3,10 +3,13 @@
 A function for each study yields the parameters and the metrics of its records. It takes a source of noise, a function
 that draws one standard normal number a call.
 """
+import math
+
 import numpy as np
 from PIL import Image
 
 from maskgil.profiles import PROFILES, settings
+from maskgil.recipes import RUNGS, ladder
 from maskgil.records import Record, save_record
 
 MINI = PROFILES['mini']
@@ -122,6 +125,13 @@ def departures(noise):
         yield dict(size='b', change=change), dict(curve=curve(fid, noise), untrained=drawn(900), floor=FLOOR)
 
 
+def recipe(noise):
+    worth = {rung: -.02*(1 + i) for i, rung in enumerate(RUNGS)} # of log FID
+    for name, rungs in ladder().items():
+        fid = 430 * math.exp(sum(worth[rung] for rung in rungs))
+        yield dict(size='b', rung=name), dict(curve=curve(fid, noise), floor=FLOOR)
+
+
 def protocol(noise):
     rules = {
         'JPEG, quality 75':                 ('file', 30.),
@@ -165,7 +175,8 @@ def pictures(): # where each one of a sheet lies: x, y, width, height
 
 STUDIES = dict(
     text_to_image=text_to_image, scaling=scaling, tokenizers=tokenizers, stability=stability, steps=steps,
-    fusion=fusion, paradigms=paradigms, departures=departures, protocol=protocol)
+    fusion=fusion, paradigms=paradigms, departures=departures, recipe=recipe,
+    protocol=protocol)
 COSTS = dict(dtype='bfloat16', wall_seconds=90., peak_memory_gib=1.5, tokens_seen=10**7, training_flops=3e14)
 
 def made_up(source='yours', studies=STUDIES, seeds=(0, 1, 2), basis='simulated'):
