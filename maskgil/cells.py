@@ -32,15 +32,15 @@ from .models import forward_flops, load_model, parameter_count, SIZE_ROWS
 from .pipeline import decode_tokens, draw_tokens
 from .profiles import PROFILES, override, settings as settings_of
 from .records import latest, once, outdated, Record, records
-from .sampling import ORDERS, SAMPLING_RECIPES, sample_fusion
+from .sampling import SAMPLING_RECIPES, sample_fusion
 from .training import kept_history, TrainConfig
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES',
-           'generation_cell', 'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak',
-           'plain_head', 'sliced_head', 'head_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell',
-           'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point',
-           'publish']
+__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS',
+           'DEPARTURES', 'generation_cell', 'generation_curve', 'reconstruction_cell', 'reconstruction_card',
+           'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'stability_cell', 'watched_history', 'timed_draw',
+           'steps_cell', 'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish',
+           'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -272,6 +272,9 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]: # what it gives, and s
     began = time.perf_counter()
     return work(), time.perf_counter() - began
 
+# %% ../nbs/44_cells.ipynb #e9436a17
+STUDIED_ORDERS = ['confidence', 'random', 'halton', 'raster'] # of the steps study: its records have these
+
 # %% ../nbs/44_cells.ipynb #a9b38e59
 def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | None = None) -> dict[str, Any]:
     "Sample one trained model in many ways."
@@ -281,7 +284,7 @@ def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | No
     base: dict[str, Any] = dict(steps=settings.steps, cfg=settings.main_cfg, order='confidence',
                                 dtype=profile.training.dtype) | SAMPLING_RECIPES[recipe]
     labels = wanted_labels(bench)
-    changes = [dict(steps=s) for s in settings.step_grid] + [dict(order=o) for o in ORDERS if o != 'confidence']
+    changes = [dict(steps=s) for s in settings.step_grid] + [dict(order=o) for o in STUDIED_ORDERS if o != 'confidence']
     for change in changes:
         options = base | change
         metrics = once(folder, lambda: timed_draw(bench, model, labels, **options), **change)

@@ -20,14 +20,16 @@ from .weights import check_real, check_whole
 from .models import check_condition, check_tokens, compute_dtype, ImageLlama, ModelConfig, SettledCache
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'GUIDANCE', 'SAMPLING_RECIPES', 'ORDERS', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM',
-           'PRECISIONS', 'Multiply', 'REUSES', 'unmask_plan', 'unmask_plans', 'guidance_scales', 'logits_at',
-           'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical',
-           'filter_logits', 'halton', 'halton_ranks', 'top_scoring', 'check_options', 'check_grid', 'check_asked',
-           'codes_of', 'check_call', 'refusing_first', 'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers',
-           'other_products', 'packed_product', 'unit_of_rows', 'int8_product', 'has_int8', 'ready_products',
-           'readying_weights', 'start_tokens', 'fading', 'at_hidden', 'cache_for', 'looked_at_again', 'sample_mar',
-           'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+__all__ = ['SCHEDULES', 'AUTONAT', 'MASK_RATIOS', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
+           'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply', 'CHOICE_SCHEDULES',
+           'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat', 'guidance_scales',
+           'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
+           'sample_categorical', 'filter_logits', 'temperatures_of', 'halton', 'halton_ranks', 'checkerboard_ranks',
+           'top_scoring', 'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first',
+           'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers', 'other_products', 'packed_product',
+           'unit_of_rows', 'int8_product', 'has_int8', 'ready_products', 'readying_weights', 'start_tokens', 'fading',
+           'choice_temperatures', 'confidence_in', 'at_hidden', 'remask_shares', 'remasking', 'cache_for',
+           'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -38,17 +40,45 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight 
     'root':   lambda r: 1 - r**.5,
 }
 
+# %% ../nbs/15_sampling.ipynb #80360328
+AUTONAT: dict[str, list[float]] = { # of each of the 8 steps of AutoNAT-L
+    'hidden':      [.95316, .87954, .79402, .74600, .62498, .40732, .26066, 0], # share that stays hidden
+    'guidance':    [0, 0, 0, .915, 1.616, 1.195, 1.383, 1.227], # w = s - 1
+    'temperature': [2.900, 1.867, 1.144, 1.380, 1.470, 1.376, 1.708, .713], # of the codes
+    'choice':      [2.405, 2.478, 1.192, .769, 1.067, .935, .784, 0], # of the order
+}
+
+# %% ../nbs/15_sampling.ipynb #4f576bf7
+MASK_RATIOS: dict[str, Callable[[float], float]] = { # u, share of the steps that is done -> share that is still hidden
+    'exponential': lambda u: math.expm1(-5 * (1 - u)) / math.expm1(-5),
+    'autonat':     lambda u: float(np.interp(8 * u, range(9), [1, *AUTONAT['hidden']])),
+}
+
+# %% ../nbs/15_sampling.ipynb #eed50651
+def counts_by_ratio(
+    tokens: int, # hidden at the start
+    steps: int, # T, below `tokens`
+    ratio: Callable[[float], float], # a value of `MASK_RATIOS`
+) -> list[int]: # T counts
+    "As many as leave this share hidden, rounded down as MaskGIT does; each step reveals one at least."
+    left = [tokens]
+    for step in range(1, steps + 1):
+        wanted = math.floor(tokens * ratio(step / steps))
+        left.append(max(min(wanted, left[-1] - 1), steps - step)) # which the steps to come need
+    return [earlier - later for earlier, later in zip(left, left[1:])]
+
 # %% ../nbs/15_sampling.ipynb #24ce282e
 def unmask_plan(
     tokens: int, # hidden tokens at the start
     steps: int = 8, # T
-    schedule: str = 'arccos', # a name of `SCHEDULES`
+    schedule: str = 'arccos', # a name of `SCHEDULES` or `MASK_RATIOS`
 ) -> list[int]: # T counts that add up to `tokens`; zeros at the end if there are more steps than tokens
     "Tokens to reveal at each step: at least one, rounded from the schedule, what is left over at the last step."
-    curve = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)]
+    check_choice('schedule', schedule, [*SCHEDULES, *MASK_RATIOS])
     steps = check_whole('steps', steps, 1)
     if steps >= tokens: return [1] * tokens + [0] * (steps - tokens)
-    weights = curve(torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
+    if schedule in MASK_RATIOS: return counts_by_ratio(tokens, steps, MASK_RATIOS[schedule])
+    weights = SCHEDULES[schedule](torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
     counts = (weights / weights.sum() * tokens).round().long().clamp(min=1)
     counts[-1] += tokens - counts.sum()
     while counts[-1] < 1: # many steps of at least one token can overdraw: the largest gives back
@@ -60,12 +90,28 @@ def unmask_plan(
 def unmask_plans(
     hidden: Tensor, # (b n) bool
     steps: int, # T
-    schedule: str, # a name of `SCHEDULES`
+    schedule: str, # a name of `SCHEDULES` or `MASK_RATIOS`
 ) -> Tensor: # (b T) int64
     "`unmask_plan` of each image."
     tokens = hidden.sum(1).tolist()
     plans = {count: unmask_plan(count, steps, schedule) for count in set(tokens)}
     return torch.tensor([plans[count] for count in tokens], device=hidden.device, dtype=torch.long).view(-1, steps)
+
+# %% ../nbs/15_sampling.ipynb #732ea967
+def autonat(
+    what: str, # a name of `AUTONAT`
+    step: int, # from 0
+    last: int, # T - 1
+) -> float:
+    "The published value at a step; between two of them if there are not 8 steps, and the last of them if there is 1."
+    published = AUTONAT[what]
+    place = step * (len(published) - 1) / last if last else len(published) - 1
+    return float(np.interp(place, range(len(published)), published))
+
+# %% ../nbs/15_sampling.ipynb #32a271a9
+GUIDED_TIMES = (.18, .6) # of the row 'interval': above the first, up to the second; time falls from 1 to 0
+
+def _in_interval(time: float) -> bool: return GUIDED_TIMES[0] < time <= GUIDED_TIMES[1]
 
 # %% ../nbs/15_sampling.ipynb #7b168053
 GUIDANCE: dict[str, Callable[[float, int, int], float]] = { # scale, step, last step -> scale at the step
@@ -73,6 +119,8 @@ GUIDANCE: dict[str, Callable[[float, int, int], float]] = { # scale, step, last 
     'ramp':     lambda scale, step, last: 1 + (scale - 1) * (step / last if last else 1),
     'late':     lambda scale, step, last: scale if 2 * step >= last else 1.,
     'early':    lambda scale, step, last: scale if 2 * step <= last else 1.,
+    'interval': lambda scale, step, last: scale if not last or _in_interval(1 - (step + 1) / (last + 1)) else 1.,
+    'autonat':  lambda scale, step, last: 1 + (scale - 1) * autonat('guidance', step, last) / max(AUTONAT['guidance']),
 }
 
 # %% ../nbs/15_sampling.ipynb #327db836
@@ -83,7 +131,7 @@ SAMPLING_RECIPES: dict[str, dict[str, Any]] = { # options of `sample_mar`
 
 # %% ../nbs/15_sampling.ipynb #acf7221d
 def guidance_scales(
-    cfg: float, # s: 1 is no guidance
+    cfg: float, # s: 1 is no guidance; the largest of the steps
     steps: int, # T
     guidance: str = 'constant', # a name of `GUIDANCE`
 ) -> list[float]: # s of each step
@@ -207,6 +255,22 @@ def filter_logits(
         logits = logits.masked_fill(beyond, -torch.inf)
     return logits.log_softmax(-1)
 
+# %% ../nbs/15_sampling.ipynb #214cbd87
+TEMPERATURES: dict[str, Callable[[float, int, int], float]] = { # temperature, step, last step -> that of the step
+    'constant': lambda temperature, step, last: temperature,
+    'autonat':  lambda temperature, step, last: temperature * autonat('temperature', step, last),
+}
+
+# %% ../nbs/15_sampling.ipynb #93ac9d6c
+def temperatures_of(
+    temperature: float,
+    steps: int, # T
+    schedule: str = 'constant', # a name of `TEMPERATURES`
+) -> list[float]: # of each step
+    "The temperature at each step."
+    rule = TEMPERATURES[check_choice('temperature_schedule', schedule, TEMPERATURES)]
+    return [float(rule(temperature, step, steps - 1)) for step in range(steps)]
+
 # %% ../nbs/15_sampling.ipynb #39f43414
 def halton(
     index: int, # from 1
@@ -234,12 +298,22 @@ def halton_ranks(
         turns.setdefault(row * w + column, len(turns))
     return torch.tensor([turns[cell] for cell in range(h * w)])
 
+# %% ../nbs/15_sampling.ipynb #3d7bd9cc
+def checkerboard_ranks(
+    grid: tuple[int, int], # h, w
+) -> Tensor: # (h*w,) int64: when each token's turn comes
+    "The cells of the first one's colour in Halton order, then those of the other."
+    h, w = grid
+    colour = (torch.arange(h)[:, None] + torch.arange(w)).flatten() % 2
+    return (h * w * colour + halton_ranks(grid)).argsort().argsort()
+
 # %% ../nbs/15_sampling.ipynb #42d130c0
 ORDERS: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = { # log p, noise (b n), grid -> scores (b n)
     'confidence': lambda log_p, noise, grid: log_p + noise,
     'random':     lambda log_p, noise, grid: torch.where(log_p.isneginf(), log_p, noise),
     'halton':     lambda log_p, noise, grid: log_p * 0 - halton_ranks(grid).to(log_p),
     'raster':     lambda log_p, noise, grid: log_p * 0 - torch.arange(log_p.shape[1]).to(log_p),
+    'checkerboard': lambda log_p, noise, grid: log_p * 0 - checkerboard_ranks(grid).to(log_p),
 }
 
 # %% ../nbs/15_sampling.ipynb #533ce3f7
@@ -285,10 +359,14 @@ OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; retu
     'ar_cfg': lambda value: check_real('ar_cfg', value, -LARGE, LARGE),
     'mar_cfg': lambda value: check_real('mar_cfg', value, -LARGE, LARGE),
     'guidance': lambda value: check_choice('guidance', value, GUIDANCE),
-    'schedule': lambda value: check_choice('schedule', value, SCHEDULES),
+    'schedule': lambda value: check_choice('schedule', value, [*SCHEDULES, *MASK_RATIOS]),
     'order': lambda value: check_choice('order', value, ORDERS),
     'choice_temperature': lambda value: check_real('choice_temperature', value, 0, LARGE),
+    'choice_schedule': lambda value: check_choice('choice_schedule', value, CHOICE_SCHEDULES),
+    'confidence_from': lambda value: check_choice('confidence_from', value, CONFIDENCES),
+    'remask': lambda value: check_real('remask', value, 0, 1),
     'temperature': _temperature,
+    'temperature_schedule': lambda value: check_choice('temperature_schedule', value, TEMPERATURES),
     'top_k': lambda value: check_whole('top_k', value, 0),
     'top_p': _top_p,
     'ar_tokens': lambda value: check_whole('ar_tokens', value, 0),
@@ -356,7 +434,10 @@ def check_call(
     masked = 'schedule' in names
     if masked and 'temperature' in options and check_real('temperature', options['temperature']) == 0:
         raise ValueError('temperature must be above 0 here, not 0: masked decoding draws, it is never greedy')
-    return check_options(**options)
+    checked = check_options(**options)
+    if checked.get('remask') and checked.get('reuse', 'none') != 'none':
+        raise ValueError("remask hides tokens again that reuse='settled' keeps: choose remask=0 or reuse='none'")
+    return checked
 
 # %% ../nbs/15_sampling.ipynb #c41fc6a1
 def refusing_first(sampler: Callable) -> Callable: # the same, with everything refused first
@@ -579,6 +660,36 @@ def fading(
     "What is left of the noise in the order."
     return 1 - step / (steps - 1) if steps > 1 else 0.
 
+# %% ../nbs/15_sampling.ipynb #d9435d15
+CHOICE_SCHEDULES: dict[str, Callable[[int, int], float]] = { # step, T -> share of tau
+    'fading':  fading,
+    'autonat': lambda step, steps: autonat('choice', step, steps - 1) / max(AUTONAT['choice']),
+}
+
+# %% ../nbs/15_sampling.ipynb #0bb1868a
+def choice_temperatures(
+    choice_temperature: float, # tau, strength of the noise in the order where it is largest
+    steps: int, # T
+    schedule: str = 'fading', # a name of `CHOICE_SCHEDULES`
+) -> list[float]: # of each step
+    "The strength of the noise at each step."
+    share = CHOICE_SCHEDULES[check_choice('choice_schedule', schedule, CHOICE_SCHEDULES)]
+    return [choice_temperature * share(step, steps) for step in range(steps)]
+
+# %% ../nbs/15_sampling.ipynb #ded3bc2d
+CONFIDENCES: list[str] = ['drawn', 'model'] # log p after temperature, top-k and top-p, or before
+
+# %% ../nbs/15_sampling.ipynb #8e3f6aa8
+def confidence_in(
+    ids: Tensor, # (k,) candidates
+    log_p: Tensor, # (k v) that they were drawn from
+    logits: Tensor, # (k v) of the model, guided
+    which: str = 'drawn', # a name of `CONFIDENCES`
+) -> Tensor: # (k,)
+    "The log-probability of each candidate."
+    if which == 'model': log_p = logits.float().log_softmax(-1)
+    return log_p.gather(1, ids[:, None])[:, 0]
+
 # %% ../nbs/15_sampling.ipynb #96c532ac
 def at_hidden(
     values: Tensor, # (k,) one for each hidden token
@@ -586,6 +697,34 @@ def at_hidden(
 ) -> Tensor: # (b n), -inf where nothing is hidden
     "Values of the hidden tokens, each in its place."
     return torch.full(hidden.shape, -torch.inf, device=hidden.device).masked_scatter(hidden, values)
+
+# %% ../nbs/15_sampling.ipynb #915bafb2
+def remask_shares(
+    plan: Tensor, # (b T) int64: tokens that each step reveals
+    remask: float, # eta
+) -> Tensor: # (b T)
+    "The share of the settled tokens that each step hides again: never more than may be hidden after it."
+    after = plan.cumsum(1)
+    hidden, settled = plan.sum(1, keepdim=True) - after, after - plan
+    return (hidden / settled.clamp(min=1)).clamp(max=remask)
+
+# %% ../nbs/15_sampling.ipynb #65d750e4
+def remasking(
+    plan: Tensor, # (b T) int64
+    drawn: Tensor, # (b n) bool: not given
+    remask: float, # eta
+    seeds: Sequence[int], # one for each image
+) -> Callable[[int, Tensor], Tensor]: # step, hidden (b n) -> (b n) bool
+    "Which settled tokens a step hides again; given ones never."
+    if not remask: return lambda step, hidden: torch.zeros_like(hidden)
+    own = [derived_seed(seed, 'remask') for seed in seeds]
+    uniform = image_noise(own, (plan.shape[1], drawn.shape[1]), plan.device)                  # b T n
+    shares, most = remask_shares(plan, remask), plan.sum(1, keepdim=True) - plan.cumsum(1)     # b T
+    def hidden_again(step: int, hidden: Tensor) -> Tensor:
+        chance = uniform[:, step]
+        chosen = drawn & ~hidden & (chance < shares[:, step, None])
+        return top_scoring(-chance, chosen, most[:, step])
+    return hidden_again
 
 # %% ../nbs/15_sampling.ipynb #efe99fc1
 REUSES: list[str] = ['none', 'settled'] # what a step of masked decoding keeps from the one before
@@ -624,15 +763,17 @@ def sample_mar(
     cfg: float = 3.0, # guidance scale s in the paper's convention; 1 is no guidance
     *,
     guidance: str = 'constant', # a name of `GUIDANCE`
-    schedule: str = 'arccos', # a name of `SCHEDULES`
+    schedule: str = 'arccos', # a name of `SCHEDULES` or `MASK_RATIOS`
     order: str = 'confidence', # a name of `ORDERS`
-    choice_temperature: float = 4.5, # tau, strength of the fading noise in the order
+    choice_temperature: float = 4.5, choice_schedule: str = 'fading', # see `choice_temperatures`
+    confidence_from: str = 'drawn', # a name of `CONFIDENCES`
+    remask: float = 0., # eta, the largest share of settled tokens that a step hides again, see `remasking`
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, # see `filter_logits`
+    temperature_schedule: str = 'constant', # a name of `TEMPERATURES`
     tokens: Tensor | None = None, # (b h w) start: the mask id where a token is to be drawn
     codebook_size: int | None = None, # v; needed only if `model` is a function
     seed: int | Sequence[int] = 0, first: int = 0, # see `image_seeds`
-    dtype: str | torch.dtype = 'auto', # precision of the model's products
-    precision: str = 'full', # a name of `PRECISIONS`
+    dtype: str | torch.dtype = 'auto', precision: str = 'full', # of the model's products; a name of `PRECISIONS`
     reuse: str = 'none', window: int = 1, refresh: int = 0, # see `looked_at_again`
     on_step: Callable[[int, Tensor], None] | None = None, # called with the step and a copy of the tokens so far
     show_progress: bool = False,
@@ -643,7 +784,10 @@ def sample_mar(
     x = start_tokens((b, *grid), v, device, tokens)
     score, scales = ORDERS[order], guidance_scales(cfg, steps, guidance)
     plan = unmask_plans((x == v).flatten(1), steps, schedule)                                 # b T
-    uniform, noise = image_noise(image_seeds(seed, b, first), (steps, 2, n), device).unbind(2) # b T n
+    temperatures = temperatures_of(temperature, steps, temperature_schedule)
+    taus, seeds = choice_temperatures(choice_temperature, steps, choice_schedule), image_seeds(seed, b, first)
+    uniform, noise = image_noise(seeds, (steps, 2, n), device).unbind(2)                      # b T n
+    hidden_again = remasking(plan, (x == v).flatten(1), remask, seeds)
     cache, settled_at = cache_for(model, reuse), torch.full_like(x.flatten(1), -1)               # b n
     for t in progress(range(steps), desc='steps', disable=not show_progress, leave=False):
         if not plan[:, t].any(): continue
@@ -653,15 +797,17 @@ def sample_mar(
         if cache is not None: cache.again = looked_at_again(hidden, settled_at, t, window, refresh)
         logits = ask(model, x, labels, hidden, scales[t], cache=cache)[:, :v]
         check_logits(logits, model, f'step {t + 1} of {steps}', dtype, scales[t])
-        log_p = filter_logits(logits, temperature, top_k, top_p)                              # k v
+        log_p = filter_logits(logits, temperatures[t], top_k, top_p)                          # k v
         # 2. a candidate for each of them
         ids = sample_categorical(log_p, uniform[:, t][hidden])                                # k
         # 3. how sure it is of each, with noise that fades
-        confidence = at_hidden(log_p.gather(1, ids[:, None])[:, 0], hidden)                   # b n
-        scores = score(confidence, choice_temperature * fading(t, steps) * gumbel(noise[:, t]), grid)
-        # 4. keep the surest, hide the rest again
-        keep = top_scoring(scores, hidden, plan[:, t])                                        # b n
+        confidence = at_hidden(confidence_in(ids, log_p, logits, confidence_from), hidden)    # b n
+        scores = score(confidence, taus[t] * gumbel(noise[:, t]), grid)
+        # 4. keep the surest, hide the rest again, and of those settled before what remasking says
+        again = hidden_again(t, hidden)                                                       # b n
+        keep = top_scoring(scores, hidden, plan[:, t] + again.sum(1))                         # b n
         x.view(b, n)[keep] = ids[keep[hidden]]
+        x.view(b, n).masked_fill_(again, v)
         settled_at[keep] = t
         if on_step is not None: on_step(t, x.clone())
     return x

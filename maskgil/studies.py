@@ -17,8 +17,8 @@ from maskgil.bench import (
     adm_file, Bench, check_published_ar, check_real_images, data_provenance, published_ar, published_file,
 )
 from maskgil.cells import (
-    DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, SYSTEMS, fusion_cell, generation_cell, head_cell, reconstruction_cell,
-    speed_cell, stability_cell, steps_cell,
+    DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, STUDIED_ORDERS, SYSTEMS, fusion_cell, generation_cell, head_cell,
+    reconstruction_cell, speed_cell, stability_cell, steps_cell,
 )
 from .checks import check_choice, check_parameters, study_declarations
 from .claims import CLAIMS, Claim
@@ -44,7 +44,6 @@ from .recipes import changes_of, ladder, trained_alike
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
-from .sampling import ORDERS
 from .refusals import check_study
 from .tables import best_guidance
 from .text import encoder_folder, weight_files
@@ -254,7 +253,7 @@ def stability_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 def steps_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One: a model sampled in many ways."
     settings = profile.evaluation
-    decoded = [*settings.step_grid, *[settings.steps] * (len(ORDERS) - 1)] # steps of each set of images
+    decoded = [*settings.step_grid, *[settings.steps] * (len(STUDIED_ORDERS) - 1)] # steps of each set of images
     many = max(settings.sample_counts)
     yield Cell(dict(size=p.size, recipe=p.recipe), {}, p.size, recipe=p.recipe,
                images=len(decoded) * settings.images + many,
