@@ -43,7 +43,7 @@ RUNGS: dict[str, Rung] = {
     'average': Rung(_average, 'common: a moving average of the weights'),
     'no smoothing': Rung(_always(training=dict(smoothing=0.)), 'the paper smooths labels by 0.1'),
     'ratio above 0.2': Rung(_always(training=dict(schedule='truncated')), 'eMIGM (arXiv 2503.07197)'),
-    'beta ratio': Rung(_always(training=dict(schedule='beta')), 'AutoNAT (LeapLabTHU/ImprovedNAT 2ca9994)'),
+    'beta ratio': Rung(_always(training=dict(schedule='beta')), 'AutoNAT (LeapLabTHU/ImprovedNAT ad964f9)'),
     'mask as null': Rung(_always(model=dict(null='mask')), 'eMIGM (arXiv 2503.07197)'),
     'muon': Rung(_always(config=dict(optimizer='muon')), 'KellerJordan/modded-nanogpt'),
     'exponential': sampling('eMIGM (arXiv 2503.07197)', schedule='exponential'),
@@ -52,7 +52,9 @@ RUNGS: dict[str, Rung] = {
     'halton': sampling('Halton-MaskGIT (valeoai/Halton-MaskGIT)', order='halton'),
     'checkerboard': sampling('GtR (arXiv 2510.17171)', order='checkerboard'),
     'remasking': sampling('ReMDM (arXiv 2503.00307)', remask=.1),
-    'autonat': sampling('AutoNAT (LeapLabTHU/ImprovedNAT 2ca9994)', schedule='autonat', guidance='autonat'),
+    'autonat': sampling('AutoNAT (LeapLabTHU/ImprovedNAT ad964f9): all that was searched for eight steps',
+        schedule='autonat', guidance='autonat', temperature_schedule='autonat', choice_schedule='autonat',
+        choice_temperature=2.478, confidence_from='model'),
 }
 
 OURS: tuple[str, ...] = ('decay', 'average', 'beta ratio', 'muon') # in the order in which they are added

@@ -20,7 +20,7 @@ from .weights import check_real, check_whole
 from .models import check_condition, check_tokens, compute_dtype, ImageLlama, ModelConfig, SettledCache
 
 # %% auto #0
-__all__ = ['SCHEDULES', 'AUTONAT', 'MASK_RATIOS', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
+__all__ = ['SCHEDULES', 'AUTONAT', 'HIDDEN_SHARES', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
            'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply', 'CHOICE_SCHEDULES',
            'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat', 'guidance_scales',
            'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
@@ -49,7 +49,7 @@ AUTONAT: dict[str, list[float]] = { # of each of the 8 steps of AutoNAT-L
 }
 
 # %% ../nbs/15_sampling.ipynb #4f576bf7
-MASK_RATIOS: dict[str, Callable[[float], float]] = { # u, share of the steps that is done -> share that is still hidden
+HIDDEN_SHARES: dict[str, Callable[[float], float]] = { # u, share of the steps that is done -> share that is still hidden
     'exponential': lambda u: math.expm1(-5 * (1 - u)) / math.expm1(-5),
     'autonat':     lambda u: float(np.interp(8 * u, range(9), [1, *AUTONAT['hidden']])),
 }
@@ -58,7 +58,7 @@ MASK_RATIOS: dict[str, Callable[[float], float]] = { # u, share of the steps tha
 def counts_by_ratio(
     tokens: int, # hidden at the start
     steps: int, # T, below `tokens`
-    ratio: Callable[[float], float], # a value of `MASK_RATIOS`
+    ratio: Callable[[float], float], # a value of `HIDDEN_SHARES`
 ) -> list[int]: # T counts
     "As many as leave this share hidden, rounded down as MaskGIT does; each step reveals one at least."
     left = [tokens]
@@ -71,13 +71,13 @@ def counts_by_ratio(
 def unmask_plan(
     tokens: int, # hidden tokens at the start
     steps: int = 8, # T
-    schedule: str = 'arccos', # a name of `SCHEDULES` or `MASK_RATIOS`
+    schedule: str = 'arccos', # a name of `SCHEDULES` or `HIDDEN_SHARES`
 ) -> list[int]: # T counts that add up to `tokens`; zeros at the end if there are more steps than tokens
     "Tokens to reveal at each step: at least one, rounded from the schedule, what is left over at the last step."
-    check_choice('schedule', schedule, [*SCHEDULES, *MASK_RATIOS])
+    check_choice('schedule', schedule, [*SCHEDULES, *HIDDEN_SHARES])
     steps = check_whole('steps', steps, 1)
     if steps >= tokens: return [1] * tokens + [0] * (steps - tokens)
-    if schedule in MASK_RATIOS: return counts_by_ratio(tokens, steps, MASK_RATIOS[schedule])
+    if schedule in HIDDEN_SHARES: return counts_by_ratio(tokens, steps, HIDDEN_SHARES[schedule])
     weights = SCHEDULES[schedule](torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
     counts = (weights / weights.sum() * tokens).round().long().clamp(min=1)
     counts[-1] += tokens - counts.sum()
@@ -90,7 +90,7 @@ def unmask_plan(
 def unmask_plans(
     hidden: Tensor, # (b n) bool
     steps: int, # T
-    schedule: str, # a name of `SCHEDULES` or `MASK_RATIOS`
+    schedule: str, # a name of `SCHEDULES` or `HIDDEN_SHARES`
 ) -> Tensor: # (b T) int64
     "`unmask_plan` of each image."
     tokens = hidden.sum(1).tolist()
@@ -359,7 +359,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; retu
     'ar_cfg': lambda value: check_real('ar_cfg', value, -LARGE, LARGE),
     'mar_cfg': lambda value: check_real('mar_cfg', value, -LARGE, LARGE),
     'guidance': lambda value: check_choice('guidance', value, GUIDANCE),
-    'schedule': lambda value: check_choice('schedule', value, [*SCHEDULES, *MASK_RATIOS]),
+    'schedule': lambda value: check_choice('schedule', value, [*SCHEDULES, *HIDDEN_SHARES]),
     'order': lambda value: check_choice('order', value, ORDERS),
     'choice_temperature': lambda value: check_real('choice_temperature', value, 0, LARGE),
     'choice_schedule': lambda value: check_choice('choice_schedule', value, CHOICE_SCHEDULES),
@@ -763,7 +763,7 @@ def sample_mar(
     cfg: float = 3.0, # guidance scale s in the paper's convention; 1 is no guidance
     *,
     guidance: str = 'constant', # a name of `GUIDANCE`
-    schedule: str = 'arccos', # a name of `SCHEDULES` or `MASK_RATIOS`
+    schedule: str = 'arccos', # a name of `SCHEDULES` or `HIDDEN_SHARES`
     order: str = 'confidence', # a name of `ORDERS`
     choice_temperature: float = 4.5, choice_schedule: str = 'fading', # see `choice_temperatures`
     confidence_from: str = 'drawn', # a name of `CONFIDENCES`

@@ -9,7 +9,7 @@ from maskgil.models import load_model
 from maskgil.pipeline import draw_tokens
 from maskgil.records import records
 from maskgil.sampling import (
-    AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, image_seeds, MASK_RATIOS, ORDERS,
+    AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, image_seeds, HIDDEN_SHARES, ORDERS,
     OPTIONS, remask_shares, remasking, sample_fusion, sample_mar, SCHEDULES, TEMPERATURES, unmask_plan,
 )
 
@@ -60,7 +60,7 @@ def test_the_exponential_schedule_begins_slowest():
     for name in SCHEDULES: assert left[7] > 4096 - sum(unmask_plan(4096, 16, name)[:8]) # after half of the steps
 
 
-@pytest.mark.parametrize('schedule', MASK_RATIOS)
+@pytest.mark.parametrize('schedule', HIDDEN_SHARES)
 def test_every_step_reveals_something(schedule):
     for tokens in (0, 1, 2, 7, 64, 255, 256, 1024):
         for steps in (1, 2, 3, 8, 63, 64, 200):
