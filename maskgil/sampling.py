@@ -49,7 +49,7 @@ AUTONAT: dict[str, list[float]] = { # of each of the 8 steps of AutoNAT-L
 }
 
 # %% ../nbs/15_sampling.ipynb #4f576bf7
-HIDDEN_SHARES: dict[str, Callable[[float], float]] = { # u, share of the steps that is done -> share that is still hidden
+HIDDEN_SHARES: dict[str, Callable[[float], float]] = { # u, share of the steps done -> share still hidden
     'exponential': lambda u: math.expm1(-5 * (1 - u)) / math.expm1(-5),
     'autonat':     lambda u: float(np.interp(8 * u, range(9), [1, *AUTONAT['hidden']])),
 }

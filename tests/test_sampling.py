@@ -9,8 +9,8 @@ from maskgil.models import load_model
 from maskgil.pipeline import draw_tokens
 from maskgil.records import records
 from maskgil.sampling import (
-    AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, image_seeds, HIDDEN_SHARES, ORDERS,
-    OPTIONS, remask_shares, remasking, sample_fusion, sample_mar, SCHEDULES, TEMPERATURES, unmask_plan,
+    AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, HIDDEN_SHARES, image_seeds,
+    OPTIONS, ORDERS, remask_shares, remasking, sample_fusion, sample_mar, SCHEDULES, TEMPERATURES, unmask_plan,
 )
 
 LABELS, MASK = torch.tensor([0, 2, 1]), 12
