@@ -5,8 +5,8 @@
 # %% ../nbs/01_core.ipynb #c994322e
 from __future__ import annotations
 
-import contextlib, ctypes, errno, hashlib, importlib.util, io, json, os, platform, random, shutil, signal, subprocess
-import sys, warnings
+import contextlib, ctypes, dataclasses, errno, hashlib, importlib.util, io, json, os, platform, random, shutil, signal
+import subprocess, sys, warnings
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,10 +20,11 @@ from .checks import check_choice, printable
 
 # %% auto #0
 __all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir', 'shipped',
-           'shown', 'fingerprint', 'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile',
-           'write_json', 'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines',
-           'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory',
-           'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
+           'shown', 'fingerprint', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
+           'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state',
+           'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype',
+           'autocast', 'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now',
+           'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -82,6 +83,22 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (np.ndarray, torch.Tensor)): return value.tolist()
     if isinstance(value, (Path, torch.dtype, torch.device)): return str(value)
     raise TypeError(f'{type(value).__name__} has no JSON form')
+
+# %% ../nbs/01_core.ipynb #8eb3703b
+def came_later(default: Any) -> Any: # of a field of a dataclass
+    "A field that was added to a dataclass; what is named by its fields keeps its name at the default."
+    return dataclasses.field(default=default, metadata=dict(came_later=True))
+
+def at_default(value: Any) -> set[str]: # value: a dataclass
+    "Its fields that came later and say nothing."
+    return {f.name for f in dataclasses.fields(value)
+            if f.metadata.get('came_later') and getattr(value, f.name) == f.default}
+
+# %% ../nbs/01_core.ipynb #7045ad29
+def fields_told(value: Any) -> dict[str, Any]: # value: a dataclass
+    "As `dataclasses.asdict`, without the fields that `at_default` names."
+    silent = at_default(value)
+    return {name: held for name, held in dataclasses.asdict(value).items() if name not in silent}
 
 # %% ../nbs/01_core.ipynb #ea3e95ea
 def weights_fingerprint(

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .checks import check_choice, printable
-from .core import pick_device, progress, read_json, shipped, write_atomic, write_json
+from .core import fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
     check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names,
@@ -527,14 +527,14 @@ def pipeline_config(
     encoder, files = saved_encoder(parts.text_encoder)
     return dict(
         model_type='maskgil', # the hub wants to be told
-        model=dataclasses.asdict(unwrapped(parts.model).config),
+        model=fields_told(unwrapped(parts.model).config),
         tokenizer=parts.tokenizer.name,
         classes=parts.classes,
         defaults=parts.defaults,
         card=parts.card,
         text_encoder=encoder, text_encoder_files=files or parts.encoder_files,
         buckets=parts.buckets,
-        ar=None if parts.ar is None else dataclasses.asdict(unwrapped(parts.ar).config),
+        ar=None if parts.ar is None else fields_told(unwrapped(parts.ar).config),
     )
 
 # %% ../nbs/18_pipeline.ipynb #cc08fbe7

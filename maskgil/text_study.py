@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice, run_function
 from maskgil.core import (
-    cache_dir, derived_seed, fingerprint, keep_freed_memory, load_extensions, locked, pick_device, read_json,
-    write_atomic, write_json,
+    cache_dir, derived_seed, fields_told, fingerprint, keep_freed_memory, load_extensions, locked, pick_device,
+    read_json, write_atomic, write_json,
 )
 from .pictures import few, fitted, NoBytes, open_picture, reason_of, say
 from .processes import device_count, run_here
@@ -525,8 +525,8 @@ def _train_stage(bench: TextBench, stage: int, ar: bool) -> Trained:
     model: Any = load_model(**options, seed=bench.seed)
     objective = CausalObjective() if ar else MaskedObjective(model.config.mask_id)
     folder = stage_folder(
-        bench, 'text-models', ('data', 'tokenizer', 'model', 'training'), model=dataclasses.asdict(model.config),
-        config=dataclasses.asdict(config), before=before and before.folder.name, encoder=bench.encoder.fingerprint(),
+        bench, 'text-models', ('data', 'tokenizer', 'model', 'training'), model=fields_told(model.config),
+        config=fields_told(config), before=before and before.folder.name, encoder=bench.encoder.fingerprint(),
         tokens=[part.manifest['images'] for part in data.parts], tokenizer=data.parts[0].manifest['tokenizer'],
         **_precision(bench.profile))
     name = f"{'AR' if ar else 'MAR'}, stage {stage + 1}"

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import __version__
 from .checks import check_choice, printable
-from .core import cache_dir, DamagedFile, fingerprint, read_json, shown, write_json
+from .core import cache_dir, DamagedFile, fields_told, fingerprint, read_json, shown, write_json
 from .kept import load_tensors, save_tensors
 
 # %% auto #0
@@ -1010,7 +1010,7 @@ def save_weights(
     parts = (part for key, value in sorted(stored.items()) for part in (key, _floats_to(value, loaded_as).flatten()))
     header = dict(
         format='pt', library=f'maskgil {__version__}', system=getattr(module, 'name', None) or config.kind,
-        config=asdict(config), fingerprint=fingerprint(asdict(config), *parts))
+        config=fields_told(config), fingerprint=fingerprint(fields_told(config), *parts))
     text = {key: value if isinstance(value, str) else json.dumps(value)
             for key, value in (header | (metadata or {})).items()}
     return save_tensors(path, stored, text)
