@@ -16,20 +16,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
+from .core import came_later
 from .weights import check_real, check_whole, load_model_weights, only_shapes
 from .recipes import ladder
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
-__all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES', 'Size',
-           'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies', 'angles_2d',
-           'unit_vectors', 'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope', 'attention_mask',
-           'plain_attention', 'attention', 'rows_at', 'true_rows', 'Attention', 'compute_dtype', 'inverse_rms',
-           'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition', 'TextCondition',
-           'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel', 'check_tokens',
-           'check_condition', 'initialise', 'LlamaBody', 'ImageLlama', 'TransformerBlock', 'MaskGITTransformer',
-           'model_config', 'build_model', 'parameter_count', 'weights_per_position', 'weights_behind_attention',
-           'forward_flops', 'training_flops', 'load_model']
+__all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'NULLS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES',
+           'Size', 'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies',
+           'angles_2d', 'unit_vectors', 'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope',
+           'attention_mask', 'plain_attention', 'attention', 'rows_at', 'true_rows', 'Attention', 'compute_dtype',
+           'inverse_rms', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition',
+           'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel',
+           'check_tokens', 'check_condition', 'condition_tokens', 'initialise', 'LlamaBody', 'ImageLlama',
+           'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
+           'weights_per_position', 'weights_behind_attention', 'forward_flops', 'training_flops', 'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ SIZES['3b'] = Size(24, 32, 3200)      # LlamaGen only
 SIZES['besnier'] = Size(24, 16, 768)  # the published MaskGIT-pytorch weights
 
 # %% ../nbs/12_models.ipynb #3155b7ae
+NULLS = ('class', 'mask') # a class more, or the mask's embedding
+
 @dataclass(frozen=True)
 class ModelConfig:
     "What a model is, without its weights."
@@ -114,9 +117,12 @@ class ModelConfig:
     dropout: float = 0.1         # on what attention and feed-forward add
     token_dropout: float = 0.0   # on the embedded sequence (LlamaGen)
     code_groups: tuple[int, ...] = () # sizes of a code's digits, whose product is v; (): one head for all of v
+    null: str = came_later('class') # what stands in for a class that is dropped, one of `NULLS`
 
     def __post_init__(self):
         self._check_numbers()
+        if check_choice('null', self.null, NULLS) == 'mask' and (self.causal or not self.classes or self.text_width):
+            raise ValueError("null='mask' is for masked models of classes: AR has no mask, and texts a null caption")
         if not self.code_groups: return
         codes = math.prod(self.code_groups)
         if codes != self.codebook_size:
@@ -426,9 +432,14 @@ class Block(nn.Module):
 # %% ../nbs/12_models.ipynb #387fba4c
 class ClassCondition(nn.Module):
     "A class label as one embedded token."
-    def __init__(self, classes: int, width: int):
+    def __init__(
+        self,
+        classes: int,
+        width: int,
+        own_null: bool = True, # the null class is one more row; otherwise `forward` is given its embedding
+    ):
         super().__init__()
-        self.classes, self.embedding = classes, nn.Embedding(classes + 1, width)
+        self.classes, self.embedding = classes, nn.Embedding(classes + own_null, width)
 
     def length(self, labels: Tensor) -> int: # tokens of the condition
         return 1
@@ -440,9 +451,12 @@ class ClassCondition(nn.Module):
         self,
         labels: Tensor, # (b,) int64
         drop: Tensor | None = None, # (b,) bool, True for the null class
+        null: Tensor | None = None, # (d,), where the null class has no row of its own
     ) -> Tensor: # (b 1 d)
         if drop is not None: labels = labels.masked_fill(drop.bool(), self.classes)
-        return self.embedding(labels)[:, None]
+        if null is None: return self.embedding(labels)[:, None]
+        known = self.embedding(labels.clamp(max=self.classes - 1))
+        return torch.where((labels == self.classes)[:, None], null, known)[:, None]
 
 # %% ../nbs/12_models.ipynb #cabfa3e9
 class TextCondition(nn.Module):
@@ -661,6 +675,17 @@ def _check_texts(width: int, texts: Tensor) -> None:
     if texts.numel() and not texts.isfinite().all():
         raise ValueError('texts have features that are not finite (NaN or infinite)')
 
+# %% ../nbs/12_models.ipynb #aee6728f
+def condition_tokens(
+    model: Any, # has `condition` and `token_embedding`
+    labels: Tensor, # (b,) int64, or a text (b l text_width)
+    drop: Tensor | None, # (b,) bool, True hides the condition
+) -> Tensor: # (b prefix d)
+    "The condition as tokens."
+    if model.config.null == 'class': return model.condition(labels, drop)
+    mask = torch.tensor([[model.config.mask_id]], device=labels.device)
+    return model.condition(labels, drop, model.token_embedding(mask)[0, 0])
+
 # %% ../nbs/12_models.ipynb #8c102668
 def initialise(
     module: nn.Module, # changed in place; for `Module.apply`, which comes to a module after its parts
@@ -688,7 +713,7 @@ class LlamaBody(ImageModel):
         self.config, self.gradient_checkpointing = config, False
         self.token_embedding = CodeEmbedding(config.groups, mask=not config.causal, width=width)
         if config.text_width: self.condition = TextCondition(config.text_width, width)
-        else: self.condition = ClassCondition(config.classes, width)
+        else: self.condition = ClassCondition(config.classes, width, config.null == 'class')
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, config.outputs, bias=False)
@@ -736,7 +761,7 @@ class ImageLlama(LlamaBody):
         "What the output layer reads: one vector for each prediction."
         if grid is None: grid = (tokens.shape[1], tokens.shape[2]) if tokens.ndim == 3 else self.config.grid
         prefix, visible = self.condition.length(labels), self.condition.visible(labels, drop)
-        parts = [self.condition(labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
+        parts = [condition_tokens(self, labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
         x = torch.cat(parts if self.config.class_first else parts[::-1], 1)             # b prefix+n d
         if self.config.causal and at is not None: raise ValueError('a causal model predicts every place at once')
         if cache is not None:
@@ -806,7 +831,8 @@ class MaskGITTransformer(ImageModel):
             raise ValueError("MaskGIT's Transformer reads a class, not a text: its positions are learned for one")
         self.config = config
         d, n, codes = config.width, config.grid[0] * config.grid[1], config.codebook_size + 1 # the mask is a code
-        self.token_embedding, self.condition = nn.Embedding(codes, d), ClassCondition(config.classes, d)
+        self.token_embedding = nn.Embedding(codes, d)
+        self.condition = ClassCondition(config.classes, d, config.null == 'class')
         self.positions, self.bias = nn.Parameter(torch.zeros(n + 1, d)), nn.Parameter(torch.zeros(n, codes))
         norm = functools.partial(nn.LayerNorm, d, eps=1e-12)
         drop = nn.Dropout(config.dropout)
@@ -825,7 +851,7 @@ class MaskGITTransformer(ImageModel):
         "What the tied output layer reads."
         trained, asked = self.config.grid, tuple(tokens.shape[1:])
         if asked != trained: raise ValueError(f'learned positions: this model draws grids of {trained}, not {asked}')
-        x = torch.cat([self.token_embedding(tokens.flatten(1)), self.condition(labels, drop)], 1) # b n+1 d
+        x = torch.cat([self.token_embedding(tokens.flatten(1)), condition_tokens(self, labels, drop)], 1) # b n+1 d
         x = self.first(x + self.positions)
         *blocks, last = self.layers
         for block in blocks: x = block(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, printable
-from .core import fingerprint, locked, NO_LOCKS, pick_dtype
+from .core import at_default, came_later, fingerprint, locked, NO_LOCKS, pick_dtype
 from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
 from .text import texts_fingerprint
@@ -23,12 +23,12 @@ from .versions import VERSIONS, versions_of
 from .losses import CausalObjective, check_number, MaskedObjective, Objective
 
 # %% auto #0
-__all__ = ['FOR_MEMORY', 'DECAYS', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig', 'check_settings', 'some_rows',
-           'where_it_lies', 'check_label_range', 'check_code_range', 'check_token_set', 'check_online', 'text_width',
-           'check_data', 'check_objective', 'check_batch', 'not_finite_in', 'state_bytes', 'check_run_folder',
-           'alone_in', 'ranks_to_be', 'check_division', 'check_training', 'described', 'model_identity',
-           'array_identity', 'sample_identity', 'same_random_numbers', 'data_identity', 'training_identity',
-           'settings_fingerprint', 'differences', 'in_words']
+__all__ = ['FOR_MEMORY', 'DECAYS', 'OPTIMIZERS', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig', 'check_settings',
+           'block_matrices', 'check_optimizer', 'some_rows', 'where_it_lies', 'check_label_range', 'check_code_range',
+           'check_token_set', 'check_online', 'text_width', 'check_data', 'check_objective', 'check_batch',
+           'not_finite_in', 'state_bytes', 'check_run_folder', 'alone_in', 'ranks_to_be', 'check_division',
+           'check_training', 'described', 'model_identity', 'array_identity', 'sample_identity', 'same_random_numbers',
+           'data_identity', 'training_identity', 'settings_fingerprint', 'differences', 'in_words']
 
 # %% ../nbs/22_preflight.ipynb #77dd50d2
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class TrainConfig:
     accumulate: int = 1            # micro-batches of a rank's share of the batch, one after the other
     gradient_checkpointing: bool = False # recompute the blocks in the backward pass
     seed: int = 0
+    optimizer: str = came_later('adamw') # a name of `OPTIMIZERS`
 
 # %% ../nbs/22_preflight.ipynb #8dd40c21
 FOR_MEMORY = ('accumulate', 'gradient_checkpointing') # what fits, not what is learned: a run may go on with others
@@ -54,6 +55,12 @@ DECAYS = {
     'constant': lambda done: 1.0,
     'linear':   lambda done: 1 - done,
     'cosine':   lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+
+# %% ../nbs/22_preflight.ipynb #075beb30
+OPTIMIZERS = { # and how many moments each keeps of a matrix of a block; of all other weights there are AdamW's two
+    'adamw': 2,
+    'muon':  1,
 }
 
 # %% ../nbs/22_preflight.ipynb #67004627
@@ -72,10 +79,34 @@ def check_settings(
         raise ValueError(f'betas takes two numbers, not {config.betas!r}')
     for beta in config.betas: check_number('a beta', beta, 0, below=1)
     check_choice('decay', config.decay, DECAYS)
+    check_choice('optimizer', config.optimizer, OPTIMIZERS)
     for step in milestones: check_number('a milestone', step, 1, config.steps, whole=True)
     if config.warmup_steps > config.steps:
         warnings.warn(f'a warm-up of {config.warmup_steps} steps does not end within {config.steps}: the rate stays '
                       f'below {config.learning_rate:g}', stacklevel=3)
+
+# %% ../nbs/22_preflight.ipynb #1c2fe227
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    "The matrices that a transformer's blocks learn: of attention and feed-forward, not of embeddings or the head."
+    blocks: Any = getattr(model, 'layers', ())
+    return [weight for block in blocks for weight in block.parameters() if weight.ndim == 2 and weight.requires_grad]
+
+# %% ../nbs/22_preflight.ipynb #49cd790f
+def check_optimizer(
+    optimizer: str, # a name of `OPTIMIZERS`
+    model: nn.Module | None = None, # that is to learn
+    strategy: str = 'ddp', # a name of `training.STRATEGIES`
+) -> None:
+    "A `ValueError`, if this torch, this model or this strategy cannot have the optimizer."
+    if check_choice('optimizer', optimizer, OPTIMIZERS) == 'adamw': return
+    if not hasattr(torch.optim, 'Muon'):
+        raise ValueError(f"optimizer 'muon' needs torch 2.9 or later, and this is {torch.__version__}: choose 'adamw'")
+    if model is not None and not block_matrices(model):
+        raise ValueError("optimizer 'muon' is for the matrices of a transformer's blocks, and this model has none: "
+                         "choose 'adamw'")
+    if strategy == 'fsdp':
+        raise ValueError("optimizer 'muon' needs whole matrices, and strategy 'fsdp' slices them: choose strategy "
+                         "'ddp', or optimizer 'adamw'")
 
 # %% ../nbs/22_preflight.ipynb #91c45c7f
 LOOKED_AT = 2**28 # bytes
@@ -242,9 +273,10 @@ def state_bytes(
     model: nn.Module,
     config: TrainConfig,
 ) -> tuple[int, int]: # of a checkpoint and of a milestone
-    "What a training writes: the weights, the optimizer's two moments and perhaps an average."
-    weights = sum(x.numel() * x.element_size() for x in model.state_dict().values())
-    return weights * (4 if config.ema else 3), weights
+    "What a training writes: the weights, the optimizer's moments and perhaps an average."
+    weights, matrices = (sum(x.numel() * x.element_size() for x in of)
+                         for of in (model.state_dict().values(), block_matrices(model)))
+    return weights * (4 if config.ema else 3) - matrices * (2 - OPTIMIZERS[config.optimizer]), weights
 
 # %% ../nbs/22_preflight.ipynb #4175aa93
 def check_run_folder(
@@ -340,6 +372,7 @@ def check_training(
 ) -> int: # ranks that will train together
     "Refuse what would fail or learn something else: a `ValueError` or an `OSError` of one line."
     check_settings(config, milestones)
+    check_optimizer(config.optimizer, model)
     pick_dtype(dtype, 'cpu') # its name
     ranks = ranks_to_be()
     check_division(config, ranks, None if hasattr(data, 'batch_indices') else len(data))
@@ -358,7 +391,8 @@ STATE = ('step',) # what changes in the course of a training
 
 def _fields(value: Any) -> dict[str, Any]: # of a dataclass, or the plain attributes of another object
     if dataclasses.is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr and f.name not in STATE}
+        silent = (*STATE, *at_default(value))
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr and f.name not in silent}
     plain = (int, float, str, tuple, type(None))
     def tells(held: Any) -> bool: return isinstance(held, plain) or hasattr(held, 'identity')
     return {name: held for name, held in getattr(value, '__dict__', {}).items()
