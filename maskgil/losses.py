@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import functools, math, numbers
+from collections import ChainMap
 from dataclasses import dataclass
-from typing import Any, Iterator, Protocol, Sequence
+from typing import Any, Callable, Iterator, Protocol, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +19,58 @@ from .models import code_digits, compute_dtype
 from .sampling import SCHEDULES
 
 # %% auto #0
-__all__ = ['LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy',
-           'softmax_minus_target', 'OutputLayer', 'stream_block', 'logit_gradients', 'add_product', 'OutputGradients',
-           'SmoothedCrossEntropy', 'block_sizes', 'token_loss', 'Objective', 'check_number', 'NotFinite',
-           'random_copies', 'drop_conditions', 'MaskedObjective', 'WatchedObjective', 'CausalObjective']
+__all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'beta_quantile', 'mean_ratio', 'hide_tokens',
+           'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target', 'OutputLayer', 'stream_block',
+           'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy', 'block_sizes', 'token_loss',
+           'Objective', 'check_number', 'NotFinite', 'random_copies', 'drop_conditions', 'MaskedObjective',
+           'WatchedObjective', 'CausalObjective']
+
+# %% ../nbs/20_losses.ipynb #604a2ae7
+@functools.cache
+def _beta_table() -> tuple[Tensor, Tensor]: # shares from 0 to 1, and how often Beta(12, 3) is below each
+    x = torch.linspace(0, 1, 2**14 + 1, dtype=torch.float64)
+    y = 1 - x
+    return x, x**12 * (91 * y**2 + 14 * x * y + x**2) # 12 or more of 14 uniform numbers are below x
+
+def beta_quantile(
+    u: Tensor, # (...) from 0 to 1
+) -> Tensor: # (...)
+    "Below which share Beta(12, 3) is with probability u."
+    shares, below = _beta_table()
+    right = torch.searchsorted(below, u.double()).clamp(1, len(shares) - 1)
+    left = right - 1
+    between = (u.double() - below[left]) / (below[right] - below[left])
+    return torch.lerp(shares[left], shares[right], between).to(u.dtype)
+
+# %% ../nbs/20_losses.ipynb #e7d6be12
+LEAST_HIDDEN = 0.2 # of the ratio, or of the time
+
+MASK_RATIOS: ChainMap[str, Callable[[Tensor], Tensor]] = ChainMap({ # a uniform number -> share of an image to hide
+    'truncated':      lambda u: SCHEDULES['arccos'](u).clamp(min=LEAST_HIDDEN),
+    'truncated-time': lambda u: SCHEDULES['arccos'](u.clamp(max=1 - LEAST_HIDDEN)),
+    'beta':           lambda u: beta_quantile(1 - u),
+}, SCHEDULES)
+
+# %% ../nbs/20_losses.ipynb #5f4e3e25
+def mean_ratio(
+    schedule: str = 'arccos', # a name of `MASK_RATIOS`
+) -> float:
+    "The share of all tokens that is hidden."
+    ratio = MASK_RATIOS[check_choice('schedule', schedule, MASK_RATIOS)]
+    if schedule == 'arccos': return 2 / math.pi
+    count = 2**16
+    return float(ratio((torch.arange(count, dtype=torch.float64) + .5) / count).mean())
 
 # %% ../nbs/20_losses.ipynb #e1f9ff82
 def hide_tokens(
     tokens: Tensor, # (b h w) int64
     mask_id: int, # what stands in a hidden place
     generator: torch.Generator, # on the CPU
-    schedule: str = 'arccos', # a name of `sampling.SCHEDULES`: the share hidden, as a function of a uniform number
+    schedule: str = 'arccos', # a name of `MASK_RATIOS`
 ) -> tuple[Tensor, Tensor]: # tokens with the mask id in places, and those places (b n) bool
     "Hide each token with a probability drawn for its image."
-    hidden_share = SCHEDULES[check_choice('schedule', schedule, SCHEDULES)]
-    share = hidden_share(torch.rand(len(tokens), 1, generator=generator)) # (b 1)
+    ratio = MASK_RATIOS[check_choice('schedule', schedule, MASK_RATIOS)]
+    share = ratio(torch.rand(len(tokens), 1, generator=generator)) # (b 1)
     hidden = torch.rand(tokens.flatten(1).shape, generator=generator) < share # (b n)
     return tokens.masked_fill(hidden.view_as(tokens), mask_id), hidden
 
@@ -325,11 +363,11 @@ class MaskedObjective:
     loss_on: str = 'masked' # or 'all'
     smoothing: float = 0.1 # of the labels
     class_dropout: float = 0.1 # share of the images that are learned without their class
-    schedule: str = 'arccos' # a name of `sampling.SCHEDULES`, see `hide_tokens`
+    schedule: str = 'arccos' # a name of `MASK_RATIOS`, see `hide_tokens`
 
     def __post_init__(self):
         check_choice('loss_on', self.loss_on, ['masked', 'all'])
-        check_choice('schedule', self.schedule, SCHEDULES)
+        check_choice('schedule', self.schedule, MASK_RATIOS)
         check_number('mask_id', self.mask_id, 1, whole=True)
         for name in ('smoothing', 'class_dropout'): check_number(name, getattr(self, name), 0, 1)
 
