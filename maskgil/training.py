@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from safetensors import safe_open, SafetensorError
@@ -25,22 +25,22 @@ from .kept import load_tensors, save_tensors
 from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
 from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, Objective
 from maskgil.preflight import (
-    alone_in, check_batch, check_training, DECAYS, differences, FOR_MEMORY, in_words, model_identity, not_finite_in,
-    settings_fingerprint, TrainConfig, training_identity,
+    alone_in, block_matrices, check_batch, check_optimizer, check_training, DECAYS, differences, FOR_MEMORY, in_words,
+    model_identity, not_finite_in, settings_fingerprint, TrainConfig, training_identity,
 )
 
 # %% auto #0
-__all__ = ['CHECKPOINT_FILES', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order', 'batch_indices',
-           'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header', 'check_identity',
-           'header_of', 'TrainState', 'save_whole', 'load_whole', 'load_moments', 'file_digests', 'check_parts',
-           'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_header',
-           'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_optimizer',
-           'add_gradients', 'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step',
-           'update_average', 'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model',
-           'kept_weights', 'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks',
-           'place_model', 'first_state', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from',
-           'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY',
-           'settings_fingerprint']
+__all__ = ['CHECKPOINT_FILES', 'MUON_MOMENTUM', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order',
+           'batch_indices', 'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header',
+           'check_identity', 'header_of', 'TrainState', 'save_whole', 'load_whole', 'load_moments', 'file_digests',
+           'check_parts', 'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in',
+           'last_header', 'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step',
+           'make_adamw', 'MuonAndAdamW', 'make_optimizer', 'add_gradients', 'sum_over_ranks', 'update_weights',
+           'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average', 'milestone_file', 'milestone_steps',
+           'save_milestone', 'misfits', 'check_same_model', 'kept_weights', 'load_milestone', 'check_milestones',
+           'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model', 'first_state', 'Logbook', 'make_accelerator',
+           'check_fit_options', 'fit', 'start_from', 'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig',
+           'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
@@ -317,7 +317,7 @@ def load_parts(
     _exchange('load', tensors, pointer.parent/header['parts'])
     set_rng_state(_part('rng', tensors))
 
-def make_room(optimizer: torch.optim.Optimizer) -> None: # an Adam, before its first step
+def make_room(optimizer: torch.optim.Optimizer) -> None: # an AdamW, before its first step
     "Moments of zero for every weight."
     for group in optimizer.param_groups:
         for weight in group['params']:
@@ -465,10 +465,41 @@ class Step(nn.Module):
         with autocast(device, self.dtype): return self.objective.loss(self.model, batch)
 
 # %% ../nbs/22_training.ipynb #fca8a7e6
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    "AdamW on all weights, norms and embeddings included, as in the released code."
-    return torch.optim.AdamW(model.parameters(), config.learning_rate, config.betas,
-                             weight_decay=config.weight_decay, fused=True)
+def make_adamw(weights: Iterable[Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    "AdamW with the settings of a training."
+    return torch.optim.AdamW(weights, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True)
+
+# %% ../nbs/22_training.ipynb #b3b05b4d
+MUON_MOMENTUM = 0.95
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    "Muon for the matrices of the blocks, AdamW for all other weights."
+    def __init__(self, model: nn.Module, config: TrainConfig):
+        matrices = block_matrices(model)
+        chosen = set(matrices)
+        others = [weight for weight in model.parameters() if weight not in chosen]
+        muon = torch.optim.Muon(matrices, config.learning_rate, config.weight_decay, MUON_MOMENTUM,
+                                adjust_lr_fn='match_rms_adamw')
+        self.parts: list[torch.optim.Optimizer] = [muon, make_adamw(others, config)]
+        super().__init__([dict(params=matrices), dict(params=others)], {})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self._share()
+
+    def _share(self) -> None: # groups and state are those of the parts, too
+        for part, group in zip(self.parts, self.param_groups): part.param_groups, part.state = [group], self.state
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Any = None) -> None: # type: ignore[override]
+        for part in self.parts: part.step()
+
+# %% ../nbs/22_training.ipynb #f15ec9d8
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    "By default AdamW on all weights, norms and embeddings included, as in the released code."
+    check_optimizer(config.optimizer, model)
+    return MuonAndAdamW(model, config) if config.optimizer == 'muon' else make_adamw(model.parameters(), config)
 
 # %% ../nbs/22_training.ipynb #c679b11a
 def add_gradients(
@@ -750,9 +781,11 @@ def make_accelerator(
 # %% ../nbs/22_training.ipynb #c0abdcac
 def check_fit_options(
     folder: Path | str | None, strategy: str, save_seconds: float, log_every: int, # as for `fit`
+    optimizer: str = 'adamw', # of its `TrainConfig`
 ) -> Path | None: # the folder, wherever the process goes later
     "A `ValueError` for what `fit` cannot use."
     check_choice('strategy', strategy, STRATEGIES)
+    check_optimizer(optimizer, strategy=strategy)
     check_number('log_every', log_every, 1, whole=True)
     if save_seconds != math.inf: check_number('save_seconds', save_seconds, 0)
     return Path(folder).expanduser().absolute() if folder else None
@@ -775,7 +808,7 @@ def fit(
     on_log: Callable[[TrainState, dict[str, float]], None] | None = None, # gets each row and the speed, on every rank
 ) -> list[dict[str, float]]: # one row for each logged step
     "Train; if `folder` has a checkpoint of the same training, go on from it. What cannot work is refused at once."
-    folder = check_fit_options(folder, strategy, save_seconds, log_every)
+    folder = check_fit_options(folder, strategy, save_seconds, log_every, config.optimizer)
     check_training(model, objective, data, config, folder, milestones, dtype)
     set_seed(config.seed)
     accelerator = make_accelerator(device)
