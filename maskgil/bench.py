@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_choice
 from maskgil.core import (
-    cache_dir, DamagedFile, fingerprint, locked, pick_device, pick_dtype, read_json, shipped, shown,
+    cache_dir, DamagedFile, fields_told, fingerprint, locked, pick_device, pick_dtype, read_json, shipped, shown,
     weights_fingerprint, write_atomic, write_json,
 )
 from .data import TokenSet, encode_tokens, image_grid
@@ -29,6 +30,7 @@ from .features import EXTRACTORS, extract, Features
 from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
+from .preflight import check_optimizer, check_settings
 from .processes import device_count, run_here
 from .profiles import Profile
 from .reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
@@ -39,15 +41,16 @@ from .versions import versions_of
 from .weights import find_published, load_model_weights, save_weights
 
 # %% auto #0
-__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'SHEET_ROWS',
-           'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
+__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'CHANGEABLE',
+           'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
            'check_published_ar', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
            'real_reference', 'for_reference', 'check_real_images', 'Trained', 'committed_file',
-           'with_committed_weights', 'commit_weights', 'train_model', 'planned_training', 'training_cost', 'spread_out',
-           'proportional_rows', 'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images',
-           'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure',
-           'in_memory', 'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
-           'check_weights', 'told_protocol', 'share_pipeline']
+           'with_committed_weights', 'commit_weights', 'changed_config', 'train_model', 'planned_training',
+           'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels', 'wanted_labels',
+           'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric',
+           'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
+           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
+           'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -170,7 +173,7 @@ def trained_tokenizer(bench: Bench) -> Any:
                          warmup_steps=settings.steps // 20, weight_decay=0., seed=bench.seed)
     tokenizer: Any = load_tokenizer(name, seed=bench.seed)
     folder = stage_folder(bench, 'tokenizers', ('data', 'tokenizer', 'training'), row=dataclasses.asdict(bench.row),
-                          losses=dataclasses.asdict(LOSSES[bench.row.quantizer]), config=dataclasses.asdict(config))
+                          losses=dataclasses.asdict(LOSSES[bench.row.quantizer]), config=fields_told(config))
     with locked(folder/'lock'):
         if not (folder/f'weights-{config.steps}.safetensors').exists():
             objective = ReconstructionObjective(TokenizerObjective(tokenizer.config), background=False)
@@ -275,6 +278,7 @@ class Trained:
     history: list[dict[str, float]]
     loss_on: str = 'all'                 # the tokens its loss is computed on: 'masked' or 'all'
     committed: bool = False              # there are weights of the last step alone
+    schedule: str = 'arccos'             # a name of `losses.MASK_RATIOS`
 
     def at(self, epoch: int) -> Any:
         "The model with the weights of an epoch."
@@ -314,6 +318,22 @@ def commit_weights(trained: Trained) -> Path | None: # None where it is not trai
     model = load_milestone(trained.model, trained.folder, last)
     return save_weights(committed_file(trained), model, dict(steps=last), torch.bfloat16)
 
+# %% ../nbs/43_bench.ipynb #1ce5813b
+CHANGEABLE = ('learning_rate', 'betas', 'weight_decay', 'warmup_steps', 'decay', 'clip', 'ema', 'optimizer')
+
+def changed_config(
+    config: TrainConfig, # of the profile
+    changes: dict[str, Any], # fields, out of `CHANGEABLE`
+) -> TrainConfig:
+    "The same with changes; a `ValueError` for what a cell cannot change, or what it cannot be."
+    for name in changes: check_choice('setting of training that a cell can change', name, CHANGEABLE)
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()} # from JSON
+    chosen = replace(config, **plain)
+    if changes:
+        check_settings(chosen)
+        check_optimizer(chosen.optimizer)
+    return chosen
+
 # %% ../nbs/43_bench.ipynb #a5bf23e0
 def train_model(
     bench: Bench,
@@ -321,15 +341,16 @@ def train_model(
     kind: str = 'maskgil', # a name of `models.KINDS`
     recipe: str = 'paper',
     training: dict[str, Any] | None = None, # fields of `MaskedObjective` to change
+    config: dict[str, Any] | None = None, # fields of `TrainConfig` to change, see `changed_config`
     **changes: Any, # fields of `ModelConfig`
 ) -> Trained:
     "Train one model on the bench's tokens, or find it trained."
-    trained, objective, config = planned_training(bench, size, kind, recipe, training, **changes)
-    if bench.committed: return with_committed_weights(trained, config.batch_size)
+    trained, objective, chosen = planned_training(bench, size, kind, recipe, training, config, **changes)
+    if bench.committed: return with_committed_weights(trained, chosen.batch_size)
     with locked(trained.folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(trained.folder, ignore_errors=True)
         trained.history = fit_on_all(
-            trained.model, trained.options, objective, bench.tokens, config, trained.folder,
+            trained.model, trained.options, objective, bench.tokens, chosen, trained.folder,
             list(trained.steps.values()), bench.device, bench.profile.training.dtype,
             f'{kind} {bench.profile.row(size)}')
     return trained
@@ -337,30 +358,33 @@ def train_model(
 def planned_training(
     bench: Bench,
     size: str, kind: str = 'maskgil', recipe: str = 'paper', training: dict[str, Any] | None = None, # as `train_model`
+    config: dict[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Trained, Any, TrainConfig]: # without a history; and the objective
     "What `train_model` will train, and where."
     settings = bench.profile.training
     steps = {e: max(1, round(e * len(bench.tokens) / settings.batch_size)) for e in settings.epochs}
-    config = TrainConfig(max(steps.values()), settings.batch_size, settings.learning_rate, ema=settings.ema,
-                         warmup_steps=settings.warmup_steps, seed=bench.seed)
+    planned = TrainConfig(max(steps.values()), settings.batch_size, settings.learning_rate, ema=settings.ema,
+                          warmup_steps=settings.warmup_steps, seed=bench.seed)
+    chosen = changed_config(planned, config or {})
     options = bench.model_options(size, kind, recipe=recipe, **changes)
     model: Any = load_model(**options, seed=bench.seed)
     masked = TRAINING_RECIPES[recipe] | (training or {})
     objective: Any = CausalObjective() if model.config.causal else MaskedObjective(model.config.mask_id, **masked)
     folder = stage_folder(
-        bench, 'generators', ('data', 'tokenizer', 'model', 'training'), model=dataclasses.asdict(model.config),
-        config=dataclasses.asdict(config), tokens=bench.tokens.manifest['tokenizer'],
+        bench, 'generators', ('data', 'tokenizer', 'model', 'training'), model=fields_told(model.config),
+        config=fields_told(chosen), tokens=bench.tokens.manifest['tokenizer'],
         copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)],
         **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'))
-    trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed)
-    return trained, objective, config
+    trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed,
+                      getattr(objective, 'schedule', 'arccos'))
+    return trained, objective, chosen
 
 # %% ../nbs/43_bench.ipynb #78e9a484
 def training_cost(trained: Trained) -> dict[str, float]:
     "What a record says of a training: tokens seen and operations."
     config, images = trained.model.config, trained.history[-1]['images']
-    flops = training_flops(config, images, predicted=hidden_share(trained.loss_on))
+    flops = training_flops(config, images, predicted=hidden_share(trained.loss_on, trained.schedule))
     return dict(tokens_seen=images * math.prod(config.grid), training_flops=flops)
 
 # %% ../nbs/43_bench.ipynb #87f01de5
@@ -487,7 +511,7 @@ def drawn_on_all(
     "Draw a set on all GPUs, go on with what was drawn before, and keep what was measured of it in place of it."
     products = str(pick_dtype(options.get('dtype', 'auto'), bench.device))
     begun = {} if ar is None else dict(ar=weights_fingerprint(ar))
-    made_from = fingerprint(weights_fingerprint(model), dataclasses.asdict(model.config), bench.tokenizer.fingerprint(),
+    made_from = fingerprint(weights_fingerprint(model), fields_told(model.config), bench.tokenizer.fingerprint(),
                             labels, options | begun, products, bench.seed, bench.reference.fingerprint,
                             versions_of(['tokenizer', 'model', 'sampling', 'metrics']))
     folder = cache_dir()/'samples'/made_from

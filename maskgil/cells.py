@@ -61,10 +61,11 @@ def generation_cell(
     model: dict[str, Any] | None = None, # fields of `ModelConfig` to change
     training: dict[str, Any] | None = None, # fields of `MaskedObjective` to change
     sampling: dict[str, Any] | None = None, # arguments of the sampler to change
+    config: dict[str, Any] | None = None, # fields of `TrainConfig` to change, out of `bench.CHANGEABLE`
 ) -> dict[str, Any]: # what `tables.long_table` reads, and what the record knows beside it
     "Train and measure one model."
     settings, last = bench.profile.evaluation, bench.profile.training.epochs[-1]
-    trained = train_model(bench, size, kind, recipe, training, **(model or {}))
+    trained = train_model(bench, size, kind, recipe, training, config, **(model or {}))
     options = (SAMPLING_RECIPES[recipe] if kind != 'llamagen' else {}) | (sampling or {})
     found: dict[str, Any] = dict(curve=generation_curve(bench, trained, folder, **options))
     if folder and sheet:

@@ -36,7 +36,9 @@ from maskgil.training import (
     accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
 )
 from .shards import needs, OnlineTokens, open_source
-from .machines import choose_layout, free_memory, hidden_share, parameter_counts, this_machine
+from maskgil.machines import (
+    choose_layout, free_memory, hidden_share, learned_share, parameter_counts, this_machine,
+)
 
 # %% auto #0
 __all__ = ['FIELD_KINDS', 'OF_LOAD_MODEL', 'PATH_FIELDS', 'TRACKERS', 'TORCHRUN', 'Job', 'of_kind', 'check_fields', 'fields_of',
@@ -361,7 +363,7 @@ def job_record(
     seconds: float, # from start to end
 ) -> dict[str, Any]:
     "What a notebook reads when the job is done."
-    predicted = 1. if model.config.causal else hidden_share(job.objective.get('loss_on', 'masked'))
+    predicted = 1. if model.config.causal else learned_share(job.objective)
     images = history[-1]['images']
     return dict(
         history=history,
@@ -424,7 +426,8 @@ def check_beforehand(job: Job) -> tuple[ModelConfig, CausalObjective | MaskedObj
     return config, objective
 
 def _options_of_fit(job: Job) -> dict[str, Any]: # that `fit` looks at itself
-    return dict(folder=job.folder, strategy=job.strategy, save_seconds=job.save_seconds, log_every=job.log_every)
+    return dict(folder=job.folder, strategy=job.strategy, save_seconds=job.save_seconds, log_every=job.log_every,
+                optimizer=job.train.get('optimizer', 'adamw'))
 
 # %% ../nbs/25_jobs.ipynb #8d405a02
 def run_job(job: Job) -> list[dict[str, float]]: # the history
@@ -557,7 +560,9 @@ def fitted_job(
     device, batch_size = pick_device(job.device), job.train['batch_size']
     machine = dataclasses.replace(this_machine(), count=processes, memory=free_memory(device))
     bf16 = pick_dtype(job.dtype, device) == torch.bfloat16
-    layout, needed = choose_layout(config, machine, batch_size, bool(job.train['ema']), bf16)
+    also = dict(optimizer=job.train.get('optimizer', 'adamw'),
+                hidden=hidden_share(schedule=job.objective.get('schedule', 'arccos')))
+    layout, needed = choose_layout(config, machine, batch_size, bool(job.train['ema']), bf16, **also)
     if layout is None:
         missing = f"{needed['total']:.1f} GiB of {machine.memory:.1f} free on each of {processes}"
         raise ValueError(f'{name} does not fit: {missing}; more GPUs or a smaller batch would do')

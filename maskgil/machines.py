@@ -17,15 +17,16 @@ from .core import pick_device, pick_dtype
 from .weights import only_shapes
 from .tokenizers import Tokenizer, TOKENIZERS
 from .models import build_model, forward_flops, ModelConfig, parameter_count, training_flops
-from .losses import LOGITS_AT_ONCE, TRAINING_RECIPES
+from .losses import LOGITS_AT_ONCE, mean_ratio, TRAINING_RECIPES
+from .preflight import block_matrices, OPTIMIZERS
 from .training import accumulation
 
 # %% auto #0
 __all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'Hardware', 'product_speed',
-           'device_memory', 'free_memory', 'this_machine', 'find_hardware', 'hidden_share', 'step_flops',
-           'counted_flops', 'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes', 'activation_lines',
-           'TrainingLayout', 'parameter_counts', 'exchange_bytes', 'output_bytes', 'memory_per_rank', 'peak_bytes',
-           'choose_layout']
+           'device_memory', 'free_memory', 'this_machine', 'find_hardware', 'hidden_share', 'learned_share',
+           'step_flops', 'counted_flops', 'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes',
+           'activation_lines', 'TrainingLayout', 'parameter_counts', 'matrix_parameters', 'exchange_bytes',
+           'output_bytes', 'memory_per_rank', 'peak_bytes', 'choose_layout']
 
 # %% ../nbs/24_machines.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -105,19 +106,27 @@ def find_hardware(
 # %% ../nbs/24_machines.ipynb #c72b475f
 def hidden_share(
     loss_on: str = 'masked', # 'masked' or 'all', as in `losses.TRAINING_RECIPES`
+    schedule: str = 'arccos', # a name of `losses.MASK_RATIOS`
 ) -> float: # of the tokens
-    "The mean share of tokens that reach the output layer in training: 2/pi of them are hidden."
-    return 2 / math.pi if check_choice('loss_on', loss_on, ['masked', 'all']) == 'masked' else 1.
+    "The mean share of tokens that reach the output layer in training: 2/pi of them are hidden by the paper's ratio."
+    return mean_ratio(schedule) if check_choice('loss_on', loss_on, ['masked', 'all']) == 'masked' else 1.
+
+def learned_share(
+    objective: dict[str, Any], # fields of `MaskedObjective`, those that are not at their default
+) -> float: # of the tokens
+    "The same, of an objective."
+    return hidden_share(**{name: objective[name] for name in ('loss_on', 'schedule') if name in objective})
 
 # %% ../nbs/24_machines.ipynb #7ef70cf6
 def step_flops(
     config: ModelConfig,
     batch_size: int, # images on all GPUs together
     recipe: str = 'paper', # a name of `losses.TRAINING_RECIPES`
+    training: dict[str, Any] | None = None, # fields of `MaskedObjective` to change
 ) -> float: # floating-point operations
     "Operations of one training step of the whole batch."
-    row = TRAINING_RECIPES[check_choice('recipe', recipe, TRAINING_RECIPES)]
-    predicted = 1. if config.causal else hidden_share(row['loss_on'])
+    row = TRAINING_RECIPES[check_choice('recipe', recipe, TRAINING_RECIPES)] | (training or {})
+    predicted = 1. if config.causal else learned_share(row)
     return training_flops(config, batch_size, predicted=predicted)
 
 # %% ../nbs/24_machines.ipynb #a29a9e45
@@ -239,6 +248,8 @@ class TrainingLayout:
     bf16: bool = True # products in bfloat16
     fused: bool = True # a GPU's attention
     ema: bool = False # an average of the weights
+    optimizer: str = 'adamw' # a name of `preflight.OPTIMIZERS`
+    hidden: float = hidden_share() # share of the tokens that reach the output layer of a masked model
 
     def __str__(self):
         recomputed = ['activation checkpointing'] if self.checkpointing else []
@@ -250,6 +261,11 @@ def parameter_counts(config: ModelConfig) -> tuple[int, int]:
     "Parameters of a model, and of one of its blocks."
     with only_shapes(): model: Any = build_model(config)
     return parameter_count(model), parameter_count(model.layers[0])
+
+@functools.cache
+def matrix_parameters(config: ModelConfig) -> int:
+    "Those of the matrices of all blocks, of which Muon keeps one moment."
+    with only_shapes(): return sum(matrix.numel() for matrix in block_matrices(build_model(config)))
 
 # %% ../nbs/24_machines.ipynb #20ac29d1
 def exchange_bytes(
@@ -268,7 +284,7 @@ def output_bytes(
     layout: TrainingLayout,
 ) -> float: # on a rank
     "What the output layer and its loss hold: features (k d) with their gradients, and a slice of the logits (k v)."
-    predicted = layout.images * math.prod(config.grid) * (1. if config.causal else hidden_share()) # k
+    predicted = layout.images * math.prod(config.grid) * (1. if config.causal else layout.hidden) # k
     budget = LOGITS_AT_ONCE['gpu' if layout.fused else 'cpu']
     logits = min(predicted * config.outputs, max(budget, config.outputs))
     number = 2 if layout.bf16 else 4 # bytes
@@ -282,6 +298,7 @@ def memory_per_rank(
     "The most a rank holds in a training step."
     parameters, _ = parameter_counts(config)
     held = parameters / (layout.ranks if layout.strategy == 'fsdp' else 1)
+    spared = (2 - OPTIMIZERS[layout.optimizer]) * matrix_parameters(config) # Muon has every matrix on every rank
     casts, image, layer = activation_lines(config, layout.bf16, layout.fused)
     condition = 1 + TEXT_TOKENS * bool(config.text_width) # tokens
     block_input = 4 * config.width * (math.prod(config.grid) + condition)
@@ -289,7 +306,7 @@ def memory_per_rank(
     parts = dict(
         weights=4 * held,
         gradients=4 * held,
-        moments=8 * held,
+        moments=8 * held - 4 * spared,
         average=4 * held * layout.ema,
         exchange=exchange_bytes(config, layout),
         casts=casts,
@@ -318,15 +335,17 @@ def choose_layout(
     batch_size: int, # images on all GPUs together
     ema: bool = False, # keep an average of the weights
     bf16: bool = True, # products in bfloat16
+    **also: Any, # fields of `TrainingLayout`: optimizer, hidden
 ) -> tuple[TrainingLayout | None, dict[str, float]]: # None if nothing fits; what it holds, or what the last one would
     "The first layout that fits, from the fastest to the most frugal."
     ranks = math.gcd(hardware.count, batch_size)
     share = batch_size // ranks
     pieces = {share // accumulation(batch_size, ranks, at_once) for at_once in range(1, share + 1)}
     large_enough = sorted((images for images in pieces if images >= min(8, share)), reverse=True)
-    strategies, found = ('ddp', 'fsdp') if ranks > 1 else ('ddp',), {}
+    sliced = ranks > 1 and also.get('optimizer') != 'muon' # which needs whole matrices
+    strategies, found = ('ddp', 'fsdp') if sliced else ('ddp',), {}
     for strategy, checkpointing, images in itertools.product(strategies, (False, True), large_enough):
-        layout = TrainingLayout(ranks, images, strategy, checkpointing, bf16, hardware.fused, ema)
+        layout = TrainingLayout(ranks, images, strategy, checkpointing, bf16, hardware.fused, ema, **also)
         found = memory_per_rank(config, layout)
         if found['total'] + SPARE < hardware.memory: return layout, found
     return None, found

@@ -17,8 +17,8 @@ from .checks import as_program, check_choice, check_parameters, printable, study
 from .core import fingerprint, has_fast_bfloat16
 from .findings import gather_evidence
 from maskgil.machines import (
-    EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, parameter_counts, sampling_flops, step_flops,
-    tokenizer_flops,
+    EXTRACTOR_FLOPS, HARDWARE, Hardware, choose_layout, find_hardware, hidden_share, parameter_counts, sampling_flops,
+    step_flops, tokenizer_flops,
 )
 from .models import ModelConfig, model_config, names_of_rows
 from .profiles import PROFILES, Profile
@@ -66,8 +66,9 @@ def cell_config(profile: Profile, cell: Cell) -> ModelConfig:
     "The model of a cell."
     tokenizer = profile.row(cell.tokenizer)
     side = profile.data.resolution // TOKENIZERS[tokenizer].downsample
-    return model_config(cell.kind, profile.row(cell.size), cell.recipe, tokenizer, classes=class_count(profile),
-                        grid=(side, side), dropout=profile.training.dropout)
+    options = dict(classes=class_count(profile), grid=(side, side), dropout=profile.training.dropout)
+    options |= cell.changes.get('model', {})
+    return model_config(cell.kind, profile.row(cell.size), cell.recipe, tokenizer, **options)
 
 def training_steps(profile: Profile, cell: Cell) -> int:
     "Steps of the training of a cell's model."
@@ -102,8 +103,11 @@ def plan_cell(
     training, (parameters, _) = profile.training, parameter_counts(config)
     bf16 = hardware.fused or has_fast_bfloat16(torch.device('cpu'))
     setup, used = None, dict[str, float]()
-    if steps: setup, used = choose_layout(config, hardware, training.batch_size, bool(training.ema), bf16)
-    flops = step_flops(config, training.batch_size, cell.recipe)
+    learned, fitted = cell.changes.get('training', {}), dict(ema=training.ema) | cell.changes.get('config', {})
+    also = dict(optimizer=fitted.get('optimizer', 'adamw'),
+                hidden=hidden_share(schedule=learned.get('schedule', 'arccos')))
+    if steps: setup, used = choose_layout(config, hardware, training.batch_size, bool(fitted['ema']), bf16, **also)
+    flops = step_flops(config, training.batch_size, cell.recipe, learned)
     again = 4/3 if setup and setup.checkpointing else 1 # a checkpointed block is computed twice
     seconds = (steps * flops * again + drawing_flops(profile, cell, config)) / speed
     hours = (seconds + looking_flops(profile, cell) / speed32) / 3600

@@ -106,7 +106,8 @@ def keep_models(record: Record) -> list[Path]: # weights in results/models
     bench = bench_of(record).of(cell.tokenizer)
     kinds = PARADIGMS.values() if record.study == 'fusion' else [cell.kind]
     change = DEPARTURES.get(record.parameters.get('change', ''), {})
-    planned = [planned_training(bench, cell.size, kind, cell.recipe, change.get('training'), **change.get('model', {}))
+    planned = [planned_training(bench, cell.size, kind, cell.recipe, change.get('training'), change.get('config'),
+                                **change.get('model', {}))
                for kind in kinds]
     return [path for trained, *_ in planned if (path := commit_weights(trained))]
 

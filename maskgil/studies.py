@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib, dataclasses, functools, hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator
@@ -101,6 +101,7 @@ class Cell:
     passes: int = 0                      # decoding steps of all these images (AR: images); 0: as the profile says
     variant: str = ''                    # what else sets its model apart
     flops: Callable[[], float] | None = None # of training, where steps and images do not tell
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict) # model, training, config: of `generation_cell`
 
     def __str__(self) -> str: return ' '.join(map(str, self.parameters.values())) or 'all'
 
@@ -274,9 +275,9 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each departure."
     for change in each(p.change, DEPARTURES):
         row = DEPARTURES[change]
-        retrains = row.get('model') or row.get('training')
+        changes = {name: row[name] for name in ('model', 'training', 'config') if row.get(name)}
         yield Cell(dict(size=p.size, change=change), dict(change=change), p.size, recipe=row.get('recipe', 'paper'),
-                   images=curve_images(profile), variant=change if retrains else '')
+                   images=curve_images(profile), variant=change if changes else '', changes=changes)
 
 # %% ../nbs/53_studies.ipynb #013a93a1
 def recipe_grid(profile: Profile, p: Any) -> Iterator[Cell]:
