@@ -8,8 +8,8 @@ from maskgil.core import read_json
 
 SCRIPT = Path(__file__).parent/'helpers'/'training_on_ranks.py'
 JOBS = [ # one process that goes on from the half-way checkpoints of two comes after these two
-    '2:ddp,fsdp,accumulated,ddp-half,fsdp-half,tokenizer',
-    '1:ddp,tokenizer,ddp-rest,fsdp-rest',
+    '2:ddp,fsdp,accumulated,muon,ddp-half,fsdp-half,tokenizer',
+    '1:ddp,muon,tokenizer,ddp-rest,fsdp-rest',
     '4:ddp-rest,fsdp-rest',
 ]
 
@@ -39,6 +39,13 @@ def test_two_ranks_learn_as_one(made, job):
     assert len(whole) == 50 and losses(whole)[-1] < .85 * losses(whole)[0]
     assert furthest(made(job, 2), whole) < 1e-5
     assert made(job, 2, 0) == made(job, 2, 1)
+
+
+def test_two_ranks_learn_as_one_by_muon(made):
+    "Its products are in bfloat16, in which a rounding of a gradient is seen."
+    whole = made('muon', 1)
+    assert furthest(made('muon', 2), whole) < 1e-3
+    assert made('muon', 2, 0) == made('muon', 2, 1) # the ranks agree to the bit
 
 
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])

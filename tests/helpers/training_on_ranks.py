@@ -84,6 +84,7 @@ JOBS = {
     'ddp': lambda: train(),
     'fsdp': lambda: train(strategy='fsdp'),
     'accumulated': lambda: train(config=dict(accumulate=2)),
+    'muon': lambda: train(config=dict(steps=20, optimizer='muon')),
     'ddp-half': lambda: half('ddp', FOLDER/'ddp-half'),
     'fsdp-half': lambda: half('fsdp', FOLDER/'fsdp-half'),
     'ddp-rest': lambda: train(rest('ddp'), milestones=[50]),
