@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
-    DamagedFile, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress, read_json,
-    weights_fingerprint, write_atomic, write_json,
+    DamagedFile, fields_told, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress,
+    read_json, weights_fingerprint, write_atomic, write_json,
 )
 from .kept import open_array, save_array
 from .processes import device_count, left_to_others, local_device, place, run_here
@@ -131,7 +131,7 @@ class SampleSet:
             labels=fingerprint(self.labels.contiguous()), count=len(self.labels),
             options=self.options, seed=self.seed, batch_size=self.batch_size, block=self.block,
             extractor=self.extractor, stretch=self.stretch,
-            config=fingerprint(dataclasses.asdict(self.model.config)), # equal weights may be used otherwise
+            config=fingerprint(fields_told(self.model.config)), # equal weights may be used otherwise
             weights_hash=looks, versions=versions_of(['tokenizer', 'model', 'sampling', 'metrics']),
         ) | ({} if self.ar is None else dict(ar=weights_fingerprint(self.ar)))
 
