@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 # %% auto #0
 __all__ = ['Changes', 'PAPER', 'RUNGS', 'OURS', 'Rung', 'sampling', 'Comparison', 'comparisons', 'ladder', 'recipe_name',
-           'changes_of', 'trained_alike']
+           'changes_of', 'trained_changes']
 
 # %% ../nbs/11_recipes.ipynb #2a1a0393
 Changes = dict[str, dict[str, Any]] # arguments of `cells.generation_cell`: model, training, config, sampling
@@ -42,7 +42,7 @@ RUNGS: dict[str, Rung] = {
     'decay': Rung(_decay, 'common: a linear warm-up, then half a cosine'),
     'average': Rung(_average, 'common: a moving average of the weights'),
     'no smoothing': Rung(_always(training=dict(smoothing=0.)), 'the paper smooths labels by 0.1'),
-    'ratio above 0.2': Rung(_always(training=dict(schedule='truncated')), 'eMIGM (arXiv 2503.07197)'),
+    'ratio above 0.2': Rung(_always(training=dict(schedule='truncated')), 'after eMIGM (arXiv 2503.07197)'),
     'beta ratio': Rung(_always(training=dict(schedule='beta')), 'AutoNAT (LeapLabTHU/ImprovedNAT ad964f9)'),
     'mask as null': Rung(_always(model=dict(null='mask')), 'eMIGM (arXiv 2503.07197)'),
     'muon': Rung(_always(config=dict(optimizer='muon')), 'KellerJordan/modded-nanogpt'),
@@ -102,6 +102,6 @@ def changes_of(
         for group, fields in changes.items(): found[group] = found.get(group, {}) | fields
     return found
 
-def trained_alike(recipe: str, training: Any) -> str: # the same text for recipes with the same model
-    "What sets the model of a recipe apart."
-    return repr({group: fields for group, fields in changes_of(recipe, training).items() if group != 'sampling'})
+def trained_changes(recipe: str, training: Any) -> Changes: # both as `changes_of` takes them
+    "What sets the model of a recipe apart; recipes that only draw otherwise share one."
+    return {group: fields for group, fields in changes_of(recipe, training).items() if group != 'sampling'}

@@ -40,7 +40,7 @@ from maskgil.findings import (
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, override, resolve_profile
-from .recipes import changes_of, ladder, trained_alike
+from .recipes import changes_of, ladder, trained_changes
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
@@ -122,6 +122,7 @@ class Study:
     stages: tuple[str, ...] = STAGES     # of `versions.VERSIONS`, that a cell goes through
     groups: tuple[str, ...] = ('data', 'tokenizer', 'training', 'evaluation') # of the profile's settings
     shorter: bool = False                # trains for the profile's `study_epochs`
+    shortest: bool = False               # trains for the first of them
     apart: tuple[str, ...] = ()          # arguments that make a process of their own in `reproduce`
     asked: bool = False                  # `reproduce` runs it only when it is named
     alone: bool = False                  # times something: nothing else may run meanwhile
@@ -138,8 +139,9 @@ class Study:
 
     def trained_with(self, profile: Profile) -> Profile:
         "The profile as this study trains with it."
-        if not self.shorter: return profile
-        return override(profile, {'training.epochs': list(profile.training.study_epochs)})
+        if not (self.shorter or self.shortest): return profile
+        epochs = list(profile.training.study_epochs)
+        return override(profile, {'training.epochs': epochs[:1] if self.shortest else epochs})
 
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
         "The profile that a notebook's parameters ask for, checked; prints which and why."
@@ -283,8 +285,9 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 def recipe_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each recipe of the ladder."
     for rung in each(p.rung, ladder()):
+        changes = trained_changes(rung, profile.training)
         yield Cell(dict(size=p.size, rung=rung), dict(rung=rung), p.size, images=curve_images(profile),
-                   variant=trained_alike(rung, profile.training))
+                   variant=repr(changes), changes=changes)
 
 # %% ../nbs/53_studies.ipynb #f29e1b3f
 def protocol_grid(profile: Profile, p: Any) -> Iterator[Cell]:
@@ -588,7 +591,7 @@ register_study(Study(
     recipe_grid, run_recipe, TRAINED,
     figures=(Figure('ladder', worth_of_rungs, recipe_finding, 'records'),),
     tables=(Table('Each rung', rungs_table), Table('Each recipe', recipes_table), CARDS, COST),
-    finding=recipe_finding, shorter=True, asked=True))
+    finding=recipe_finding, shortest=True, asked=True))
 
 register_study(Study(
     'protocol', 'What the way of measuring is worth', 'beyond the paper',
