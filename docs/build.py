@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import demo_files
 import links
 import pages
 import reference
@@ -18,6 +19,7 @@ from pages import Site, linked, write
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 GUIDE = ('index.md', 'your-images.md', 'imagenet.md', 'weights.md', 'extend.md') # texts, in this order
+TRY = 'try.md' # the page that draws
 COPIED = {'reports/README.md': 'report.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
 NO_PAGE = ('index', 'report') # notebooks that write a page which is here as such
 INCLUDE = re.compile(r'^<!-- (include|make) (\S+)(?:: (.+?))? -->$', re.M)
@@ -77,7 +79,7 @@ def site_map(notebooks: list[Notebook], library: dict[str, reference.Module]) ->
     "Every page with what it is made from."
     site = Site(sources={'README.md': 'index.md', 'nbs/index.ipynb': 'index.md', 'nbs/report.ipynb': 'report.md',
                          'reports/index.html': 'report.md', **COPIED})
-    site.texts |= {*GUIDE, 'library/index.md', 'studies/index.md', 'api/index.md'}
+    site.texts |= {*GUIDE, TRY, 'library/index.md', 'studies/index.md', 'api/index.md'}
     for picture in (ROOT/'reports'/'figures').glob('*.png'):
         site.sources[f'reports/figures/{picture.name}'] = f'figures/{picture.name}'
     for notebook in notebooks:
@@ -96,12 +98,13 @@ def site_map(notebooks: list[Notebook], library: dict[str, reference.Module]) ->
 
 def write_texts(folder: Path, site: Site) -> None:
     "The guide from docs/text/, and the files of the repository that are pages."
-    for name in GUIDE: write(folder, name, guide_text(name, site, name))
+    for name in (*GUIDE, TRY): write(folder, name, guide_text(name, site, name))
     for source, page in COPIED.items():
         made = linked(site, page, pages.loose_lists(read(source)), source)
         wide = '---\nhide: [navigation]\n---\n\n' if page == 'report.md' else ''
         write(folder, page, wide + made.replace('<details>', '<details markdown="1">'))
     shutil.copytree(HERE/'assets', folder/'assets')
+    if missing := demo_files.write_demo(folder/'assets'/'demo'): print(missing)
     (folder/'figures').mkdir()
     for picture in (ROOT/'reports'/'figures').glob('*.png'): shutil.copy(picture, folder/'figures')
 
@@ -156,6 +159,7 @@ def navigation(site: Site, notebooks: list[Notebook], library: dict[str, referen
     part = lambda sections: [{name: found} for name, found in sections.items() if found]
     return [
         {'Guide': list(GUIDE)},
+        {'Try it': [TRY]},
         {'Library': ['library/index.md', *part(chapters)]},
         {'Studies': ['studies/index.md', *(page(n) for n in notebooks if not n.chapter)]},
         {'API': ['api/index.md', *part(modules)]},
