@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample plan test faults rehearsal proof bench prices check export notebooks docs clean
+.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample demo plan test faults rehearsal proof bench prices check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,7 +17,7 @@ help: ## this list
 	python3 -m venv .venv
 
 install: $(if $(VIRTUAL_ENV)$(CONDA_PREFIX),,.venv/bin/python) ## install the package with its development extra, if it is not there
-	@$(PYTHON) -c 'import maskgil, nbdev, pytest, nbconvert, psutil' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[dev]'
+	@$(PYTHON) -c 'import maskgil, nbdev, pytest, nbconvert, psutil, onnxscript' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[dev]'
 
 reproduce: install ## render, measure again, and train again what fits in MINUTES (inf: every cell of every study)
 	@$(PYTHON) -m maskgil.cli reproduce $(if $(MINUTES),--minutes $(MINUTES))
@@ -55,6 +55,14 @@ protocol: install ## what each choice of an evaluation is worth in FID points, o
 sample: install ## draw a sheet of images from the committed checkpoint
 	@$(PYTHON) -m maskgil.cli sample
 
+DEMO := results/runs/demo/demo.ipynb
+
+demo: install ## the demo in JupyterLab, with its outputs saved in results/runs/demo/; LAB=no only runs it
+	@$(PYTHON) -c 'import ipywidgets, jupyterlab' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[demo]'
+	@mkdir -p $(dir $(DEMO))
+	@$(BIN)papermill nbs/demo.ipynb $(DEMO)
+	@test '$(LAB)' = no || $(BIN)jupyter lab $(DEMO)
+
 text: install ## train text to image in two stages, and render the report
 	@$(BIN)papermill nbs/text_to_image.ipynb
 	@$(MAKE) --no-print-directory report
@@ -91,7 +99,7 @@ notebooks: install ## execute the study notebooks with the records of the refere
 	$(PYTHON) scripts/show_reference.py
 
 docs: install ## the documentation site, in site/
-	@$(PYTHON) -c 'import mkdocs, mkdocs_jupyter, material, latex2mathml' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
+	@$(PYTHON) -c 'import mkdocs, mkdocs_jupyter, material, latex2mathml, onnxscript' 2>/dev/null || $(PYTHON) -m pip install -q -e '.[docs]'
 	$(PYTHON) docs/build.py
 
 clean: ## remove what can be made again

@@ -41,6 +41,15 @@ def on_config(config):
     return config
 
 
+SEARCH = re.compile( # the button and the field of the header
+    r'<label class="md-header__button md-icon" for="__search">.*?</label>\s*<div class="md-search".*?(?=\s*</nav>\s*</header>)', re.S)
+
+
+def on_post_page(output: str, page, config) -> str:
+    "The page that draws has no search: its index, 3 MB, would be a third of what is loaded."
+    return SEARCH.sub('', output) if page.file.src_path == 'try.md' else output
+
+
 def on_page_content(content: str, page, config, files) -> str:
     "Notebooks get code blocks and headings as other pages have them; verdicts in the report get a colour."
     if page.file.src_path == 'report.md': content = VERDICT.sub(r'<td class="verdict \1"><b>\1</b>\2</td>', content)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-for needed in ('mkdocs', 'material', 'mkdocs_jupyter', 'latex2mathml'):
+for needed in ('mkdocs', 'material', 'mkdocs_jupyter', 'latex2mathml', 'onnxscript'):
     pytest.importorskip(needed, reason="the extra `docs` is not installed: pip install -e '.[docs]'")
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,8 @@ const PLAY_MS = 350
 let model, networks                  // what demo.json says; the functions of networks.js
 let frames = [], shown = 0           // the start and each step; which of them is on the board
 let finished = null                  // tokens of the last whole picture, into which a hole is painted
-let hole = new Set(), cursor = null  // places; the place that keys have reached
+let hole = new Set(), filled = false // places; whether the picture was drawn with them hidden
+let cursor = null                    // the place that keys have reached
 let drawing = 0, drawings = 0        // the number of the one that goes on, 0 if none; how many there were
 let playing = 0                      // a timer
 
@@ -82,7 +83,10 @@ function render(canvas, frame, side, details) {
     context.strokeRect(x + width / 2, y + width / 2, side - width, side - width)
   }
   if (shown && shown < frames.length - 1) for (const place of frame.kept) outline(place, '#a03ac4', side / 18)
-  if (frame === frames.at(-1)) for (const place of hole) drawHole(context, at(place), side)
+  if (frame === frames.at(-1) && !drawing) {
+    if (filled) drawEdge(context, at, side)
+    else for (const place of hole) drawHole(context, at(place), side)
+  }
   if (cursor !== null && document.activeElement === board) outline(cursor, '#111', side / 14, [side / 8, side / 12])
 }
 
@@ -115,6 +119,24 @@ function drawHole(context, [x, y], side) {
   context.restore()
 }
 
+function drawEdge(context, at, side) { // around what was filled
+  const across = model.grid[1]
+  Object.assign(context, { strokeStyle: 'rgb(91 26 117 / 80%)', lineWidth: side / 24 })
+  context.setLineDash([side / 8, side / 12])
+  context.beginPath()
+  for (const place of hole) {
+    const [x, y] = at(place)
+    const edge = (neighbour, ax, ay, bx, by) => {
+      if (!hole.has(neighbour)) context.moveTo(x + ax * side, y + ay * side), context.lineTo(x + bx * side, y + by * side)
+    }
+    edge(place % across ? place - 1 : -1, 0, 0, 0, 1)
+    edge((place + 1) % across ? place + 1 : -1, 1, 0, 1, 1)
+    edge(place - across, 0, 0, 1, 0)
+    edge(place + across, 0, 1, 1, 1)
+  }
+  context.stroke()
+}
+
 const LEGENDS = {
   hidden: 'Outlined: settled in this step.',
   guessed: 'Veiled: what the model would put there now, before it is hidden again.',
@@ -128,13 +150,14 @@ function refresh() {
   const steps = frames.length - 1
   time.value = shown
   by('step').textContent = shown ? `step ${shown} of ${time.max}` : 'start'
-  by('legend').textContent = LEGENDS[view()]
+  by('legend').textContent = shown && shown < steps || view() === 'confidence' ? LEGENDS[view()] : ''
   film.querySelectorAll('button').forEach((button, i) => {
     if (i + 1 === shown) button.setAttribute('aria-current', 'step')
     else button.removeAttribute('aria-current')
   })
   const whole = finished && !drawing
   by('fill').disabled = !whole || !hole.size
+  by('fill').textContent = filled ? 'Fill it again' : 'Fill the hole'
   by('clear').disabled = !hole.size
   by('play').disabled = !whole || !steps
   time.disabled = !steps
@@ -167,6 +190,7 @@ async function draw(start = null) {
   stop()
   const number = drawing = ++drawings, options = asked(), of = label(), before = finished
   if (!start) hole.clear()
+  filled = Boolean(start)
   finished = null
   const [h, w] = model.grid, empty = new Int32Array(h * w).fill(model.codes)
   const tokens = start ?? empty, hidden = tokens.filter(code => code === model.codes).length
@@ -196,7 +220,7 @@ async function draw(start = null) {
 
 function end() {
   drawing = 0
-  by('draw').textContent = 'Draw'
+  by('draw').textContent = 'Draw another'
   refresh()
 }
 
@@ -213,7 +237,7 @@ function fill() {
 
 function python(of, { seed, steps, cfg, temperature, order, choiceTemperature }, start) {
   const given = [`labels=['${model.classes[of]}']`, `seed=${seed}`, `steps=${steps}`, `cfg=${cfg}`, `order='${order}'`,
-    `temperature=${temperature}`, `choice_temperature=${choiceTemperature}`]
+    `temperature=${temperature}`, `choice_temperature=${choiceTemperature}`, "dtype='float32'"]
   const lines = ['from maskgil.web import web_pipeline', 'pipe = web_pipeline()']
   if (start) {
     const rows = Array.from({ length: model.grid[0] }, (_, i) => [...start.slice(i * model.grid[1], (i + 1) * model.grid[1])].join(', '))
@@ -250,6 +274,7 @@ let opens = true, painting = false
 function touched(place) {
   if (opens) hole.add(place)
   else hole.delete(place)
+  filled = false
   show(frames.length - 1)
 }
 
@@ -295,7 +320,7 @@ board.addEventListener('keydown', event => {
     opens = !hole.has(cursor)
     touched(cursor)
   } else if (event.key === 'Enter') fill()
-  else if (event.key === 'Escape') hole.clear()
+  else if (event.key === 'Escape') by('clear').click()
   else return
   event.preventDefault()
   if (cursor !== null) {
@@ -308,15 +333,20 @@ for (const kind of ['focus', 'blur']) board.addEventListener(kind, refresh)
 
 // ---- classes
 
+const calm = matchMedia('(prefers-reduced-motion: reduce)')
+
 function choose(of) {
   root.querySelectorAll('[name="demo-class"]')[of].checked = true
-  if (networks) draw()
+  if (!networks) return
+  board.parentElement.scrollIntoView({ block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth' })
+  draw()
 }
 
+const FIRST_CLASS = 1 // a person: most of them can be recognised
 function listClasses() {
   by('classes').replaceChildren(...model.classes.map((name, i) => {
     const label = document.createElement('label'), input = document.createElement('input'), span = document.createElement('span')
-    Object.assign(input, { type: 'radio', name: 'demo-class', value: i, checked: i === 0 })
+    Object.assign(input, { type: 'radio', name: 'demo-class', value: i, checked: i === FIRST_CLASS })
     input.addEventListener('change', () => choose(i))
     span.textContent = name
     label.append(input, span)
@@ -379,16 +409,16 @@ function readout(input) {
 by('controls').addEventListener('submit', event => {
   event.preventDefault()
   if (!networks) return
-  if (drawing) abort()
-  else draw()
+  if (drawing) return abort()
+  by('seed').value = asked().seed + 1
+  draw()
 })
 by('controls').addEventListener('input', event => readout(event.target))
-by('next').addEventListener('click', () => {
-  by('seed').value = asked().seed + 1
-  if (networks) draw()
+by('controls').addEventListener('change', event => { // what is asked has changed; a hole waits to be filled with it
+  if (networks && !hole.size && event.target.closest('.demo-rows')) draw()
 })
 by('fill').addEventListener('click', fill)
-by('clear').addEventListener('click', () => { hole.clear(); refresh() })
+by('clear').addEventListener('click', () => { hole.clear(); filled = false; refresh() })
 by('play').addEventListener('click', play)
 time.addEventListener('input', () => { stop(); show(Number(time.value)) })
 by('search').addEventListener('input', search)
@@ -407,6 +437,7 @@ async function begin() {
     for (const [name, value] of Object.entries(model.defaults)) if (by(name)) by(name).value = value
     root.querySelectorAll('.demo-rows :is(input, select)').forEach(readout)
     networks = await loadNetworks(model, base, (bytes, all) => {
+      if (root.dataset.state === 'failed') return // another file did not come
       by('progress').value = bytes / all
       by('message').textContent = bytes < all ? `Loading ${MB(bytes)} of ${MB(all)} MB` : 'Starting'
     })
