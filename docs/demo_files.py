@@ -16,7 +16,9 @@ RUNTIME = 'onnxruntime-web'
 RUNTIME_VERSION = '1.22.0' # later ones are larger: 3.7 MB in 1.30, 2.9 MB here
 RUNTIME_DIGEST = 'Ud/+EBo6mhuaQWt/OjaOk0iNWjXqJoeeMFr6xQEERZdIZH2OWpGzuujz7lfuOBjUa6TEE/sc4nb7Da5dNL34fg==' # SHA-512
 RUNTIME_FILES = { # as the page calls it -> in the package
-    'ort.mjs': 'ort.wasm.min.mjs', 'ort-wasm.mjs': 'ort-wasm-simd-threaded.mjs', 'runtime.bin': 'ort-wasm-simd-threaded.wasm',
+    'ort.mjs': 'ort.wasm.min.mjs',
+    'ort-wasm.mjs': 'ort-wasm-simd-threaded.mjs',
+    'runtime.bin': 'ort-wasm-simd-threaded.wasm',
 }
 NPM_SECONDS = 300
 

@@ -42,7 +42,8 @@ def on_config(config):
 
 
 SEARCH = re.compile( # the button and the field of the header
-    r'<label class="md-header__button md-icon" for="__search">.*?</label>\s*<div class="md-search".*?(?=\s*</nav>\s*</header>)', re.S)
+    r'<label class="md-header__button md-icon" for="__search">.*?</label>\s*'
+    r'<div class="md-search".*?(?=\s*</nav>\s*</header>)', re.S)
 
 
 def on_post_page(output: str, page, config) -> str:

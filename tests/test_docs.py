@@ -142,6 +142,17 @@ def draw(
     assert (draw.returned.type, draw.returned.comment, draw.notebook) == ('Tensor', '(b h w)', '10_thing')
 
 
+def test_the_page_that_draws(site):
+    "It is there with what it loads, in the navigation, and without the index of the search, which is 3 MB."
+    text = (site/'try.html').read_text(encoding='utf-8')
+    assert 'id="demo-board"' in text and '__search' not in text.partition('<header')[2].partition('</header>')[0]
+    assert 'name="search"' in (site/'index.html').read_text(encoding='utf-8')
+    assert re.search(r'href="try.html"[^>]*>\s*Try it', (site/'index.html').read_text(encoding='utf-8'))
+    loads = re.findall(r'<(?:script|link)\b[^>]*\b(?:src|href)="?([^"\s>]+\.(?:js|css|png))', text)
+    loaded = {site/load for load in loads} | {*(site/'assets'/'demo').iterdir()}
+    assert 5e6 < sum(file.stat().st_size for file in loaded) < 10e6
+
+
 def test_published_files_are_listed(site):
     from maskgil.weights import CHECKPOINTS
     text = (site/'weights.html').read_text(encoding='utf-8')

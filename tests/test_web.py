@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskgil.sampling import halton_ranks, image_noise, image_seeds, ORDERS, sample_mar, unmask_plan
+from maskgil.web import reference_model, unpacked, web_pipeline
+
 for needed in ('onnx', 'onnxscript', 'onnxruntime', 'websocket'):
     pytest.importorskip(needed, reason=f"{needed} is not installed: pip install -e '.[dev]'")
 
-from browser import browser, CHROMIUM, served
-
-from maskgil.sampling import halton_ranks, image_noise, image_seeds, ORDERS, sample_mar, unmask_plan
-from maskgil.web import reference_model, unpacked, web_pipeline
+from browser import browser, CHROMIUM, served # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT/'docs'))
@@ -71,12 +71,14 @@ def test_onnx_says_what_torch_says(pipe, demo):
     session = lambda name: onnxruntime.InferenceSession(
         unpacked((demo[0]/'assets'/'demo'/f'{name}.bin').read_bytes(), halves=True))
     tokens, labels = start_with_hole(pipe).repeat(2, 1, 1), torch.tensor([1, 9])
-    logits, = session('transformer').run(None, dict(tokens=tokens.flatten(1).int().numpy(), labels=labels.int().numpy()))
+    given = dict(tokens=tokens.flatten(1).int().numpy(), labels=labels.int().numpy())
+    logits, = session('transformer').run(None, given)
     with torch.no_grad(): expected = pipe.model.logits(tokens, labels)
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
     codes = tokens.clamp(max=1023)
     image, = session('decoder').run(None, dict(codes=codes.int().numpy()))
-    torch.testing.assert_close(torch.from_numpy(image), pipe.tokenizer.decode(codes, dtype='float32'), rtol=1e-3, atol=1e-3)
+    expected = pipe.tokenizer.decode(codes, dtype='float32')
+    torch.testing.assert_close(torch.from_numpy(image), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_all_that_is_loaded(demo):
@@ -118,12 +120,14 @@ def test_random_numbers_and_plans(page):
     "torch's generator and seeds, the schedule for every number of tokens and steps that the page has, Halton's order."
     found = page.run('''(async () => {
         const random = await import('/assets/demo/random.js'), sampler = await import('/assets/demo/sampler.js')
-        const plans = Array.from({ length: 64 }, (_, n) => Array.from({ length: 32 }, (_, s) => sampler.unmaskPlan(n + 1, s + 1)))
+        const upTo = most => Array.from({ length: most }, (_, i) => i + 1)
+        const plans = upTo(64).map(n => upTo(32).map(steps => sampler.unmaskPlan(n, steps)))
         const noise = random.imageNoise(random.imageSeed(7, 3), 3, 500).map(step => [[...step.codes], [...step.order]])
         return { plans, noise, ranks: sampler.haltonRanks([8, 8]), orders: Object.keys(sampler.ORDERS),
                  seeds: [0, 1, 999999999].map(seed => random.imageSeed(seed)) }
     })()''')
-    assert torch.equal(torch.tensor(found['noise']), image_noise(image_seeds(7, 1, 3), (3, 2, 500), torch.device('cpu'))[0])
+    noise = image_noise(image_seeds(7, 1, 3), (3, 2, 500), torch.device('cpu'))[0]
+    assert torch.equal(torch.tensor(found['noise']), noise)
     assert found['seeds'] == [image_seeds(seed, 1)[0] % 2**32 for seed in (0, 1, 999999999)]
     assert found['plans'] == [[unmask_plan(n, steps) for steps in range(1, 33)] for n in range(1, 65)]
     assert found['ranks'] == halton_ranks((8, 8)).tolist()
@@ -132,13 +136,15 @@ def test_random_numbers_and_plans(page):
 
 def drawn_in_browser(page, label, options, start=None):
     "The tokens of the last step."
-    given = json.dumps({re.sub('_(.)', lambda m: m[1].upper(), name): value for name, value in options.items()})
+    in_javascript = lambda name: re.sub('_(.)', lambda m: m[1].upper(), name)
+    given = json.dumps({in_javascript(name): value for name, value in options.items()})
     return page.run(f'''(async () => {{
         const {{ loadDescription, loadNetworks }} = await import('/assets/demo/networks.js')
         const {{ sampleMar }} = await import('/assets/demo/sampler.js')
         const base = new URL('/assets/demo/', location), told = await loadDescription(base)
         window.kept ??= await loadNetworks(told, base)
-        const model = {{ classes: told.classes.length, codes: told.codes, grid: told.grid, tokens: {json.dumps(start)} }}
+        const {{ codes, grid }} = told
+        const model = {{ classes: told.classes.length, codes, grid, tokens: {json.dumps(start)} }}
         let last
         for await (const step of sampleMar(window.kept.ask, {label}, {{ ...model, ...{given} }})) last = step
         return [...last.tokens]
@@ -162,7 +168,8 @@ def pixel_of_board(page, row, column):
     "Red, green, blue in the middle of a square."
     return page.run(f'''(() => {{
         const board = document.getElementById('demo-board'), side = board.width / 8
-        return [...board.getContext('2d').getImageData(({column} + .5) * side, ({row} + .5) * side, 1, 1).data].slice(0, 3)
+        const x = ({column} + .5) * side, y = ({row} + .5) * side
+        return [...board.getContext('2d').getImageData(x, y, 1, 1).data].slice(0, 3)
     }})()''')
 
 
@@ -178,7 +185,7 @@ def test_the_page_as_a_person_uses_it(page):
     "Steps, scrubbing, a class by its emoji, a hole by pointer and by keys; nothing from elsewhere, no error."
     text = lambda name: page.run(f"document.getElementById('demo-{name}').textContent")
     is_off = lambda name: page.run(f"document.getElementById('demo-{name}').disabled")
-    wait = lambda: (page.until("document.getElementById('demo-draw').textContent === 'Draw another'"), page.until(READY))
+    wait = lambda: page.until(f"{READY} && document.getElementById('demo-draw').textContent === 'Draw another'")
     assert text('step') == 'step 8 of 8' and page.run("document.querySelectorAll('#demo-film button').length") == 8
     choose(page, 'time', 0)
     assert text('step') == 'start' and pixel_of_board(page, 4, 4) == [220, 214, 226] # hidden
@@ -190,7 +197,8 @@ def test_the_page_as_a_person_uses_it(page):
     wait()
     assert "labels=['Animals & Nature']" in text('python') and is_off('fill')
     page.run("document.getElementById('demo-board').scrollIntoView({ block: 'center' })")
-    box = page.run("(({ x, y, width }) => [x, y, width / 8])(document.getElementById('demo-board').getBoundingClientRect())")
+    box = page.run('''(({ x, y, width }) => [x, y, width / 8])(
+        document.getElementById('demo-board').getBoundingClientRect())''')
     at = lambda row, column: (box[0] + (column + .5) * box[2], box[1] + (row + .5) * box[2])
     page.mouse('mousePressed', *at(2, 2))
     for column in (3, 4): page.mouse('mouseMoved', *at(2, column))

@@ -1,12 +1,14 @@
 "A page in headless Chromium, driven over its debugging socket, and a server of files for it."
 import base64, contextlib, functools, http.server, itertools, json, shutil, subprocess, tempfile, threading, time
+import urllib.request
 from pathlib import Path
 
 import websocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync', '--hide-scrollbars',
-         '--disable-background-networking', '--disable-component-update', '--remote-debugging-port=0')
+FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+         '--hide-scrollbars', '--disable-background-networking', '--disable-component-update',
+         '--remote-debugging-port=0')
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -81,9 +83,9 @@ class Page:
         found = []
         for event in self.events:
             said = event.get('params', {})
-            if event.get('method') == 'Runtime.exceptionThrown': found.append(json.dumps(said['exceptionDetails'])[:600])
-            if event.get('method') == 'Log.entryAdded' and said['entry']['level'] == 'error':
-                found.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
+            if event.get('method') == 'Runtime.exceptionThrown': found.append(json.dumps(said['exceptionDetails']))
+            entry = said.get('entry', {})
+            if entry.get('level') == 'error': found.append(f"{entry['text']} {entry.get('url', '')}")
         return found
 
     def requests(self) -> list[str]: # addresses
@@ -103,12 +105,12 @@ def browser(): # yields a `Page`
 
 
 def first_tab(folder: Path, process: subprocess.Popen, seconds: float = 60) -> str: # its socket
-    import urllib.request
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(OSError, ValueError, IndexError):
             port = (folder/'DevToolsActivePort').read_text().split()[0]
-            with urllib.request.urlopen(f'http://127.0.0.1:{port}/json/list', timeout=10) as answer: tabs = json.load(answer)
+            with urllib.request.urlopen(f'http://127.0.0.1:{port}/json/list', timeout=10) as answer:
+                tabs = json.load(answer)
             return [tab for tab in tabs if tab['type'] == 'page'][0]['webSocketDebuggerUrl']
         time.sleep(.1)
     raise RuntimeError(f'{CHROMIUM} did not start')
