@@ -47,7 +47,7 @@ SEARCH = re.compile( # the button and the field of the header
 
 
 def on_post_page(output: str, page, config) -> str:
-    "The page that draws has no search: its index, 3 MB, would be a third of what is loaded."
+    "The page that draws has no search: its index, 3 MB, would be a quarter of what is loaded."
     return SEARCH.sub('', output) if page.file.src_path == 'try.md' else output
 
 

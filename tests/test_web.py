@@ -173,6 +173,19 @@ def pixel_of_board(page, row, column):
     }})()''')
 
 
+def test_what_it_says_for_python_is_what_it_shows(page, pipe):
+    "The lines below the picture, run, and the same pixel of every square."
+    lines = page.run("document.getElementById('demo-python').textContent")
+    assert lines.count('web_pipeline()') == 1
+    found = dict(pipe=pipe)
+    exec(lines.replace('pipe = web_pipeline()', ''), found)
+    for row in range(8):
+        for column in range(8):
+            expected = found['picture'].getpixel((4 * column + 2, 4 * row + 2))
+            shown = pixel_of_board(page, row, column)
+            assert max(abs(a - b) for a, b in zip(shown, expected)) <= 2, (row, column)
+
+
 def choose(page, name, value):
     page.run(f'''(() => {{
         const input = document.getElementById('demo-{name}')

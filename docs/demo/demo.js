@@ -91,7 +91,8 @@ function render(canvas, frame, side, details) {
 }
 
 function drawConfidence(context, frame, at, side) {
-  Object.assign(context, { font: `600 ${side * .3}px system-ui, sans-serif`, textAlign: 'center', textBaseline: 'middle' })
+  const font = `600 ${side * .3}px system-ui, sans-serif`
+  Object.assign(context, { font, textAlign: 'center', textBaseline: 'middle' })
   frame.confidence.forEach((p, place) => {
     if (Number.isNaN(p)) return
     const [x, y] = at(place)
@@ -127,7 +128,9 @@ function drawEdge(context, at, side) { // around what was filled
   for (const place of hole) {
     const [x, y] = at(place)
     const edge = (neighbour, ax, ay, bx, by) => {
-      if (!hole.has(neighbour)) context.moveTo(x + ax * side, y + ay * side), context.lineTo(x + bx * side, y + by * side)
+      if (hole.has(neighbour)) return
+      context.moveTo(x + ax * side, y + ay * side)
+      context.lineTo(x + bx * side, y + by * side)
     }
     edge(place % across ? place - 1 : -1, 0, 0, 0, 1)
     edge((place + 1) % across ? place + 1 : -1, 1, 0, 1, 1)
@@ -201,7 +204,7 @@ async function draw(start = null) {
     frames = []
     film.replaceChildren()
     time.max = Math.min(options.steps, hidden)
-    addFrame({ tokens, kept: [], picture: start && await painted(tokens.map((code, i) => code === model.codes ? before[i] : code)) })
+    addFrame({ tokens, kept: [], picture: start && await painted(before) }) // its hole is grey
     show(0)
     const places = { classes: model.classes.length, codes: model.codes, grid: model.grid, tokens }
     for await (const step of sampleMar(networks.ask, of, { ...places, ...options })) {
@@ -240,13 +243,16 @@ function python(of, { seed, steps, cfg, temperature, order, choiceTemperature },
     `temperature=${temperature}`, `choice_temperature=${choiceTemperature}`, "dtype='float32'"]
   const lines = ['from maskgil.web import web_pipeline', 'pipe = web_pipeline()']
   if (start) {
-    const rows = Array.from({ length: model.grid[0] }, (_, i) => [...start.slice(i * model.grid[1], (i + 1) * model.grid[1])].join(', '))
-    lines.push('import torch', `start = torch.tensor([[[${rows.join('],\n                        [')}]]]) # ${model.codes} is the hole`)
+    const [h, w] = model.grid
+    const rows = Array.from({ length: h }, (_, i) => [...start.slice(i * w, (i + 1) * w)].join(', '))
+    const codes = rows.join('],\n                        [')
+    lines.push('import torch', `start = torch.tensor([[[${codes}]]]) # ${model.codes} is the hole`)
     given.push('start=start')
   }
   const half = Math.ceil(given.length / 2)
-  return [...lines, `tokens = pipe.draw(${given.slice(0, half).join(', ')},`, `                   ${given.slice(half).join(', ')})`,
-    'picture, = pipe.pictures(tokens)'].join('\n')
+  const [one, other] = [given.slice(0, half), given.slice(half)].map(part => part.join(', '))
+  lines.push(`tokens = pipe.draw(${one},`, `                   ${other})`, 'picture, = pipe.pictures(tokens)')
+  return lines.join('\n')
 }
 
 // ---- steps
@@ -345,7 +351,7 @@ function choose(of) {
 const FIRST_CLASS = 1 // a person: most of them can be recognised
 function listClasses() {
   by('classes').replaceChildren(...model.classes.map((name, i) => {
-    const label = document.createElement('label'), input = document.createElement('input'), span = document.createElement('span')
+    const [label, input, span] = ['label', 'input', 'span'].map(tag => document.createElement(tag))
     Object.assign(input, { type: 'radio', name: 'demo-class', value: i, checked: i === FIRST_CLASS })
     input.addEventListener('change', () => choose(i))
     span.textContent = name
@@ -362,11 +368,13 @@ function search() {
   const found = []
   model.classes.forEach((name, of) => {
     if (name.toLowerCase().includes(wanted)) found.push([-1, name, of])
-    for (const emoji of model.names[of]) if (emoji.includes(wanted)) found.push([emoji.indexOf(wanted) ? 1 : 0, emoji, of])
+    for (const emoji of model.names[of].filter(emoji => emoji.includes(wanted))) {
+      found.push([emoji.indexOf(wanted) ? 1 : 0, emoji, of])
+    }
   })
   found.sort((a, b) => a[0] - b[0] || a[1].length - b[1].length)
   list.replaceChildren(...found.slice(0, MOST_FOUND).map(([, text, of]) => {
-    const item = document.createElement('li'), button = document.createElement('button'), small = document.createElement('small')
+    const [item, button, small] = ['li', 'button', 'small'].map(tag => document.createElement(tag))
     button.type = 'button'
     button.textContent = text
     small.textContent = text === model.classes[of] ? 'class' : model.classes[of]

@@ -56,17 +56,18 @@ export async function loadNetworks(description, base, onProgress = () => {}) {
   const [h, w] = description.grid
   let last = Promise.resolve() // a session takes one call at a time
   const run = (session, inputs) => last = last.catch(() => {}).then(() => session.run(inputs))
-  const joined = images => Int32Array.from({ length: images.length * h * w }, (_, i) => images[Math.floor(i / (h * w))][i % (h * w)])
+  const whole = (numbers, dims) => new ort.Tensor('int32', Int32Array.from(numbers), dims)
+  const joined = (images, ...dims) => whole(images.flatMap(image => [...image]), [images.length, ...dims])
   return {
     /** Logits of images of tokens, one image after the other. */
     async ask(images, labels) {
-      const tokens = new ort.Tensor('int32', joined(images), [images.length, h * w])
-      const { logits } = await run(network, { tokens, labels: new ort.Tensor('int32', Int32Array.from(labels), [labels.length]) })
+      const inputs = { tokens: joined(images, h * w), labels: whole(labels, [labels.length]) }
+      const { logits } = await run(network, inputs)
       return logits.data
     },
     /** Images of codes as pixels in [-1, 1], (b 3 H W). */
     async paint(images) {
-      const { image } = await run(painter, { codes: new ort.Tensor('int32', joined(images), [images.length, h, w]) })
+      const { image } = await run(painter, { codes: joined(images, h, w) })
       return { data: image.data, shape: image.dims }
     },
   }

@@ -60,7 +60,8 @@ export function sha256(bytes) {
     for (let i = 0; i < 16; i++) w[i] = view.getUint32(block + 4 * i)
     for (let i = 16; i < 64; i++) {
       const a = w[i - 15], b = w[i - 2]
-      w[i] = w[i - 16] + w[i - 7] + (turned(a, 7) ^ turned(a, 18) ^ (a >>> 3)) + (turned(b, 17) ^ turned(b, 19) ^ (b >>> 10))
+      const low = turned(a, 7) ^ turned(a, 18) ^ (a >>> 3), high = turned(b, 17) ^ turned(b, 19) ^ (b >>> 10)
+      w[i] = w[i - 16] + low + w[i - 7] + high
     }
     let [a, b, c, d, e, f, g, h] = hash
     for (let i = 0; i < 64; i++) {

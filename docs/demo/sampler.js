@@ -13,7 +13,8 @@ const halfToEven = x => { // as torch rounds
 export function unmaskPlan(tokens, steps) {
   if (steps >= tokens) return Array.from({ length: steps }, (_, t) => t < tokens ? 1 : 0)
   const r = t => t < steps / 2 ? f32(1 - f32(f32(1 / (steps - 1)) * t)) : f32(f32(1 / (steps - 1)) * (steps - 1 - t))
-  const weights = steps > 1 ? Array.from({ length: steps }, (_, t) => f32(f32(Math.acos(r(t))) / f32(Math.PI / 2))) : [1]
+  const arccos = t => f32(f32(Math.acos(r(t))) / f32(Math.PI / 2))
+  const weights = steps > 1 ? Array.from({ length: steps }, (_, t) => arccos(t)) : [1]
   const total = f32(sum(weights))
   const counts = weights.map(weight => Math.max(1, halfToEven(f32(f32(weight / total) * tokens))))
   const last = steps - 1
