@@ -5,7 +5,7 @@
 # %% ../nbs/17_external.ipynb #0739c0bb
 from __future__ import annotations
 
-import re
+import math, re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .weights import check_finite, CheckpointError, find_folder, layout_of, mismatch, read_shards, recognise
-from .models import check_tokens, ModelConfig
+from .models import check_tokens, ModelConfig, parameter_count
 from .sampling import check_grid
 from maskgil.text import (
     check_captions, load_text_encoder, naming, quiet_transformers, stored_dtype, TextEncoder, weight_files,
@@ -25,8 +25,9 @@ from maskgil.text import (
 __all__ = ['CODE_DIGITS', 'CODE_LETTERS', 'code_name', 'name_code', 'code_words', 'word_codes', 'small_vocabulary',
            'write_tokenizer', 'small_image_tokenizer', 'small_lumina', 'write_small_lumina', 'chameleon_weights',
            'repeat_norms', 'load_chameleon', 'ChameleonWords', 'pad_in_front', 'PromptCache', 'same_rows',
-           'PromptedModel', 'LuminaMGPT', 'load_lumina_mgpt', 'write_small_gemma', 'TextEncoder', 'load_text_encoder',
-           'quiet_transformers', 'stored_dtype', 'weight_files']
+           'PromptedModel', 'LuminaMGPT', 'load_lumina_mgpt', 'check_lumina', 'lumina_size', 'network_config',
+           'write_small_gemma', 'TextEncoder', 'load_text_encoder', 'quiet_transformers', 'stored_dtype',
+           'weight_files']
 
 # %% ../nbs/17_external.ipynb #a370d1ea
 _all_ = ['TextEncoder', 'load_text_encoder', 'quiet_transformers', 'stored_dtype', 'weight_files']
@@ -134,9 +135,10 @@ def write_small_lumina(
 # %% ../nbs/17_external.ipynb #63e28a2c
 def chameleon_weights(
     folder: Path, # in the layout of `save_pretrained`
+    shapes: bool = False, # without reading numbers
 ) -> dict[str, Tensor]:
     "The weights of a Lumina-mGPT without its image tokenizer; another system is named in a `CheckpointError`."
-    files = read_shards(weight_files(folder))
+    files = read_shards(weight_files(folder), shapes)
     state = {key: value for key, value in files.items() if not key.startswith('model.vqmodel.')}
     if layout_of(state) == 'lumina-mgpt': return state
     found = recognise(state) or 'folder of weights we do not know'
@@ -253,8 +255,9 @@ def same_rows(
 ) -> Tensor: # (b n) bool
     "Which rows of two tensors are equal; rows of different shapes are not."
     if asked.shape[1:] != known.shape[1:]: return torch.zeros(len(asked), len(known), dtype=torch.bool)
-    same = asked[:, None] == known # b n ...
-    return same.flatten(2).all(-1) if same.ndim > 2 else same
+    width = math.prod(known.shape[1:])
+    rows = [(known == row).reshape(len(known), width).all(-1) for row in asked] # one at a time: texts are wide
+    return torch.stack(rows) if rows else torch.zeros(0, len(known), dtype=torch.bool)
 
 # %% ../nbs/17_external.ipynb #83482147
 class PromptedModel(ChameleonWords):
@@ -309,9 +312,7 @@ class LuminaMGPT(PromptedModel):
     ):
         super().__init__(tokenizer)
         self.network: Any = network
-        size: Any = network.config
-        self.config = ModelConfig('lumina-mgpt', size.num_hidden_layers, size.num_attention_heads, size.hidden_size,
-                                  len(self.words), classes=0, grid=grid, causal=True)
+        self.config = network_config(network.config, len(self.words), grid)
         self.describe([])
 
     def read(self, words: Tensor, cache: PromptCache) -> Tensor: # (b s) -> (b s d)
@@ -369,6 +370,44 @@ def load_lumina_mgpt(
     network = load_chameleon(folder, dtype)
     with naming(folder): words = Tokenizer.from_file(str(folder/'tokenizer.json'))
     return LuminaMGPT(network, words, grid).to(device).eval()
+
+# %% ../nbs/17_external.ipynb #0dd8dc20
+def check_lumina(
+    path: str | Path, # as `load_lumina_mgpt` takes it
+    codes: int, # of the tokenizer that decodes what it draws
+) -> Path: # the folder, of a repository without its weights
+    "Refuse, without reading numbers, what is no Lumina-mGPT or has other codes: a `CheckpointError` or an `OSError`."
+    from tokenizers import Tokenizer
+    here = Path(path).expanduser().is_dir()
+    folder = find_folder(path, weights=here)
+    if here: chameleon_weights(folder, shapes=True)
+    with naming(folder): vocabulary = Tokenizer.from_file(str(folder/'tokenizer.json')).get_vocab()
+    known = len(code_words(vocabulary))
+    if known == codes: return folder
+    raise CheckpointError(f'{folder} has words for {known:,} image codes, and the tokenizer that decodes them {codes:,}')
+
+# %% ../nbs/17_external.ipynb #5db08297
+def lumina_size(
+    path: str | Path = '', # a folder; the published 7B where it has no config.json
+) -> tuple[ModelConfig, int]: # and the number of its weights
+    "How large a Lumina-mGPT is, without its weights."
+    from transformers import ChameleonConfig, ChameleonForConditionalGeneration as Chameleon
+    folder, image_tokenizer = Path(path).expanduser(), small_image_tokenizer()
+    if str(path) and (folder/'config.json').is_file():
+        with naming(folder): config: Any = ChameleonConfig.from_pretrained(folder, vq_config=image_tokenizer)
+    else: config = ChameleonConfig(vq_config=image_tokenizer, vocabulary_map={'<image>': 0})
+    with torch.device('meta'): network: Any = Chameleon(config)
+    del network.model.vqmodel
+    return network_config(config, codes=8192), parameter_count(network)
+
+def network_config(
+    config: Any, # transformers' ChameleonConfig
+    codes: int, # image codes
+    grid: tuple[int, int] = (32, 32), # tokens in height and width
+) -> ModelConfig:
+    "The shape of a Chameleon in our words."
+    return ModelConfig('lumina-mgpt', config.num_hidden_layers, config.num_attention_heads, config.hidden_size, codes,
+                       classes=0, grid=grid, causal=True)
 
 # %% ../nbs/17_external.ipynb #a0775fd1
 def write_small_gemma(folder: Path, seed: int = 0) -> Path: # the folder

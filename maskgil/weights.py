@@ -764,6 +764,7 @@ def _on_the_hub(path: str | Path) -> bool: # whether a text could be the name of
 # %% ../nbs/10_weights.ipynb #8868a2df
 def find_folder(
     path: str | Path, # a folder, or the name of a repository on the hub
+    weights: bool = True, # of a repository; without them, what says which system it is of
 ) -> Path: # a local folder
     "The folder itself, or one that the hub's repository was downloaded to. Raises `FileNotFoundError`."
     folder = Path(path).expanduser()
@@ -775,7 +776,8 @@ def find_folder(
         said = f'{what} of the hub, whose names have the form owner/name'
         raise FileNotFoundError(f"{said}. Without a network, {remedy.format('owner/name')}")
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.md']))
+    wanted = ['*.json', '*.md', *(['*.safetensors'] if weights else [])]
+    try: return Path(snapshot_download(str(path), allow_patterns=wanted))
     except Exception as error:
         said = f'{what} that the hub would give ({_reason(error)})'
         raise FileNotFoundError(f'{said}. Without a network, {remedy.format(path)}') from None
