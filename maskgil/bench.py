@@ -38,17 +38,17 @@ from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
 from .training import TrainConfig, fit, load_milestone, milestone_file
 from .versions import versions_of
-from .weights import find_published, load_model_weights, save_weights
+from .weights import CHECKPOINTS, find_published, load_model_weights, save_weights
 
 # %% auto #0
-__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'REFERENCE_IMAGES', 'REFERENCE_MODELS', 'CHANGEABLE',
-           'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file', 'published_ar',
-           'check_published_ar', 'trained_tokenizer', 'tokenizer_file', 'encoded_tokens', 'sharded_tokens',
-           'real_reference', 'for_reference', 'check_real_images', 'Trained', 'committed_file',
-           'with_committed_weights', 'commit_weights', 'changed_config', 'train_model', 'planned_training',
-           'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels', 'wanted_labels',
-           'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet', 'as_metric',
-           'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
+__all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', 'REFERENCE_IMAGES', 'REFERENCE_MODELS',
+           'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file',
+           'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
+           'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference', 'check_real_images', 'Trained',
+           'committed_file', 'with_committed_weights', 'commit_weights', 'changed_config', 'train_model',
+           'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
+           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
+           'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
            'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
            'share_pipeline']
 
@@ -162,6 +162,20 @@ def check_published_ar(size: str) -> None: # size: a name of the paper
     if size in PUBLISHED_AR: return
     raise ValueError(f'LlamaGen {size.upper()} is published for 24x24 tokens, and images here have 16x16: '
                      f"for ar 'published' choose one of {', '.join(PUBLISHED_AR)}")
+
+# %% ../nbs/43_bench.ipynb #2cbfebe7
+LUMINA = 'lumina-mgpt-7b' # a row of `weights.CHECKPOINTS`
+
+def published_lumina(
+    given: str = '', # a folder, or a repository of the hub
+) -> str | Path:
+    "Where Lumina-mGPT is; a `FileNotFoundError` where none is given and `checkpoints_dir()` has none."
+    usual = checkpoints_dir()/LUMINA
+    if given or usual.is_dir(): return given or usual
+    try: return find_published(checkpoints_dir(), LUMINA).parent
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}; give lumina, a folder or a repository of the hub such as '
+                                f'{CHECKPOINTS[LUMINA].where}') from None
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
 def trained_tokenizer(bench: Bench) -> Any:

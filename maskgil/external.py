@@ -371,12 +371,12 @@ def load_lumina_mgpt(
     with naming(folder): words = Tokenizer.from_file(str(folder/'tokenizer.json'))
     return LuminaMGPT(network, words, grid).to(device).eval()
 
-# %% ../nbs/17_external.ipynb #0dd8dc20
+# %% ../nbs/17_external.ipynb #4670c06e
 def check_lumina(
     path: str | Path, # as `load_lumina_mgpt` takes it
     codes: int, # of the tokenizer that decodes what it draws
 ) -> Path: # the folder, of a repository without its weights
-    "Refuse, without reading numbers, what is no Lumina-mGPT or has other codes: a `CheckpointError` or an `OSError`."
+    "Refuse, without reading numbers, what is no Lumina-mGPT or has other codes: a `ValueError` or an `OSError`."
     from tokenizers import Tokenizer
     here = Path(path).expanduser().is_dir()
     folder = find_folder(path, weights=here)
@@ -384,7 +384,7 @@ def check_lumina(
     with naming(folder): vocabulary = Tokenizer.from_file(str(folder/'tokenizer.json')).get_vocab()
     known = len(code_words(vocabulary))
     if known == codes: return folder
-    raise CheckpointError(f'{folder} has words for {known:,} image codes, and the tokenizer that decodes them {codes:,}')
+    raise CheckpointError(f'{folder} has words for {known:,} image codes, and the tokenizer has {codes:,}')
 
 # %% ../nbs/17_external.ipynb #5db08297
 def lumina_size(

@@ -218,12 +218,13 @@ def fused(
     ar: Any, # draws the first tokens
     ar_tokens: int, # how many
     ar_cfg: float = 2.0, # guidance scale of the first tokens
+    **ar_options: Any, # further ones of `sample_ar`
 ) -> Callable: # a sampler
     "`sample_fusion` with the arguments of `sample_mar`."
     def sample(model, labels, grid, steps=8, cfg=3.0, seed=0, first=0, **options):
-        of_both = {name: options[name] for name in ('dtype',) if name in options}
+        of_ar = {name: options[name] for name in ('dtype',) if name in options} | ar_options
         return sample_fusion(ar, model, labels, grid, ar_tokens, mar_steps=steps, ar_cfg=ar_cfg, mar_cfg=cfg,
-                             ar_options=of_both, mar_options=options, seed=seed, first=first)
+                             ar_options=of_ar, mar_options=options, seed=seed, first=first)
     return sample
 
 # %% ../nbs/18_pipeline.ipynb #e4b2c2e5

@@ -122,8 +122,9 @@ def plan_cell(
 
 def _of_flops(cell: Cell, hardware: Hardware, flops: float, speed: float) -> dict[str, Any]:
     hours = flops / speed / 3600
-    return dict(cell=str(cell), layout='two stages: see nbs/text_to_image', training_flops=flops, hours=hours,
-                gpu_hours=hours * hardware.count)
+    row = dict(cell=str(cell), layout='two stages: see nbs/text_to_image', training_flops=flops, hours=hours,
+               gpu_hours=hours * hardware.count)
+    return row | (cell.columns() if cell.columns else {})
 
 # %% ../nbs/54_planner.ipynb #921d648c
 def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .processes import device_count
 from .profiles import Profile, wrong_seed, wrong_settings
 from .shards import copy_count, VARIANTS
 from .text import encoder_folder, weight_files
-from .text_study import wrong_texts
+from .text_study import wrong_lumina, wrong_texts
 from .tokenizers import load_tokenizer, TOKENIZERS
 
 # %% auto #0
@@ -167,8 +167,9 @@ def wrong_checkpoint(name: str) -> str: # name: of a row of `TOKENIZERS`
     except (OSError, ValueError, RuntimeError, ImportError) as e: return str(e)
     return ''
 
-def wrong_first_model(cell: Any) -> str: # cell: of `studies.Cell`
+def wrong_first_model(profile: Profile, cell: Any) -> str: # cell: of `studies.Cell`
     "Whether the published AR model that begins a cell's images is there; '' where it is, or none is wanted."
+    if cell.parameters.get('fusion') == 'lumina': return wrong_lumina(profile, cell.arguments['lumina'])
     if cell.parameters.get('ar') != 'published': return ''
     try: published_ar(cell.size)
     except (OSError, ValueError) as e: return str(e)
@@ -224,7 +225,7 @@ def wrong_surroundings(
     if 'training' in stages: yield wrong_disk(profile, cells)
     if 'tokenizer' in stages and not profile.tokenizer.steps:
         yield from map(wrong_checkpoint, dict.fromkeys(profile.row(c.tokenizer) for c in cells if c.steps != 0))
-    yield from map(wrong_first_model, cells)
+    yield from (wrong_first_model(profile, cell) for cell in cells)
     if 'text' in groups: yield wrong_encoder(profile.text.encoder)
     if 'training' in stages: yield from wrong_memory(profile, cells)
     if 'metrics' in stages: yield wrong_extractor(profile.evaluation.extractor)

@@ -15,12 +15,13 @@ import pandas as pd
 
 from maskgil.bench import (
     adm_file, Bench, check_published_ar, check_real_images, data_provenance, published_ar, published_file,
+    published_lumina,
 )
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, STUDIED_ORDERS, SYSTEMS, fusion_cell, generation_cell, head_cell,
     reconstruction_cell, speed_cell, stability_cell, steps_cell,
 )
-from .checks import check_choice, check_parameters, study_declarations
+from .checks import check_choice, check_parameters, ParameterError, study_declarations
 from .claims import CLAIMS, Claim
 from .core import fingerprint, load_extensions, shipped
 from maskgil.figures import (
@@ -47,18 +48,19 @@ from .reconstruction import LOSSES
 from .refusals import check_study
 from .tables import best_guidance
 from .text import encoder_folder, weight_files
-from .text_study import TextBench, dry_run, plan_line, text_cell
+from .text_study import TextBench, dry_run, lumina_flops, lumina_plan, plan_line, text_cell, wrong_tokenizer
 from .tokenizers import TOKENIZERS, TOKENIZER_ROWS, tokenizer_names
 from .versions import STAGES
+from .weights import find_folder
 
 # %% auto #0
 __all__ = ['COST', 'CARDS', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
            'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
-           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'run_scaling',
-           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe',
-           'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
-           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
-           'defaults', 'default_cells']
+           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid',
+           'first_text_model', 'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion',
+           'run_departures', 'run_recipe', 'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given',
+           'along', 'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text',
+           'studies_table', 'study_notebook', 'defaults', 'default_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -100,8 +102,9 @@ class Cell:
     images: int = 0                      # drawn and measured
     passes: int = 0                      # decoding steps of all these images (AR: images); 0: as the profile says
     variant: str = ''                    # what else sets its model apart
-    flops: Callable[[], float] | None = None # of training, where steps and images do not tell
+    flops: Callable[[], float] | None = None # where steps and images do not tell
     changes: dict[str, dict[str, Any]] = field(default_factory=dict) # model, training, config: of `generation_cell`
+    columns: Callable[[], dict[str, Any]] | None = None # of its plan, where it is not of two stages of training
 
     def __str__(self) -> str: return ' '.join(map(str, self.parameters.values())) or 'all'
 
@@ -190,6 +193,9 @@ def files_of(profile: Profile, cell: Cell) -> dict[str, Any]: # none in profiles
         if not profile.tokenizer.steps and cell.steps != 0:
             found['tokenizer_file'] = content_of(published_file(profile.row(cell.tokenizer)))
         if cell.parameters.get('ar') == 'published': found['ar_file'] = content_of(published_ar(cell.size), whole=False)
+        if cell.parameters.get('fusion') == 'lumina':
+            files = weight_files(find_folder(published_lumina(cell.arguments['lumina'])))
+            found['lumina_files'] = [content_of(file, whole=False) for file in files]
     if profile.evaluation.adm_reference:
         file = adm_file(Bench(profile))
         found['reference_file'] = content_of(file, whole=False) if file else 'made from training images'
@@ -302,9 +308,21 @@ def protocol_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 
 def text_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One: two stages of training, and all that is asked of them."
-    text = profile.text
-    yield Cell(dict(size=text.size, encoder=Path(text.encoder).name), {}, text.size, tokenizer=text.tokenizer,
+    text, given = profile.text, first_text_model(profile, p)
+    named = dict(size=text.size, encoder=Path(text.encoder).name) | ({'fusion': p.fusion} if given else {})
+    if given:
+        yield Cell(named, given, text.size, 'lumina-mgpt', tokenizer=text.tokenizer, steps=0,
+                   flops=lambda: lumina_flops(profile, p.lumina), columns=lambda: lumina_plan(profile, p.lumina))
+    yield Cell(named, given, text.size, tokenizer=text.tokenizer,
                flops=lambda: dry_run(profile).exaflops.sum() * 1e18)
+
+def first_text_model(profile: Profile, p: Any) -> dict[str, Any]: # the notebook's arguments; none where it is trained
+    "Refuse a model that cannot begin a profile's pictures: a `ParameterError`."
+    if p.fusion == 'trained':
+        if p.lumina: raise ParameterError(f'lumina is {p.lumina!r}, and fusion trained: choose fusion lumina for it')
+        return {}
+    if wrong := wrong_tokenizer(profile): raise ParameterError(wrong)
+    return dict(fusion=p.fusion, lumina=p.lumina)
 
 # %% ../nbs/53_studies.ipynb #69705b71
 def run_scaling(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
@@ -572,7 +590,7 @@ register_study(Study(
         CARDS, COST,
     ),
     finding=text_finding, groups=('data', 'tokenizer', 'training', 'evaluation', 'text'), bench=TextBench,
-    outline=outline_text))
+    bench_takes=('fusion', 'lumina'), outline=outline_text))
 
 # %% ../nbs/53_studies.ipynb #9d861e1e
 register_study(Study(

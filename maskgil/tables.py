@@ -17,8 +17,9 @@ from .records import Record, SOURCES, latest
 from .tokenizers import tokenizer_names
 
 # %% auto #0
-__all__ = ['COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table', 'history_table',
-           'over_seeds', 'best_guidance', 'main_profile', 'of_profile', 'in_table_order', 'compare', 'as_text']
+__all__ = ['FIRST_MODEL_LABELS', 'COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table',
+           'history_table', 'over_seeds', 'best_guidance', 'main_profile', 'of_profile', 'in_table_order', 'compare',
+           'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
@@ -33,6 +34,8 @@ def points(
     for part in ('through', 'floor'): yield part, {}, metrics_in(record.metrics.get(part, {}))
 
 # %% ../nbs/42_tables.ipynb #fc226901
+FIRST_MODEL_LABELS = {('ar', 'published'): 'published AR', ('fusion', 'lumina'): 'Lumina-mGPT'} # a parameter's value
+
 def data_label(record: Record) -> str:
     "Data set and resolution, as a table's head says it, and what sets the run apart: equal labels share a column."
     source = str(record.settings.get('data.source', ''))
@@ -40,7 +43,7 @@ def data_label(record: Record) -> str:
     name = known.get(source, 'ImageNet' if record.profile == 'paper' else Path(source).name)
     apart = [f'{record.profile} profile'] if record.profile not in ('mini', 'paper') else []
     if (recipe := record.parameters.get('recipe', 'paper')) != 'paper': apart.append(f'{recipe} recipe')
-    if record.parameters.get('ar') == 'published': apart.append('published AR')
+    apart += [label for given, label in FIRST_MODEL_LABELS.items() if given in record.parameters.items()]
     return printable(', '.join([f"{name} {record.settings.get('data.resolution', '?')} px", *apart]))
 
 # %% ../nbs/42_tables.ipynb #9484a71c

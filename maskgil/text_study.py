@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses, math, shutil, time, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from .checks import check_choice, run_function
 from maskgil.core import (
     cache_dir, derived_seed, fields_told, fingerprint, keep_freed_memory, load_extensions, locked, pick_device,
-    read_json, write_atomic, write_json,
+    pick_dtype, read_json, weights_fingerprint, write_atomic, write_json,
 )
+from .kept import open_array, save_array
 from .pictures import few, fitted, NoBytes, open_picture, reason_of, say
-from .processes import device_count, run_here
+from .processes import device_count, local_device, place, run_here
 from .data import encode_tokens, TokenSet
 from .versions import versions_of
 from .weights import only_shapes
+from .external import check_lumina, load_lumina_mgpt, lumina_size
 from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
@@ -37,7 +39,7 @@ from maskgil.text import (
 from .pipeline import decode_tokens, draw_tokens, fused, MaskGILPipeline
 from .losses import CausalObjective, MaskedObjective
 from .training import load_milestone, TrainConfig
-from .shards import encode_shards, Encoding, Raw
+from .shards import encode_shards, Encoding, Raw, shard_ranges
 from .machines import Hardware, HARDWARE, hidden_share
 from .jobs import fit_on_all
 from maskgil.metrics import (
@@ -45,20 +47,29 @@ from maskgil.metrics import (
     said_images,
 )
 from .profiles import Profile
-from .bench import as_line, as_metric, Bench, stage_folder, tokenizer_file, Trained
+from .records import once
+from maskgil.bench import (
+    as_line, as_metric, Bench, LUMINA, published_lumina, stage_folder, tokenizer_file, Trained,
+)
 
 # %% auto #0
-__all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'QUESTIONS', 'Curve', 'AR_SHARES', 'token_pixels', 'grids_of',
-           'shapes_of', 'stretch', 'square_of', 'text_options', 'kept_for_backward', 'meta_inputs', 'encoder_width',
-           'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line', 'Judge', 'colour_shares',
-           'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench', 'ShapeSource', 'ShapeEncoding',
-           'shape_tokens', 'shape_folder', 'encode_shapes', 'encode_on_all', 'training_tokens', 'trained_judge',
-           'images_seen', 'stage_config', 'train_stage', 'trained_ar', 'stage_flops', 'draw_texts', 'other_pictures',
-           'other_emoji', 'other_background', 'candidates', 'share_found', 'judged_sets', 'Alignment', 'no_captions',
-           'class_captions', 'told_pictures', 'alignment_curve', 'least_reference', 'Measured', 'measured_sets',
-           'fidelity_curve', 'begun_by', 'fusion_curve', 'SheetRow', 'wide_square_tall', 'rows_of_shapes',
-           'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape', 'shape_floor', 'tokens_seen', 'wrong_texts',
-           'check_texts', 'text_protocol', 'text_cell', 'text_origin', 'text_card', 'text_pipeline']
+__all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'FIRST_TEXT_MODELS', 'LUMINA_CFG', 'LUMINA_TOP_K',
+           'LUMINA_AT_ONCE', 'TextSets', 'WORTH_ALL', 'QUESTIONS', 'Curve', 'AR_SHARES', 'PROMPT_WORDS', 'WORKS',
+           'token_pixels', 'grids_of', 'shapes_of', 'stretch', 'square_of', 'text_options', 'kept_for_backward',
+           'meta_inputs', 'encoder_width', 'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line',
+           'Judge', 'colour_shares', 'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench',
+           'ShapeSource', 'ShapeEncoding', 'shape_tokens', 'shape_folder', 'encode_shapes', 'encode_on_all',
+           'training_tokens', 'trained_judge', 'images_seen', 'stage_config', 'train_stage', 'trained_ar',
+           'stage_flops', 'Beginning', 'lumina_beginning', 'beginning_of', 'wrong_tokenizer', 'wrong_lumina', 'Drawing',
+           'Asked', 'draw_texts', 'draw_sets', 'sets_of', 'drawing_of', 'tokens_here', 'worth_all', 'weights_at',
+           'load_at', 'drawing_request', 'load_drawing', 'text_blocks', 'block_file', 'draw_share', 'tokens_on_all',
+           'other_pictures', 'other_emoji', 'other_background', 'candidates', 'share_found', 'judged_sets',
+           'judged_each', 'Alignment', 'no_captions', 'class_captions', 'told_pictures', 'alignment_curve',
+           'least_reference', 'Measured', 'measured_sets', 'fidelity_curve', 'lumina_flops', 'lumina_here',
+           'lumina_plan', 'fusion_curve', 'fusion_point', 'timed_here', 'SheetRow', 'wide_square_tall',
+           'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape', 'shape_floor',
+           'tokens_seen', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'begun_card', 'text_origin',
+           'text_card', 'text_pipeline', 'do_share']
 
 # %% ../nbs/46_text_study.ipynb #e2a46d40
 def token_pixels(profile: Profile) -> int:
@@ -342,6 +353,10 @@ class TextImages(Bench):
 @dataclass
 class TextBench(TextImages):
     "What a text study shares: images with captions at each shape, tokenizer, tokens, text features."
+    fusion: str = 'trained' # one of `FIRST_TEXT_MODELS`: what begins a picture in fusion
+    lumina: str = '' # where Lumina-mGPT is, see `bench.published_lumina`
+    work: Path | None = None # of the cell that is run: tokens wait there until it is complete
+
     @cached_property
     def encoder(self) -> TextEncoder: return load_text_encoder(self.profile.text.encoder, self.device)
 
@@ -557,23 +572,213 @@ def stage_flops(
     return sum(training_flops(config, images * share, grid, predicted, prefix)
                for share, grid in zip(shares, data.grids))
 
+# %% ../nbs/46_text_study.ipynb #fe88685d
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    "An AR model that begins pictures, and how it draws."
+    model: Any
+    cfg: float = 2.0                     # guidance scale
+    options: dict[str, Any] = field(default_factory=dict) # further ones of `sample_ar`
+    at_once: int = 64                    # pictures
+    source: str = ''                     # where a published one is
+
+    def sampler(
+        self,
+        tokens: int, # that it draws
+        captions: Sequence[Any], # of all pictures
+    ) -> Callable:
+        "`sample_fusion` with the arguments of `sample_mar`."
+        sample = fused(self.model, tokens, self.cfg, **self.options)
+        if not self.source: return sample
+        def told(model, labels, grid, first=0, **options):
+            self.model.describe(captions[first:first + len(labels)], labels)
+            return sample(model, labels, grid, first=first, **options)
+        return told
+
+# %% ../nbs/46_text_study.ipynb #605fc01f
+FIRST_TEXT_MODELS = ('trained', 'lumina')
+LUMINA_CFG, LUMINA_TOP_K, LUMINA_AT_ONCE = 4.0, 2000, 16
+
+def lumina_beginning(
+    source: str | Path, # a folder, or a repository of the hub
+) -> Beginning:
+    "Lumina-mGPT as it is published."
+    return Beginning(load_lumina_mgpt(source), LUMINA_CFG, dict(top_k=LUMINA_TOP_K), LUMINA_AT_ONCE, str(source))
+
+def beginning_of(bench: TextBench) -> Beginning | None:
+    "What begins pictures in fusion; None where the profile trains none."
+    if check_choice('fusion', bench.fusion, FIRST_TEXT_MODELS) == 'lumina':
+        return lumina_beginning(published_lumina(bench.lumina))
+    ar = trained_ar(bench)
+    return None if ar is None else Beginning(ar)
+
+# %% ../nbs/46_text_study.ipynb #0b8dc184
+def wrong_tokenizer(profile: Profile) -> str: # what is wrong, in one line; '' where nothing is
+    "Whether the codes of a profile's texts are those that Lumina-mGPT draws."
+    if profile.text.tokenizer == 'chameleon-vq': return ''
+    return (f'fusion is lumina, whose codes are those of chameleon-vq, and texts of the profile {profile.name} have '
+            f'{profile.text.tokenizer}: choose the profile paper, or one of fusion {FIRST_TEXT_MODELS[0]}')
+
+def wrong_lumina(profile: Profile, given: str) -> str: # what is wrong, in one line; '' where nothing is
+    "Whether Lumina-mGPT is where it is said to be, and draws the codes of the profile's tokenizer."
+    codes = TOKENIZERS[profile.row(profile.text.tokenizer)].codebook_size
+    try: check_lumina(published_lumina(given), codes)
+    except (OSError, ValueError, RuntimeError, ImportError) as e: return f'lumina: {e}'
+    return ''
+
+# %% ../nbs/46_text_study.ipynb #1f50dec0
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    "What draws, and how; the same on each rank."
+    model: nn.Module
+    encoder: TextEncoder
+    options: dict[str, Any]              # of `sample_mar`: steps, cfg, dtype
+    seed: int = 0
+    first: Beginning | None = None
+
+    def tokens(
+        self,
+        captions: Sequence[str | None], # of all pictures
+        grid: tuple[int, int], # tokens in height and width
+        begun: int, # tokens that `first` draws
+        start: int = 0, stop: int | None = None, # which of the pictures
+    ) -> Tensor: # (stop-start h w) int64
+        "The tokens of some pictures."
+        texts = self.encoder.condition(captions[start:stop], cut=True)
+        given = dict(self.options)
+        if self.first and begun:
+            given |= dict(sampler=self.first.sampler(begun, captions), batch_size=self.first.at_once)
+        return draw_tokens(self.model, texts, seed=self.seed, grid=grid, first=start, **given)
+
 # %% ../nbs/46_text_study.ipynb #bf8eb440
+class Asked(NamedTuple):
+    "Pictures of one shape."
+    captions: Sequence[str | None]
+    shape: tuple[int, int] # (height, width) in pixels
+
 def draw_texts(
     bench: TextBench,
     model: nn.Module,
     captions: Sequence[str | None],
     shape: tuple[int, int], # (height, width) in pixels
-    **options: Any, # of `sample_mar`: cfg, steps; or a sampler
+    **options: Any, # as `draw_sets` takes them
 ) -> Tensor: # (n 3 h w) uint8
     "A picture for each caption, on the profile's sampling settings unless `options` say otherwise."
-    evaluation, side = bench.profile.evaluation, token_pixels(bench.profile)
+    return draw_sets(bench, model, [Asked(captions, shape)], **options)[0]
+
+def draw_sets(
+    bench: TextBench,
+    model: nn.Module,
+    asked: Sequence[Asked],
+    first: Beginning | None = None, # begins each picture, with
+    share: float = 0., # of its tokens
+    alone: bool = False, # in this process, however many pictures there are
+    **options: Any, # of `sample_mar`: cfg, steps
+) -> list[Tensor]: # (n 3 h w) uint8 each
+    "Pictures of several shapes, on all GPUs where that is worth their while."
+    drawing, sets = drawing_of(bench, model, first, **options), sets_of(bench, asked, share if first else 0.)
+    draw = tokens_on_all if worth_all(bench, drawing, sets) and not alone else tokens_here
+    return [decode_tokens(bench.tokenizer, tokens) for tokens in draw(bench, drawing, sets)]
+
+# %% ../nbs/46_text_study.ipynb #8591fe7f
+TextSets = list[tuple[list, tuple[int, int], int]] # captions, grid in tokens, and how many of them an AR model draws
+
+def sets_of(bench: TextBench, asked: Sequence[Asked], share: float) -> TextSets:
+    "Shapes in tokens, and a share of these."
+    side = token_pixels(bench.profile)
+    grids = [(height // side, width // side) for _, (height, width) in asked]
+    return [(list(captions), grid, round(share * math.prod(grid))) for (captions, _), grid in zip(asked, grids)]
+
+def drawing_of(bench: TextBench, model: nn.Module, first: Beginning | None = None, **options: Any) -> Drawing:
+    "The profile's settings, with changes."
+    evaluation = bench.profile.evaluation
     settings: dict[str, Any] = dict(
         steps=evaluation.steps, dtype=bench.profile.training.dtype, cfg=evaluation.main_cfg)
-    texts = bench.encoder.condition(captions, cut=True)
-    grid = shape[0] // side, shape[1] // side
-    on_device = model.to(pick_device(bench.device))
-    tokens = draw_tokens(on_device, texts, seed=bench.seed, grid=grid, **settings | options)
-    return decode_tokens(bench.tokenizer, tokens)
+    return Drawing(model, bench.encoder, settings | options, bench.seed, first)
+
+def tokens_here(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
+    "Draw in this process."
+    device = pick_device(bench.device)
+    drawing.model.to(device)
+    if drawing.first: drawing.first.model.to(device)
+    return [drawing.tokens(*of_shape) for of_shape in sets]
+
+# %% ../nbs/46_text_study.ipynb #43a25086
+WORTH_ALL = 500 # pictures
+
+def worth_all(bench: TextBench, drawing: Drawing, sets: TextSets) -> bool:
+    "Whether the work is shared: of a cell that is run, with models that were trained."
+    if device_count() == 1 or bench.work is None: return False
+    published = drawing.first is not None and bool(drawing.first.source)
+    return published or sum(len(captions) for captions, *_ in sets) >= WORTH_ALL
+
+def weights_at(bench: TextBench, model: Any) -> dict[str, Any] | None: # what JSON can hold
+    "Where another process finds a model that was trained here."
+    if model is None: return None
+    of = next(trained for trained in bench.trained.values() if trained.model is model)
+    return dict(options=of.options, folder=str(of.folder.absolute()), step=of.steps[1])
+
+def load_at(where: dict[str, Any] | None, device: torch.device) -> Any:
+    "The model that `weights_at` told of."
+    if where is None: return None
+    options: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in where['options'].items()}
+    return load_milestone(load_model(**options), where['folder'], where['step']).to(device)
+
+# %% ../nbs/46_text_study.ipynb #03d0d5c7
+def drawing_request(bench: TextBench, drawing: Drawing, sets: TextSets, ranks: int) -> dict[str, Any]:
+    "What a rank has to know, as JSON holds it."
+    first = drawing.first
+    lumina = first.source if first else ''
+    most = first.at_once if first else 64
+    block = max(1, min(most, math.ceil(max(len(captions) for captions, *_ in sets) / ranks)))
+    return dict(
+        work='draw', model=weights_at(bench, drawing.model), lumina=lumina,
+        ar=None if lumina or not first else weights_at(bench, first.model),
+        encoder=bench.profile.text.encoder, options=drawing.options, seed=drawing.seed, sets=sets, block=block,
+        device=bench.device, products=str(pick_dtype(drawing.options['dtype'], bench.device)))
+
+def load_drawing(asked: dict[str, Any]) -> Drawing:
+    "What `drawing_request` told of, on this rank's device."
+    device = local_device(asked['device'])
+    first = lumina_beginning(asked['lumina']) if asked['lumina'] else None
+    if asked['ar']: first = Beginning(load_at(asked['ar'], device))
+    if first: first.model.to(device)
+    encoder = load_text_encoder(asked['encoder'], device)
+    return Drawing(load_at(asked['model'], device), encoder, asked['options'], asked['seed'], first)
+
+# %% ../nbs/46_text_study.ipynb #14b32d38
+def text_blocks(asked: dict[str, Any]) -> list[tuple[int, int, int]]: # a set's number, first picture, the one after
+    "The pieces of the work."
+    return [(i, *ends) for i, (captions, *_) in enumerate(asked['sets'])
+            for ends in shard_ranges(len(captions), asked['block'])]
+
+def block_file(folder: Path, number: int, start: int, stop: int) -> Path: return folder/f'{number}-{start}-{stop}.npy'
+
+def draw_share(
+    request: str, # a JSON file: of `drawing_request`, in the folder of the blocks
+) -> None:
+    "This rank's blocks that are missing."
+    asked, here, folder = read_json(request), place(), Path(request).parent
+    mine = text_blocks(asked)[here.rank::here.ranks]
+    missing = [block for block in mine if not block_file(folder, *block).exists()]
+    if not missing: return
+    drawing = load_drawing(asked)
+    for number, start, stop in missing:
+        captions, grid, begun = asked['sets'][number]
+        tokens = drawing.tokens(captions, tuple(grid), begun, start, stop)
+        save_array(block_file(folder, number, start, stop), tokens.numpy())
+
+# %% ../nbs/46_text_study.ipynb #40e88a02
+def tokens_on_all(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
+    "Draw on all GPUs, and go on with what was drawn before."
+    asked = drawing_request(bench, drawing, sets, device_count())
+    folder = Path(bench.work or cache_dir())/f"texts-{fingerprint(asked, versions_of(['model', 'sampling']))}"
+    blocks = text_blocks(asked)
+    if not all(block_file(folder, *block).exists() for block in blocks):
+        request = write_json(folder/'request.json', asked)
+        run_here('maskgil.text_study', ['--request', request], device_count())
+    drawn = [[open_array(block_file(folder, *block)) for block in blocks if block[0] == i] for i in range(len(sets))]
+    return [torch.from_numpy(np.concatenate(parts)) for parts in drawn]
 
 # %% ../nbs/46_text_study.ipynb #5a022dea
 def other_pictures(
@@ -637,8 +842,11 @@ def judged_sets(
     part: str = 'held-out', # one of `text.PART_NAMES`
 ) -> list[SceneSet | CaptionedFolder]: # one for each shape that has images
     "The pictures whose captions have to be found."
-    each = math.ceil(bench.profile.text.judged_images / len(shapes_of(bench.profile, stage)))
-    return bench.sets(stage, part, each, seed=1, template='full')
+    return bench.sets(stage, part, judged_each(bench.profile, stage), seed=1, template='full')
+
+def judged_each(profile: Profile, stage: int) -> int: # stage: 0 or 1
+    "How many pictures that is of each shape."
+    return math.ceil(profile.text.judged_images / len(grids_of(profile, stage)))
 
 # %% ../nbs/46_text_study.ipynb #287c07ca
 class Alignment:
@@ -678,10 +886,11 @@ class Alignment:
         self,
         model: nn.Module,
         rewrite: Callable = lambda images: images.captions, # what is told of a set
-        **options: Any, # of `draw_texts`
+        **options: Any, # of `draw_sets`
     ) -> list[Tensor]:
         "A picture for each caption, or for what `rewrite` makes of the captions of a set."
-        return [draw_texts(self.bench, model, rewrite(images), images.shape, **options) for images in self.sets]
+        asked = [Asked(rewrite(images), images.shape) for images in self.sets]
+        return draw_sets(self.bench, model, asked, **options)
 
 # %% ../nbs/46_text_study.ipynb #ec9a4eb9
 def no_captions(images: SceneSet | CaptionedFolder) -> list[str | None]:
@@ -783,38 +992,73 @@ def fidelity_curve(
 # %% ../nbs/46_text_study.ipynb #4065a822
 AR_SHARES = (0.25, 0.5, 1.0) # of the tokens
 
-def begun_by(
-    bench: TextBench,
-    ar: nn.Module,
-    share: float, # of the tokens; 0: none
-    shape: tuple[int, int], # (height, width) in pixels
-) -> dict[str, Any]: # of `draw_texts`
-    "The option that lets the AR model draw a share of the tokens of a shape."
-    if not share: return {}
-    tokens = math.prod(shape) // token_pixels(bench.profile)**2
-    return dict(sampler=fused(ar.to(pick_device(bench.device)), round(share * tokens)))
+# %% ../nbs/46_text_study.ipynb #76f3f604
+PROMPT_WORDS = 24 # around a caption: the size that is asked for, and where the image begins
+
+def lumina_flops(profile: Profile, given: str = '') -> float: # given: as `bench.published_lumina` takes it
+    "Operations of what Lumina-mGPT draws of all pictures in fusion, with guidance."
+    config, _ = lumina_size(lumina_here(given))
+    prefix = profile.text.caption_tokens + PROMPT_WORDS
+    an_image = [forward_flops(config, grid, prefix=prefix) for grid in grids_of(profile, 1)]
+    return 2 * sum(AR_SHARES) * judged_each(profile, 1) * sum(an_image)
+
+def lumina_here(given: str) -> str | Path: # '' where it is not on this machine
+    "The folder whose sizes a plan can read."
+    try: return published_lumina(given)
+    except FileNotFoundError: return ''
+
+# %% ../nbs/46_text_study.ipynb #db642251
+def lumina_plan(profile: Profile, given: str = '') -> dict[str, Any]: # columns of a plan
+    "How large Lumina-mGPT is, what it holds on a GPU, and how many pictures it begins."
+    config, weights = lumina_size(lumina_here(given))
+    words = max(h * (w + 1) for h, w in grids_of(profile, 1)) + profile.text.caption_tokens + PROMPT_WORDS
+    kept = 2 * LUMINA_AT_ONCE * words * config.layers * 2 * config.width # keys and values, with guidance
+    images = judged_each(profile, 1) * len(grids_of(profile, 1)) * len(AR_SHARES)
+    return dict(model=LUMINA, parameters=weights, gib=2 * (weights + kept) / 2**30, images=images,
+                layout=f'draws {LUMINA_AT_ONCE} at once in bfloat16, no training', training_flops=0.)
 
 # %% ../nbs/46_text_study.ipynb #8b35f64c
 def fusion_curve(
     bench: TextBench,
     model: nn.Module, # of the second stage
-    ar: nn.Module, # the model that begins
+    first: Beginning,
+    folder: Path | None = None, # of the cell: a point waits there until all are measured
 ) -> Curve:
     "How often the caption is found when an AR model begins the picture, and how long a picture takes."
     judge = Alignment(bench, 1)
     curve: Curve = []
     for share in AR_SHARES:
-        began = time.perf_counter()
-        images = [draw_texts(bench, model, asked.captions, asked.shape, **begun_by(bench, ar, share, asked.shape))
-                  for asked in judge.sets]
-        count = sum(map(len, images))
-        seconds = as_metric((time.perf_counter() - began) / count, 'seconds an image', count)
-        found = judge.score(images)
-        metrics = found | dict(seconds_per_image=seconds)
+        metrics = once(folder, lambda: fusion_point(bench, model, first, share, judge), ar_share=share)
         curve.append(dict(stage=2, told='text', ar_share=share, cfg=bench.profile.evaluation.main_cfg, metrics=metrics))
-        lines = ', '.join(map(as_line, found.values()))
-        print(f"AR draws {share:.0%}: {1000 * seconds['value']:.1f} ms an image, {lines}")
+        lines = ', '.join(as_line(metric) for name, metric in metrics.items() if name.startswith('found_'))
+        print(f"AR draws {share:.0%}: {1000 * metrics['seconds_per_image']['value']:.1f} ms an image, {lines}")
     return curve
+
+def fusion_point(
+    bench: TextBench, model: nn.Module, first: Beginning, # as in `fusion_curve`
+    share: float, # of the tokens that the AR model draws
+    judge: Alignment,
+) -> dict[str, dict[str, Any]]: # metrics by name
+    "One division of the tokens."
+    began = time.perf_counter()
+    images = judge.draw(model, first=first, share=share)
+    seconds, count = time.perf_counter() - began, sum(map(len, images))
+    if device_count() > 1: seconds, count = timed_here(bench, model, first, share, judge)
+    timed = as_metric(seconds / count, 'seconds an image', count)
+    return judge.score(images) | dict(seconds_per_image=timed)
+
+# %% ../nbs/46_text_study.ipynb #6560ec0a
+def timed_here(
+    bench: TextBench, model: nn.Module, first: Beginning, share: float, judge: Alignment, # as in `fusion_point`
+) -> tuple[float, int]: # seconds, and of how many pictures
+    "Draw a batch of the shape with most pictures on one device."
+    images = largest_shape(judge.sets)
+    captions = images.captions[:first.at_once]
+    began = time.perf_counter()
+    draw_texts(bench, model, captions, images.shape, first=first, share=share, alone=True)
+    seconds = time.perf_counter() - began
+    if first.source: first.model.cpu() # the other processes have their own
+    return seconds, len(captions)
 
 # %% ../nbs/46_text_study.ipynb #c8b4deed
 class SheetRow(NamedTuple):
@@ -856,14 +1100,13 @@ def rows_of_shapes(
 def rows_of_shares(
     bench: TextBench,
     model: nn.Module, # of the second stage
-    ar: nn.Module, # the model that begins
+    first: Beginning,
     each: int = 6, # pictures of a row
 ) -> list[SheetRow]:
     "The same texts with more and more tokens drawn by AR; the captions belong to the last row."
     asked = min(bench.sets(1, 'held-out', each, 7, template='full'), key=lambda images: stretch(images.shape))
     def row(share: float) -> SheetRow:
-        options = begun_by(bench, ar, share, asked.shape)
-        pictures = draw_texts(bench, model, asked.captions, asked.shape, **options)
+        pictures = draw_texts(bench, model, asked.captions, asked.shape, first=first, share=share, alone=True)
         return SheetRow(f'{share:.0%} AR', asked.captions if share == 1 else [''] * len(asked), pictures)
     return [row(share) for share in (0, *AR_SHARES)]
 
@@ -892,12 +1135,12 @@ def save_rows(
 def save_sheets(
     bench: TextBench,
     models: Sequence[nn.Module], # of both stages
-    ar: nn.Module | None,
+    first: Beginning | None, # begins pictures in fusion
     folder: Path,
 ) -> dict[str, Any]: # name: the file, name_held: what is where
     "The sheets of a record."
     sheets = dict(samples=rows_of_shapes(bench, models[1:], 4, 6), stages=rows_of_shapes(bench, models, 4, 5))
-    if ar is not None: sheets['fusion'] = rows_of_shares(bench, models[1], ar)
+    if first is not None: sheets['fusion'] = rows_of_shares(bench, models[1], first)
     saved: dict[str, Any] = {}
     for name, rows in sheets.items(): saved[name], saved[f'{name}_held'] = save_rows(rows, folder/f'{name}.png')
     return saved
@@ -970,20 +1213,27 @@ def text_cell(
 ) -> dict[str, Any]: # what a record holds
     "Train both stages and measure them."
     check_texts(bench)
+    bench.work = folder
     stages = (0, 1)
     trained = [train_stage(bench, stage) for stage in stages]
-    ar = trained_ar(bench)
+    first = beginning_of(bench)
     models = [stage.model for stage in trained]
     curve = alignment_curve(bench, models) + fidelity_curve(bench, models)
-    if ar is not None: curve += fusion_curve(bench, models[1], ar)
-    sheets = save_sheets(bench, models, ar, folder)
+    if first is not None: curve += fusion_curve(bench, models[1], first, folder)
+    sheets, begun = save_sheets(bench, models, first, folder), begun_card(first)
     return dict(
         curve=curve, floor=shape_floor(bench), parameters=parameter_count(models[1]), encoder=bench.encoder.name,
         history=[dict(stage=number, **row) for number, stage in enumerate(trained, 1) for row in stage.history],
         captions=len(bench.data[0].features), tokens_seen=tokens_seen(bench),
         training_flops=sum(stage_flops(bench, stage) for stage in stages),
-        ar_flops=None if ar is None else sum(stage_flops(bench, stage, True) for stage in stages),
-        protocol=text_protocol(bench), **sheets)
+        ar_flops=None if first is None or begun else sum(stage_flops(bench, stage, True) for stage in stages),
+        protocol=text_protocol(bench) | begun, **sheets)
+
+def begun_card(first: Beginning | None) -> dict[str, Any]: # nothing where it was trained here
+    "What a protocol says of a published model that began pictures."
+    if first is None or not first.source: return {}
+    weights = weights_fingerprint(first.model)
+    return dict(begun_by=dict(system='Lumina-mGPT', weights=weights, cfg=first.cfg, **first.options))
 
 # %% ../nbs/46_text_study.ipynb #6a88c0db
 def text_origin(bench: TextImages) -> dict[str, str]: # of a card: description, and licence where it is known
@@ -1023,13 +1273,23 @@ def text_pipeline(
 ) -> MaskGILPipeline:
     "The trained models with tokenizer, text encoder and the shapes of both stages; what is not trained yet is."
     defaults = dict(steps=bench.profile.evaluation.steps, cfg=bench.profile.evaluation.main_cfg)
+    ar = None if bench.fusion == 'lumina' else trained_ar(bench) # a published one stays where it is
     return MaskGILPipeline(
         train_stage(bench, 1).model, bench.tokenizer, defaults=defaults, text_encoder=bench.encoder,
-        card=text_card(bench, list(curve)) if curve else None, ar=trained_ar(bench),
+        card=text_card(bench, list(curve)) if curve else None, ar=ar,
         buckets=[grid for stage in (0, 1) for grid in grids_of(bench.profile, stage)])
+
+# %% ../nbs/46_text_study.ipynb #fc3610bc
+WORKS = dict(encode=encode_shapes, draw=draw_share)
+
+def do_share(
+    request: str, # a JSON file that says what work it is
+) -> None:
+    "This rank's share of what a request asks for."
+    WORKS[read_json(request).get('work', 'encode')](request)
 
 # %% ../nbs/46_text_study.ipynb #aa4e8e6c
 if __name__ == '__main__' and '__file__' in globals():
     keep_freed_memory()
     load_extensions()
-    run_function(encode_shapes)
+    run_function(do_share)

@@ -175,7 +175,7 @@ def whole_parts(folder: Path) -> list[Part]:
         Part('fusion', dict(size='b', ar='published'), 'rehearsal-classes', 'imagenet-classes', 'adm-images',
              programs=('evaluation',)),
         Part('text_to_image', text, programs=('jobs',)),
-        Part('text_to_image', text | dict(fusion='lumina', lumina=folder/'lumina'), programs=('jobs',)),
+        Part('text_to_image', text | dict(fusion='lumina', lumina=folder/'lumina'), programs=('jobs', 'text_study')),
         Part('protocol', programs=()),
         Part('paradigms', programs=()),
     ]
@@ -204,7 +204,7 @@ def prepare(folder: Path, form: str) -> None:
     with_checkpoints(folder)
     write_captions(folder/'captions', 60)
     write_small_gemma(folder/'gemma')
-    write_small_lumina(folder/'lumina')
+    write_small_lumina(folder/'lumina', TOKENIZERS['chameleon-vq'].codebook_size)
 
 
 def with_checkpoints(folder: Path) -> None:

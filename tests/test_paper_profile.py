@@ -205,11 +205,11 @@ def test_fusion_begins_with_a_published_model(tmp_path, trained_once, monkeypatc
     study = STUDIES['fusion']
     grid = lambda **given: [*study.grid(bench.profile, defaults('fusion', size='b', **given))]
     trained, published = grid()[-1], grid(ar='published')[-1]
-    assert 'ar' not in trained.parameters and 'no file' in wrong_first_model(published)
+    assert 'ar' not in trained.parameters and 'no file' in wrong_first_model(bench.profile, published)
     ar = load_model(**bench.model_options('b', 'llamagen'), seed=5)
     for weight in ar.parameters(): weight.data.normal_(std=.1)
     save_weights(tmp_path/'files'/'llamagen-gpt-b.safetensors', ar)
-    assert not wrong_first_model(published)
+    assert not wrong_first_model(bench.profile, published)
     assert rows_of(bench.profile, published)['ar_file'] and 'ar_file' not in rows_of(bench.profile, trained)
     found = fusion_cell(bench, 'b', shares=1, ar='published')
     assert found['protocol']['begun_by'] == weights_fingerprint(ar)
