@@ -61,12 +61,12 @@ __all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'FIRST_TEXT_MODE
            'ShapeSource', 'ShapeEncoding', 'shape_tokens', 'shape_folder', 'encode_shapes', 'encode_on_all',
            'training_tokens', 'trained_judge', 'images_seen', 'stage_config', 'train_stage', 'trained_ar',
            'stage_flops', 'Beginning', 'lumina_beginning', 'beginning_of', 'wrong_tokenizer', 'wrong_lumina', 'Drawing',
-           'Asked', 'draw_texts', 'draw_sets', 'sets_of', 'drawing_of', 'tokens_here', 'worth_all', 'weights_at',
-           'load_at', 'drawing_request', 'load_drawing', 'text_blocks', 'block_file', 'draw_share', 'tokens_on_all',
-           'other_pictures', 'other_emoji', 'other_background', 'candidates', 'share_found', 'judged_sets',
-           'judged_each', 'Alignment', 'no_captions', 'class_captions', 'told_pictures', 'alignment_curve',
-           'least_reference', 'Measured', 'measured_sets', 'fidelity_curve', 'lumina_flops', 'lumina_here',
-           'lumina_plan', 'fusion_curve', 'fusion_point', 'timed_here', 'SheetRow', 'wide_square_tall',
+           'Asked', 'draw_texts', 'draw_sets', 'sets_of', 'drawing_of', 'tokens_here', 'in_blocks', 'weights_at',
+           'load_at', 'drawing_request', 'load_drawing', 'text_blocks', 'block_file', 'draw_share', 'missing_blocks',
+           'draw_missing', 'tokens_in_blocks', 'other_pictures', 'other_emoji', 'other_background', 'candidates',
+           'share_found', 'judged_sets', 'judged_each', 'Alignment', 'no_captions', 'class_captions', 'told_pictures',
+           'alignment_curve', 'least_reference', 'Measured', 'measured_sets', 'fidelity_curve', 'lumina_flops',
+           'lumina_here', 'lumina_plan', 'fusion_curve', 'fusion_point', 'timed_here', 'SheetRow', 'wide_square_tall',
            'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape', 'shape_floor',
            'tokens_seen', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'begun_card', 'text_origin',
            'text_card', 'text_pipeline', 'do_share']
@@ -626,7 +626,7 @@ def wrong_lumina(profile: Profile, given: str) -> str: # what is wrong, in one l
     except (OSError, ValueError, RuntimeError, ImportError) as e: return f'lumina: {e}'
     return ''
 
-# %% ../nbs/46_text_study.ipynb #1f50dec0
+# %% ../nbs/46_text_study.ipynb #3fe2e8cb
 @dataclass(frozen=True, eq=False)
 class Drawing:
     "What draws, and how; the same on each rank."
@@ -635,6 +635,12 @@ class Drawing:
     options: dict[str, Any]              # of `sample_mar`: steps, cfg, dtype
     seed: int = 0
     first: Beginning | None = None
+
+    def on(self, device: torch.device) -> Drawing: # itself
+        "With its models there."
+        self.model.to(device)
+        if self.first: self.first.model.to(device)
+        return self
 
     def tokens(
         self,
@@ -677,10 +683,10 @@ def draw_sets(
 ) -> list[Tensor]: # (n 3 h w) uint8 each
     "Pictures of several shapes, on all GPUs where that is worth their while."
     drawing, sets = drawing_of(bench, model, first, **options), sets_of(bench, asked, share if first else 0.)
-    draw = tokens_on_all if worth_all(bench, drawing, sets) and not alone else tokens_here
+    draw = tokens_in_blocks if in_blocks(bench, drawing, sets) and not alone else tokens_here
     return [decode_tokens(bench.tokenizer, tokens) for tokens in draw(bench, drawing, sets)]
 
-# %% ../nbs/46_text_study.ipynb #8591fe7f
+# %% ../nbs/46_text_study.ipynb #500f50d9
 TextSets = list[tuple[list, tuple[int, int], int]] # captions, grid in tokens, and how many of them an AR model draws
 
 def sets_of(bench: TextBench, asked: Sequence[Asked], share: float) -> TextSets:
@@ -698,19 +704,17 @@ def drawing_of(bench: TextBench, model: nn.Module, first: Beginning | None = Non
 
 def tokens_here(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
     "Draw in this process."
-    device = pick_device(bench.device)
-    drawing.model.to(device)
-    if drawing.first: drawing.first.model.to(device)
+    drawing.on(pick_device(bench.device))
     return [drawing.tokens(*of_shape) for of_shape in sets]
 
-# %% ../nbs/46_text_study.ipynb #43a25086
+# %% ../nbs/46_text_study.ipynb #39f81dec
 WORTH_ALL = 500 # pictures
 
-def worth_all(bench: TextBench, drawing: Drawing, sets: TextSets) -> bool:
-    "Whether the work is shared: of a cell that is run, with models that were trained."
-    if device_count() == 1 or bench.work is None: return False
-    published = drawing.first is not None and bool(drawing.first.source)
-    return published or sum(len(captions) for captions, *_ in sets) >= WORTH_ALL
+def in_blocks(bench: TextBench, drawing: Drawing, sets: TextSets) -> bool:
+    "Whether the pictures of a cell are many for the processes there are, or slow."
+    if bench.work is None: return False
+    if drawing.first and drawing.first.source: return True
+    return device_count() > 1 and sum(len(captions) for captions, *_ in sets) >= WORTH_ALL
 
 def weights_at(bench: TextBench, model: Any) -> dict[str, Any] | None: # what JSON can hold
     "Where another process finds a model that was trained here."
@@ -746,7 +750,7 @@ def load_drawing(asked: dict[str, Any]) -> Drawing:
     encoder = load_text_encoder(asked['encoder'], device)
     return Drawing(load_at(asked['model'], device), encoder, asked['options'], asked['seed'], first)
 
-# %% ../nbs/46_text_study.ipynb #14b32d38
+# %% ../nbs/46_text_study.ipynb #46b5a0aa
 def text_blocks(asked: dict[str, Any]) -> list[tuple[int, int, int]]: # a set's number, first picture, the one after
     "The pieces of the work."
     return [(i, *ends) for i, (captions, *_) in enumerate(asked['sets'])
@@ -759,25 +763,32 @@ def draw_share(
 ) -> None:
     "This rank's blocks that are missing."
     asked, here, folder = read_json(request), place(), Path(request).parent
-    mine = text_blocks(asked)[here.rank::here.ranks]
-    missing = [block for block in mine if not block_file(folder, *block).exists()]
-    if not missing: return
-    drawing = load_drawing(asked)
+    missing = missing_blocks(asked, folder, here.rank, here.ranks)
+    if missing: draw_missing(load_drawing(asked), asked['sets'], folder, missing)
+
+def missing_blocks(asked: dict[str, Any], folder: Path, rank: int = 0, ranks: int = 1) -> list[tuple[int, int, int]]:
+    "Those of a rank that are not in the folder; which are its own does not depend on what is there."
+    return [block for block in text_blocks(asked)[rank::ranks] if not block_file(folder, *block).exists()]
+
+def draw_missing(drawing: Drawing, sets: Any, folder: Path, missing: Sequence[tuple[int, int, int]]) -> None:
+    "Draw blocks into the folder."
     for number, start, stop in missing:
-        captions, grid, begun = asked['sets'][number]
+        captions, grid, begun = sets[number]
         tokens = drawing.tokens(captions, tuple(grid), begun, start, stop)
         save_array(block_file(folder, number, start, stop), tokens.numpy())
 
-# %% ../nbs/46_text_study.ipynb #40e88a02
-def tokens_on_all(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
+# %% ../nbs/46_text_study.ipynb #12579998
+def tokens_in_blocks(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
     "Draw on all GPUs, and go on with what was drawn before."
     asked = drawing_request(bench, drawing, sets, device_count())
     folder = Path(bench.work or cache_dir())/f"texts-{fingerprint(asked, versions_of(['model', 'sampling']))}"
-    blocks = text_blocks(asked)
-    if not all(block_file(folder, *block).exists() for block in blocks):
+    missing = missing_blocks(asked, folder)
+    if missing and device_count() == 1: draw_missing(drawing.on(pick_device(bench.device)), sets, folder, missing)
+    elif missing:
         request = write_json(folder/'request.json', asked)
         run_here('maskgil.text_study', ['--request', request], device_count())
-    drawn = [[open_array(block_file(folder, *block)) for block in blocks if block[0] == i] for i in range(len(sets))]
+    files = [(block[0], block_file(folder, *block)) for block in text_blocks(asked)]
+    drawn = [[open_array(file) for number, file in files if number == i] for i in range(len(sets))]
     return [torch.from_numpy(np.concatenate(parts)) for parts in drawn]
 
 # %% ../nbs/46_text_study.ipynb #5a022dea
@@ -1043,11 +1054,11 @@ def fusion_point(
     began = time.perf_counter()
     images = judge.draw(model, first=first, share=share)
     seconds, count = time.perf_counter() - began, sum(map(len, images))
-    if device_count() > 1: seconds, count = timed_here(bench, model, first, share, judge)
+    if device_count() > 1 or first.source: seconds, count = timed_here(bench, model, first, share, judge)
     timed = as_metric(seconds / count, 'seconds an image', count)
     return judge.score(images) | dict(seconds_per_image=timed)
 
-# %% ../nbs/46_text_study.ipynb #6560ec0a
+# %% ../nbs/46_text_study.ipynb #7d54756e
 def timed_here(
     bench: TextBench, model: nn.Module, first: Beginning, share: float, judge: Alignment, # as in `fusion_point`
 ) -> tuple[float, int]: # seconds, and of how many pictures
@@ -1057,7 +1068,7 @@ def timed_here(
     began = time.perf_counter()
     draw_texts(bench, model, captions, images.shape, first=first, share=share, alone=True)
     seconds = time.perf_counter() - began
-    if first.source: first.model.cpu() # the other processes have their own
+    if first.source and device_count() > 1: first.model.cpu() # the other processes have their own
     return seconds, len(captions)
 
 # %% ../nbs/46_text_study.ipynb #c8b4deed

@@ -32,7 +32,7 @@ from maskgil.external import write_small_gemma, write_small_lumina
 from maskgil.features import INCEPTION_FILE, extract, write_synthetic_inception
 from maskgil.metrics import mean_and_covariance
 from maskgil.models import build_model, model_config
-from maskgil.profiles import PROFILES
+from maskgil.profiles import override, PROFILES
 from maskgil.records import Record, lost_numbers, records, wrong_files
 from maskgil.reproduce import CellProcess, job_name, start, stop
 from maskgil.shards import open_images
@@ -269,7 +269,9 @@ def expected(part: Part, form: str) -> list[dict[str, Any]]: # parameters of rec
     study, profile = STUDIES[part.study], PROFILES[part.profile or PROFILE[form]]
     given = {k: str(v) for k, v in part.arguments.items()}
     p = argparse.Namespace(**check_parameters(given, study_declarations(study_notebook(part.study))))
-    return [cell.parameters for cell in study.grid(study.trained_with(profile), p)]
+    chosen = override(study.trained_with(profile), {name: getattr(p, k) for k, name in study.settings.items()})
+    cells = {str(cell.parameters): cell.parameters for cell in study.grid(chosen, p)} # several may share a record
+    return list(cells.values())
 
 
 def look_at_records(part: Part, form: str, found: list[Record]) -> list[str]: # faults

@@ -81,8 +81,10 @@ def test_pictures_begin_with_what_lumina_draws(bench, lumina, monkeypatch):
     assert tokens.max() < CODES and not tokens.equal(drawing.tokens(captions[::-1], grid, 8))
 
 
-def test_all_ranks_draw_and_go_on(bench, tmp_path, monkeypatch):
-    "Two ranks draw what one does; after an interruption, what is missing."
+@pytest.mark.parametrize('ranks, blocks', [
+    (1, ['0-0-3.npy', '1-0-2.npy']), (2, ['0-0-2.npy', '0-2-3.npy', '1-0-2.npy'])])
+def test_all_ranks_draw_and_go_on(ranks, blocks, bench, tmp_path, monkeypatch):
+    "What is drawn in blocks, by one or two, is what is drawn at once; after an interruption, what is missing."
     first, model = beginning_of(bench), train_stage(bench, 0).model
     asked = [Asked(['a red cat', 'the flag', 'a blue dog'], (16, 16)), Asked(['the cat', 'a dog'], (8, 32))]
     whole = draw_sets(bench, model, asked, first=first, share=.5, dtype='float32')
@@ -90,20 +92,20 @@ def test_all_ranks_draw_and_go_on(bench, tmp_path, monkeypatch):
     def noted(path, array):
         drawn.append(path.name)
         return real(path, array)
-    def run_here(module, arguments, ranks):
-        for rank in range(ranks):
+    def run_here(module, arguments, processes):
+        for rank in range(processes):
             monkeypatch.setattr(text_study, 'place', lambda rank=rank: Place(rank, ranks))
             text_study.do_share(arguments[1])
     monkeypatch.setattr(text_study, 'save_array', noted)
     monkeypatch.setattr(text_study, 'run_here', run_here)
-    monkeypatch.setenv('MASKGIL_PROCESSES', '2')
+    monkeypatch.setenv('MASKGIL_PROCESSES', str(ranks))
     bench.work = tmp_path
     shared = draw_sets(bench, model, asked, first=first, share=.5, dtype='float32')
     assert all(ours.equal(theirs) for ours, theirs in zip(whole, shared))
-    assert sorted(drawn) == ['0-0-2.npy', '0-2-3.npy', '1-0-2.npy']
-    next(tmp_path.rglob('0-2-3.npy')).unlink()
+    assert sorted(drawn) == blocks
+    next(tmp_path.rglob(blocks[1])).unlink()
     draw_sets(bench, model, asked, first=first, share=.5, dtype='float32')
-    assert drawn[3:] == ['0-2-3.npy']
+    assert drawn[len(blocks):] == blocks[1:2]
 
 
 def test_a_cell_of_lumina(asked, lumina, tmp_path):
