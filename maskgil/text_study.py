@@ -54,22 +54,22 @@ from maskgil.bench import (
 
 # %% auto #0
 __all__ = ['GPUS', 'CANDIDATES', 'COLOUR_LEVELS', 'NOTICEABLE', 'FIRST_TEXT_MODELS', 'LUMINA_CFG', 'LUMINA_TOP_K',
-           'LUMINA_AT_ONCE', 'TextSets', 'WORTH_ALL', 'QUESTIONS', 'Curve', 'AR_SHARES', 'PROMPT_WORDS', 'WORKS',
+           'LUMINA_AT_ONCE', 'TextSets', 'WORTH_ALL', 'QUESTIONS', 'Curve', 'AR_SHARES', 'PROMPT_WORDS', 'TEXT_WORKS',
            'token_pixels', 'grids_of', 'shapes_of', 'stretch', 'square_of', 'text_options', 'kept_for_backward',
            'meta_inputs', 'encoder_width', 'gpu_hours', 'stage_plan', 'dry_run', 'training_memory', 'plan_line',
            'Judge', 'colour_shares', 'seen_for_captions', 'fit_judge', 'some_of', 'TextImages', 'TextBench',
            'ShapeSource', 'ShapeEncoding', 'shape_tokens', 'shape_folder', 'encode_shapes', 'encode_on_all',
            'training_tokens', 'trained_judge', 'images_seen', 'stage_config', 'train_stage', 'trained_ar',
-           'stage_flops', 'Beginning', 'lumina_beginning', 'beginning_of', 'wrong_tokenizer', 'wrong_lumina', 'Drawing',
-           'Asked', 'draw_texts', 'draw_sets', 'sets_of', 'drawing_of', 'tokens_here', 'in_blocks', 'weights_at',
-           'load_at', 'drawing_request', 'load_drawing', 'text_blocks', 'block_file', 'draw_share', 'missing_blocks',
-           'draw_missing', 'tokens_in_blocks', 'other_pictures', 'other_emoji', 'other_background', 'candidates',
-           'share_found', 'judged_sets', 'judged_each', 'Alignment', 'no_captions', 'class_captions', 'told_pictures',
-           'alignment_curve', 'least_reference', 'Measured', 'measured_sets', 'fidelity_curve', 'lumina_flops',
-           'lumina_here', 'lumina_plan', 'fusion_curve', 'fusion_point', 'timed_here', 'SheetRow', 'wide_square_tall',
-           'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape', 'shape_floor',
-           'tokens_seen', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'begun_card', 'text_origin',
-           'text_card', 'text_pipeline', 'do_share']
+           'stage_flops', 'Beginning', 'lumina_beginning', 'beginning_of', 'wrong_tokenizer', 'wrong_lumina',
+           'TextDrawing', 'Asked', 'draw_texts', 'draw_sets', 'sets_of', 'drawing_of', 'tokens_here', 'in_blocks',
+           'weights_at', 'load_at', 'drawing_request', 'load_drawing', 'text_blocks', 'block_file', 'draw_share',
+           'missing_blocks', 'draw_missing', 'tokens_in_blocks', 'other_pictures', 'other_emoji', 'other_background',
+           'candidates', 'share_found', 'judged_sets', 'judged_each', 'Alignment', 'no_captions', 'class_captions',
+           'told_pictures', 'alignment_curve', 'least_reference', 'Measured', 'measured_sets', 'fidelity_curve',
+           'lumina_flops', 'lumina_here', 'lumina_plan', 'fusion_curve', 'fusion_point', 'timed_here', 'SheetRow',
+           'wide_square_tall', 'rows_of_shapes', 'rows_of_shares', 'save_rows', 'save_sheets', 'largest_shape',
+           'shape_floor', 'tokens_seen', 'wrong_texts', 'check_texts', 'text_protocol', 'text_cell', 'begun_card',
+           'text_origin', 'text_card', 'text_pipeline', 'do_share']
 
 # %% ../nbs/46_text_study.ipynb #e2a46d40
 def token_pixels(profile: Profile) -> int:
@@ -626,9 +626,9 @@ def wrong_lumina(profile: Profile, given: str) -> str: # what is wrong, in one l
     except (OSError, ValueError, RuntimeError, ImportError) as e: return f'lumina: {e}'
     return ''
 
-# %% ../nbs/46_text_study.ipynb #3fe2e8cb
+# %% ../nbs/46_text_study.ipynb #be2339b0
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class TextDrawing:
     "What draws, and how; the same on each rank."
     model: nn.Module
     encoder: TextEncoder
@@ -636,7 +636,7 @@ class Drawing:
     seed: int = 0
     first: Beginning | None = None
 
-    def on(self, device: torch.device) -> Drawing: # itself
+    def on(self, device: torch.device) -> TextDrawing: # itself
         "With its models there."
         self.model.to(device)
         if self.first: self.first.model.to(device)
@@ -686,7 +686,7 @@ def draw_sets(
     draw = tokens_in_blocks if in_blocks(bench, drawing, sets) and not alone else tokens_here
     return [decode_tokens(bench.tokenizer, tokens) for tokens in draw(bench, drawing, sets)]
 
-# %% ../nbs/46_text_study.ipynb #500f50d9
+# %% ../nbs/46_text_study.ipynb #4b7c4304
 TextSets = list[tuple[list, tuple[int, int], int]] # captions, grid in tokens, and how many of them an AR model draws
 
 def sets_of(bench: TextBench, asked: Sequence[Asked], share: float) -> TextSets:
@@ -695,22 +695,22 @@ def sets_of(bench: TextBench, asked: Sequence[Asked], share: float) -> TextSets:
     grids = [(height // side, width // side) for _, (height, width) in asked]
     return [(list(captions), grid, round(share * math.prod(grid))) for (captions, _), grid in zip(asked, grids)]
 
-def drawing_of(bench: TextBench, model: nn.Module, first: Beginning | None = None, **options: Any) -> Drawing:
+def drawing_of(bench: TextBench, model: nn.Module, first: Beginning | None = None, **options: Any) -> TextDrawing:
     "The profile's settings, with changes."
     evaluation = bench.profile.evaluation
     settings: dict[str, Any] = dict(
         steps=evaluation.steps, dtype=bench.profile.training.dtype, cfg=evaluation.main_cfg)
-    return Drawing(model, bench.encoder, settings | options, bench.seed, first)
+    return TextDrawing(model, bench.encoder, settings | options, bench.seed, first)
 
-def tokens_here(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
+def tokens_here(bench: TextBench, drawing: TextDrawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
     "Draw in this process."
     drawing.on(pick_device(bench.device))
     return [drawing.tokens(*of_shape) for of_shape in sets]
 
-# %% ../nbs/46_text_study.ipynb #39f81dec
+# %% ../nbs/46_text_study.ipynb #29c1466e
 WORTH_ALL = 500 # pictures
 
-def in_blocks(bench: TextBench, drawing: Drawing, sets: TextSets) -> bool:
+def in_blocks(bench: TextBench, drawing: TextDrawing, sets: TextSets) -> bool:
     "Whether the pictures of a cell are many for the processes there are, or slow."
     if bench.work is None: return False
     if drawing.first and drawing.first.source: return True
@@ -728,8 +728,8 @@ def load_at(where: dict[str, Any] | None, device: torch.device) -> Any:
     options: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in where['options'].items()}
     return load_milestone(load_model(**options), where['folder'], where['step']).to(device)
 
-# %% ../nbs/46_text_study.ipynb #03d0d5c7
-def drawing_request(bench: TextBench, drawing: Drawing, sets: TextSets, ranks: int) -> dict[str, Any]:
+# %% ../nbs/46_text_study.ipynb #5d696d9f
+def drawing_request(bench: TextBench, drawing: TextDrawing, sets: TextSets, ranks: int) -> dict[str, Any]:
     "What a rank has to know, as JSON holds it."
     first = drawing.first
     lumina = first.source if first else ''
@@ -741,16 +741,16 @@ def drawing_request(bench: TextBench, drawing: Drawing, sets: TextSets, ranks: i
         encoder=bench.profile.text.encoder, options=drawing.options, seed=drawing.seed, sets=sets, block=block,
         device=bench.device, products=str(pick_dtype(drawing.options['dtype'], bench.device)))
 
-def load_drawing(asked: dict[str, Any]) -> Drawing:
+def load_drawing(asked: dict[str, Any]) -> TextDrawing:
     "What `drawing_request` told of, on this rank's device."
     device = local_device(asked['device'])
     first = lumina_beginning(asked['lumina']) if asked['lumina'] else None
     if asked['ar']: first = Beginning(load_at(asked['ar'], device))
     if first: first.model.to(device)
     encoder = load_text_encoder(asked['encoder'], device)
-    return Drawing(load_at(asked['model'], device), encoder, asked['options'], asked['seed'], first)
+    return TextDrawing(load_at(asked['model'], device), encoder, asked['options'], asked['seed'], first)
 
-# %% ../nbs/46_text_study.ipynb #46b5a0aa
+# %% ../nbs/46_text_study.ipynb #f55fcad9
 def text_blocks(asked: dict[str, Any]) -> list[tuple[int, int, int]]: # a set's number, first picture, the one after
     "The pieces of the work."
     return [(i, *ends) for i, (captions, *_) in enumerate(asked['sets'])
@@ -770,15 +770,15 @@ def missing_blocks(asked: dict[str, Any], folder: Path, rank: int = 0, ranks: in
     "Those of a rank that are not in the folder; which are its own does not depend on what is there."
     return [block for block in text_blocks(asked)[rank::ranks] if not block_file(folder, *block).exists()]
 
-def draw_missing(drawing: Drawing, sets: Any, folder: Path, missing: Sequence[tuple[int, int, int]]) -> None:
+def draw_missing(drawing: TextDrawing, sets: Any, folder: Path, missing: Sequence[tuple[int, int, int]]) -> None:
     "Draw blocks into the folder."
     for number, start, stop in missing:
         captions, grid, begun = sets[number]
         tokens = drawing.tokens(captions, tuple(grid), begun, start, stop)
         save_array(block_file(folder, number, start, stop), tokens.numpy())
 
-# %% ../nbs/46_text_study.ipynb #12579998
-def tokens_in_blocks(bench: TextBench, drawing: Drawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
+# %% ../nbs/46_text_study.ipynb #ef614dbf
+def tokens_in_blocks(bench: TextBench, drawing: TextDrawing, sets: TextSets) -> list[Tensor]: # (n h w) int64 each
     "Draw on all GPUs, and go on with what was drawn before."
     asked = drawing_request(bench, drawing, sets, device_count())
     folder = Path(bench.work or cache_dir())/f"texts-{fingerprint(asked, versions_of(['model', 'sampling']))}"
@@ -1290,14 +1290,14 @@ def text_pipeline(
         card=text_card(bench, list(curve)) if curve else None, ar=ar,
         buckets=[grid for stage in (0, 1) for grid in grids_of(bench.profile, stage)])
 
-# %% ../nbs/46_text_study.ipynb #fc3610bc
-WORKS = dict(encode=encode_shapes, draw=draw_share)
+# %% ../nbs/46_text_study.ipynb #76594450
+TEXT_WORKS = dict(encode=encode_shapes, draw=draw_share)
 
 def do_share(
     request: str, # a JSON file that says what work it is
 ) -> None:
     "This rank's share of what a request asks for."
-    WORKS[read_json(request).get('work', 'encode')](request)
+    TEXT_WORKS[read_json(request).get('work', 'encode')](request)
 
 # %% ../nbs/46_text_study.ipynb #aa4e8e6c
 if __name__ == '__main__' and '__file__' in globals():
