@@ -22,15 +22,15 @@ from .weights import check_whole, load_weights, only_shapes
 __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'FAR_OUTSIDE', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS',
            'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample', 'unshuffle',
            'NearestConv', 'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder', 'Quantizer',
-           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'check_images', 'check_ids',
-           'QuantizedAutoencoder', 'precision', 'Tokenizer', 'TokenizerRow', 'register_tokenizer', 'tokenizer_names',
-           'load_tokenizer']
+           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'InnerProductQuantizer', 'check_images',
+           'check_ids', 'QuantizedAutoencoder', 'precision', 'Tokenizer', 'TokenizerRow', 'register_tokenizer',
+           'tokenizer_names', 'load_tokenizer']
 
 # %% ../nbs/11_tokenizers.ipynb #bb3a759e
 @dataclass(frozen=True)
 class TokenizerConfig:
     "The architecture of one tokenizer; the defaults are the layout of taming's f16 VQGAN."
-    quantizer: str                   # a row of QUANTIZERS: 'vq', 'l2-vq' or 'lfq'
+    quantizer: str                   # a row of QUANTIZERS: 'vq', 'l2-vq', 'lfq' or 'ibq'
     codebook_size: int               # k
     code_dim: int                    # d
     z_channels: int = 256            # between the encoder and the quantizer's projection
@@ -372,11 +372,19 @@ class LookupFreeQuantizer(Quantizer):
     def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return dict(commitment=F.mse_loss(z, codes))
 
+# %% ../nbs/11_tokenizers.ipynb #75f3e231
+class InnerProductQuantizer(VectorQuantizer):
+    "Replace every latent by the code of the largest inner product. Source: IBQ (SEED-Voken, quantize.py)."
+    def nearest(self, z: Tensor) -> Tensor:
+        codes = self.embedding.weight.float()
+        return torch.cat([(part @ codes.T).argmax(1) for part in z.split(max(1, 2**22 // len(codes)))])
+
 # %% ../nbs/11_tokenizers.ipynb #5722b41f
 QUANTIZERS: dict[str, Callable[[TokenizerConfig], Quantizer]] = {
     'vq':    VectorQuantizer,
     'l2-vq': functools.partial(VectorQuantizer, normalise=True),
     'lfq':   LookupFreeQuantizer,
+    'ibq':   InnerProductQuantizer,
 }
 
 # %% ../nbs/11_tokenizers.ipynb #cd0d55d7
@@ -573,6 +581,18 @@ register_tokenizer(TokenizerRow(
 def tokenizer_names() -> list[str]: # names of `TOKENIZER_ROWS`
     "From the smallest published codebook to the largest: a tokenizer's rank is its place here."
     return sorted(TOKENIZER_ROWS, key=lambda name: TOKENIZER_ROWS[name].published.codebook_size)
+
+# %% ../nbs/11_tokenizers.ipynb #400a7677
+TOKENIZERS |= {
+    f'ibq-{codes}': TokenizerConfig('ibq', codes, 256, encoder_blocks=4, decoder_blocks=5, attention_levels=(4,))
+    for codes in (1024, 8192, 16384, 262144)}
+
+# %% ../nbs/11_tokenizers.ipynb #7747cc23
+TOKENIZERS['open-magvit2-vq-16384'] = replace(
+    TOKENIZERS['open-magvit2-vq'], codebook_size=2**14, code_dim=14, z_channels=14)
+TOKENIZERS |= {
+    'gear-vq': TOKENIZERS['llamagen-vq'], 'gear-ibq': TOKENIZERS['ibq-16384'],
+    'gear-lfq': TOKENIZERS['open-magvit2-vq-16384']}
 
 # %% ../nbs/11_tokenizers.ipynb #9260c1fb
 def load_tokenizer(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse, contextlib, functools, hashlib, json, math, operator, pickle, re, shlex, sys
 import warnings, zipfile
-from dataclasses import asdict, dataclass, fields, MISSING
+from dataclasses import asdict, dataclass, fields, MISSING, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -23,14 +23,14 @@ from .kept import load_tensors, save_tensors
 
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME', 'NOT_WEIGHTS', 'HEADER_LIMIT', 'WRAPPERS',
-           'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'FREE_FIELDS', 'OWN_LAYOUTS', 'PublishedFile', 'Layout',
-           'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message', 'is_ours',
-           'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'one_set',
-           'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'identify',
-           'checkpoint_files', 'find_published', 'find_folder', 'take_average', 'to_native', 'mismatch', 'unusable',
-           'check_finite', 'load_state', 'config_differences', 'fitting_layouts', 'native_weights', 'only_shapes',
-           'load_weights', 'load_model_weights', 'unwrapped', 'save_weights', 'read_header', 'check_whole',
-           'check_real']
+           'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'ON_THE_HUB', 'FREE_FIELDS', 'OWN_LAYOUTS', 'PublishedFile',
+           'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message',
+           'is_ours', 'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set',
+           'one_set', 'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted',
+           'identify', 'checkpoint_files', 'could_be', 'find_published', 'find_folder', 'take_average', 'to_native',
+           'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts',
+           'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
+           'read_header', 'check_whole', 'check_real']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class PublishedFile:
     length: str = ''                  # of the file, as its page says; empty where nobody has looked
     digest: str = ''                  # of the file, as its page says, with the name of the hash before it
     note: str = ''                    # what decides whether a number can be reproduced
+    same: str = ''                    # a row with the same layout and shapes: only the file's name tells them apart
 
 # %% ../nbs/10_weights.ipynb #aebb2c21
 CHECKPOINTS = {
@@ -74,6 +75,41 @@ CHECKPOINTS = {
         marks={'encoder.conv_out.weight': (18, 512, 1, 1)},
         file='imagenet_256_L.ckpt', where='TencentARC/Open-MAGVIT2-Tokenizer-256-resolution', length='921 MB',
         note='the weights and their average, which is what is used'),
+}
+
+# %% ../nbs/10_weights.ipynb #8f9d2be0
+def _ibq(codes: int, weights: int, note: str = '') -> PublishedFile:
+    "One codebook of IBQ (SEED-Voken, configs/IBQ/gpu/imagenet_ibqgan_*.yaml)."
+    return PublishedFile(
+        kind='tokenizer', layout='taming', nested='state_dict', weights=weights,
+        marks={'quantize.embedding.weight': (codes, 256), 'encoder.down.4.attn.0.q.weight': (512, 512, 1, 1),
+               'encoder.down.0.block.3.norm1.weight': (128,)},
+        file=f'imagenet256_{codes}.ckpt', where=f'TencentARC/IBQ-Tokenizer-{codes}', note=note)
+
+def _gear(kind: str, same: str) -> PublishedFile:
+    "A tokenizer that GEAR trained on (Tencent-Hunyuan/GEAR, models/): the row `same` with other numbers."
+    return replace(
+        CHECKPOINTS[same], nested='vq', same=same, file=f'gear-{kind}.pt', where=f'BinLin203/GEAR-{kind.upper()}',
+        length='', digest='', note=f'trained on from {same}; so is {kind}-with-gan.pt in BinLin203/Warmup-{kind.upper()}')
+
+# %% ../nbs/10_weights.ipynb #2038f467
+CHECKPOINTS |= {
+    'ibq-1024':   _ibq(1024,   107_049_859),
+    'ibq-8192':   _ibq(8192,   108_884_867),
+    'ibq-16384':  _ibq(16384,  110_982_019, 'IBQ_pretrain_16384.ckpt in TencentARC/IBQ-Tokenizer-16384-Pretrain '
+                                            'has the same layout'),
+    'ibq-262144': _ibq(262144, 173_896_579, 'IBQ_pretrain_262144.ckpt in TencentARC/IBQ-Tokenizer-262144-Pretrain '
+                                            'has the same layout'),
+    'open-magvit2-vq-16384': PublishedFile(
+        kind='tokenizer', layout='open-magvit2', nested='state_dict', weights=115_094_033,
+        marks={'encoder.conv_out.weight': (14, 512, 1, 1)},
+        file='pretrain256_16384.ckpt', where='TencentARC/Open-MAGVIT2-Tokenizer-16384-Pretrain',
+        note='trained on 100 million pictures with captions; the average is what is used'),
+}
+CHECKPOINTS |= {
+    'gear-vq':  _gear('vq', 'llamagen-vq'),
+    'gear-ibq': _gear('ibq', 'ibq-16384'),
+    'gear-lfq': _gear('lfq', 'open-magvit2-vq-16384'),
 }
 
 # %% ../nbs/10_weights.ipynb #e22eec29
@@ -270,8 +306,9 @@ def recognise(
 ) -> str | None: # a row of CHECKPOINTS, or a layout and 'of another size', or None
     "Whose weights these are, told by names and shapes."
     layout = layout_of(state)
-    for name, row in CHECKPOINTS.items():
-        if row.layout == layout and _has_shapes(state, row.marks): return name
+    fit = [name for name, row in CHECKPOINTS.items()
+           if not row.same and row.layout == layout and _has_shapes(state, row.marks)]
+    if fit: return max(fit, key=lambda name: len(CHECKPOINTS[name].marks)) # the one that says most
     return layout and f'{layout} of another size'
 
 # %% ../nbs/10_weights.ipynb #407ed489
@@ -470,7 +507,7 @@ RAW = {'online', 'raw', 'student'} # beside an average: what it is the average o
 AVERAGED = {'ema', 'average', 'averaged', 'avg', 'swa', 'shadow'}
 NEST = RAW | AVERAGED | {
     'model', 'models', 'module', 'network', 'net', 'state', 'dict', 'weight', 'weights', 'params', 'parameters',
-    'generator', 'gen', 'g', 'vqmodel', 'vqvae', 'vqgan', 'tokenizer', 'transformer', 'gpt'}
+    'generator', 'gen', 'g', 'vq', 'vqmodel', 'vqvae', 'vqgan', 'tokenizer', 'transformer', 'gpt'}
 
 def _words(key: str) -> set[str]: return set(filter(None, re.split('[^a-z0-9]+', key.lower())))
 
@@ -733,6 +770,18 @@ def checkpoint_files(
         with contextlib.suppress(OSError, ValueError): parts |= {*shard_files(index)}
     return [path for path in found if path in indices or path.suffix in WEIGHT_SUFFIXES and path not in parts]
 
+# %% ../nbs/10_weights.ipynb #7ef02c58
+def could_be(
+    system: str, # a row of CHECKPOINTS, or the system of a file of ours
+    name: str, # of a file
+    what: str, # whose weights it holds, from `identify`
+) -> bool:
+    "Whether a file is one of a system. Where two systems have the same shapes, a published name says which it is."
+    row = CHECKPOINTS.get(system)
+    if row and row.same: return what == row.same and name == row.file
+    others = {other.file for other in CHECKPOINTS.values() if other.same == system}
+    return what == system and name not in others
+
 # %% ../nbs/10_weights.ipynb #1b35d600
 def find_published(
     folder: Path,
@@ -741,7 +790,7 @@ def find_published(
 ) -> Path:
     "The file of a system, told by its content. Raises `FileNotFoundError` for none, `CheckpointError` for several."
     is_there = {path: identify(path) for path in checkpoint_files(folder)}
-    found = [path for path, what in is_there.items() if what == system]
+    found = [path for path, what in is_there.items() if could_be(system, path.name, what)]
     usual = Path(CHECKPOINTS[system].file).name if system in CHECKPOINTS else ''
     chosen = [path for path in found if path.name == usual] if len(found) > 1 else found
     told = lambda path: printable(str(path.relative_to(folder)))
@@ -761,14 +810,20 @@ def find_published(
 def _on_the_hub(path: str | Path) -> bool: # whether a text could be the name of a repository
     return bool(re.fullmatch(r'[\w.-]+(/[\w.-]+)?', str(path))) and not str(path).startswith('.')
 
+# %% ../nbs/10_weights.ipynb #acc051b8
+ON_THE_HUB = ['*.json', '*.safetensors', '*.md'] # what is fetched from a repository: nothing that runs
+
 # %% ../nbs/10_weights.ipynb #8868a2df
 def find_folder(
     path: str | Path, # a folder, or the name of a repository on the hub
+    revision: str | None = None, # of the repository: a branch, a tag or a commit
     weights: bool = True, # of a repository; without them, what says which system it is of
 ) -> Path: # a local folder
     "The folder itself, or one that the hub's repository was downloaded to. Raises `FileNotFoundError`."
     folder = Path(path).expanduser()
-    if folder.is_dir() and str(path): return folder
+    if folder.is_dir() and str(path):
+        if revision: raise ValueError(f'revision is of a repository on the hub, and {folder} is a folder: leave it out')
+        return folder
     if folder.is_file(): raise FileNotFoundError(f'{folder.absolute()} is a file: give the folder that it lies in')
     what = f"'{path}' is neither a folder (there is no {folder.absolute()}) nor a repository"
     remedy = 'run `hf download {} --local-dir DIR` where there is one, and give the folder DIR'
@@ -776,8 +831,8 @@ def find_folder(
         said = f'{what} of the hub, whose names have the form owner/name'
         raise FileNotFoundError(f"{said}. Without a network, {remedy.format('owner/name')}")
     from huggingface_hub import snapshot_download
-    wanted = ['*.json', '*.md', *(['*.safetensors'] if weights else [])]
-    try: return Path(snapshot_download(str(path), allow_patterns=wanted))
+    wanted = [form for form in ON_THE_HUB if weights or not form.endswith('.safetensors')]
+    try: return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
     except Exception as error:
         said = f'{what} that the hub would give ({_reason(error)})'
         raise FileNotFoundError(f'{said}. Without a network, {remedy.format(path)}') from None
@@ -932,7 +987,8 @@ def native_weights(
     if layout is None:
         keys, known = ', '.join(list(state)[:6]), ', '.join(CHECKPOINTS)
         raise CheckpointError(f'{path} is no system we know: its keys are {keys} ...; known are {known}')
-    if layout not in fitting_layouts(kind, asked) or found in CHECKPOINTS and found != asked:
+    known_as = CHECKPOINTS[asked].same or asked if asked in CHECKPOINTS else asked
+    if layout not in fitting_layouts(kind, asked) or found in CHECKPOINTS and found != known_as:
         raise CheckpointError(f'{path} is a {found} file, you asked for {asked}')
     return to_native(layout, state), taken
 

@@ -1,4 +1,4 @@
-"The four published tokenizers at full size, in float32, against the outputs of the published implementations."
+"The published tokenizers at full size, in float32, against the outputs of the published implementations."
 import argparse, os, time
 
 import pytest, torch
@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from maskgil import kept
 from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import project_root, read_json
-from maskgil.tokenizers import TOKENIZER_ROWS, load_tokenizer
+from maskgil.tokenizers import load_tokenizer, TOKENIZER_ROWS, TOKENIZERS
 from maskgil.weights import CheckpointError, meta_state, read_header, read_weights, recognise, save_weights, unnest
 
 GOLDENS = project_root()/'tests'/'goldens'
@@ -26,7 +26,7 @@ def maskgit_file(state):
     return {'epoch': 1, 'global_step': 2, 'state_dict': state | DISCARDED, 'optimizer_states': [moments]}
 
 
-def open_magvit2_file(state):
+def with_average(state):
     "The weights that count are the average; the plain ones are of no use here."
     plain = {key: torch.zeros_like(value) for key, value in state.items()}
     average = {f"model_ema.{key.replace('.', '')}": value for key, value in state.items()}
@@ -40,7 +40,9 @@ AS_PUBLISHED = {
     'maskgit-vq': maskgit_file,
     'chameleon-vq': lambda state: {'state_dict': state | DISCARDED},
     'llamagen-vq': lambda state: {'model': state},
-    'open-magvit2-vq': open_magvit2_file,
+    'open-magvit2-vq': with_average,
+    'open-magvit2-vq-16384': with_average,
+    'ibq-16384': with_average,
 }
 
 
@@ -58,7 +60,7 @@ def error(found, expected): return ((found - expected).abs().max() / expected.ab
 
 # The same outputs
 
-@pytest.fixture(scope='module', params=list(TOKENIZER_ROWS))
+@pytest.fixture(scope='module', params=list(AS_PUBLISHED))
 def loaded(request, tmp_path_factory):
     system = request.param
     path = write(tmp_path_factory.mktemp(system), system)
@@ -91,6 +93,35 @@ def test_bfloat16(loaded):
     assert ids.shape == golden['indices'].shape and (ids == golden['indices']).float().mean() > 0.3
     out = tokenizer.decode(golden['indices'], dtype='bfloat16', clamp=False)
     assert out.dtype == torch.float32 and error(out, golden['decoded']) < 0.1
+
+
+def test_every_tokenizer_of_the_comparison_is_compared(): assert {*TOKENIZER_ROWS} <= {*AS_PUBLISHED}
+
+
+@pytest.mark.parametrize('codes, system', [(1024, 'maskgit-vq'), (8192, 'chameleon-vq'), (262144, 'ibq-262144')])
+def test_ibq_is_told_from_what_has_as_many_codes(codes, system, tmp_path):
+    "Names are taming's, and so is the shape of the codebook; there are more blocks."
+    table = {'quantize.embedding.weight': [codes, 256]}
+    path = hollow('ibq-16384', **table)(tmp_path)
+    assert recognise(read_weights(path)) == f'ibq-{codes}'
+    if system == f'ibq-{codes}': return
+    with pytest.raises(CheckpointError, match=f'is a ibq-{codes} file, you asked for {system}'):
+        load_tokenizer(system, checkpoint=path)
+
+
+def test_gear_is_what_it_was_trained_from(tmp_path):
+    "A file of GEAR's stages: the weights, their average, which is taken, and a discriminator."
+    state = {key: torch.zeros(()).expand(*shape) for key, (shape, _) in keys('llamagen-vq').items()}
+    average = {key: value + 1 for key, value in state.items()}
+    path = tmp_path/'gear-vq.pt'
+    torch.save({'vq': state, 'vq_ema': average, 'discriminator': DISCARDED, 'steps': 3}, path)
+    tokenizer = load_tokenizer('gear-vq', checkpoint=path)
+    assert tokenizer.weights_taken == 'vq_ema' and tokenizer.config == TOKENIZERS['llamagen-vq']
+    assert tokenizer.encoder.conv_in.weight.unique().tolist() == [1.]
+    raw = load_tokenizer('gear-vq', checkpoint=path, average=False)
+    assert raw.encoder.conv_in.weight.unique().tolist() == [0.]
+    with pytest.raises(CheckpointError, match='is a llamagen-vq file, you asked for gear-ibq'):
+        load_tokenizer('gear-ibq', checkpoint=path)
 
 
 def test_another_salt_is_another_tokenizer(tmp_path):

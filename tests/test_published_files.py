@@ -52,7 +52,7 @@ def test_the_names_of_the_publishers(folder):
     "MaskGIL's files, which are announced only, have the names of LlamaGen's."
     made = {system: write(folder/CHECKPOINTS[system].file, system) for system in SYSTEMS
             if CHECKPOINTS[system].file and not system.startswith('maskgil')}
-    assert {system: published_file(system) for system in made} == made and len(made) == 5
+    assert {system: published_file(system) for system in made} == made and len(made) == 7
 
 
 def test_a_name_that_fits_exactly_wins(folder):
@@ -72,6 +72,15 @@ def test_of_several_the_published_name_or_a_question(folder, capsys):
     assert text.name in str(refused.value) and other.name in str(refused.value) and '\n' not in str(refused.value)
     published = write(folder/'vq_ds16_c2i.pt', 'llamagen-vq')
     assert published_file('llamagen-vq') == published
+
+
+def test_files_of_the_same_shapes_are_told_by_their_names(folder):
+    "gear-vq.pt has LlamaGen's shapes: neither is taken for the other."
+    tuned = write(folder/'gear-vq.pt', 'llamagen-vq')
+    assert published_file('gear-vq') == tuned
+    with pytest.raises(FileNotFoundError, match='no file llamagen-vq'): published_file('llamagen-vq')
+    plain = write(folder/'some.pt', 'llamagen-vq')
+    assert (published_file('llamagen-vq'), published_file('gear-vq')) == (plain, tuned)
 
 
 def test_an_error_tells_what_is_there(folder):
