@@ -5,7 +5,7 @@
 # %% ../nbs/18_pipeline.ipynb #05bcf66e
 from __future__ import annotations
 
-import contextlib, dataclasses, hashlib, html, os, re, shutil, textwrap
+import contextlib, dataclasses, hashlib, html, inspect, json, os, re, shutil, tempfile, textwrap
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -20,7 +20,7 @@ from .core import fields_told, pick_device, progress, read_json, shipped, write_
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
     check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names,
-    read_header, save_weights, unwrapped,
+    read_header, save_weights, send_folder, unwrapped,
 )
 from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count
@@ -28,16 +28,18 @@ from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .text import check_captions, encoder_folder, load_text_encoder, TEXT_ENCODERS, weight_files
 
 # %% auto #0
-__all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'READY', 'NETWORKS', 'FIELDS', 'PICTURE_FORMATS', 'CHECKPOINT',
-           'TEXT_CHECKPOINT', 'MOST_COLUMNS', 'class_ids', 'class_id', 'fit_shape', 'device_of', 'draw_tokens',
-           'decode_tokens', 'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against', 'fused',
-           'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel',
-           'check_classes', 'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose',
-           'evaluation_results', 'card_data', 'metrics_table', 'ascii_name', 'usage_example', 'model_card',
-           'encoder_digest', 'saved_encoder', 'pipeline_config', 'replacing', 'check_free_for', 'save_pipeline',
+__all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'CUSTOM_PIPELINE', 'FOR_DIFFUSERS', 'SCHEDULER_OPTIONS',
+           'OF_DIFFUSERS', 'READY', 'NETWORKS', 'FIELDS', 'PICTURE_FORMATS', 'CHECKPOINT', 'TEXT_CHECKPOINT',
+           'MOST_COLUMNS', 'class_ids', 'class_id', 'fit_shape', 'device_of', 'draw_tokens', 'decode_tokens',
+           'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against', 'fused', 'row_feet',
+           'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel', 'check_classes',
+           'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose', 'evaluation_results',
+           'card_data', 'metrics_table', 'measured_against', 'protocol_lines', 'ascii_name', 'usage_example',
+           'diffusers_example', 'told_origin', 'model_card', 'encoder_digest', 'saved_encoder', 'pipeline_config',
+           'model_index', 'scheduler_config', 'write_for_diffusers', 'replacing', 'check_free_for', 'save_pipeline',
            'check_loads', 'file_of', 'pipeline_settings', 'check_encoder', 'load_transformer', 'load_pipeline_parts',
-           'open_parts', 'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading', 'Drawing',
-           'check_writable', 'save_picture', 'MaskGILPipeline', 'saved_pipeline', 'sample']
+           'open_parts', 'complete_folder', 'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading',
+           'Drawing', 'check_writable', 'save_picture', 'Placed', 'MaskGILPipeline', 'saved_pipeline', 'sample']
 
 # %% ../nbs/18_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -379,8 +381,11 @@ def check_card(
     "What a model card can show, or a `ValueError`."
     metrics = card.get('metrics', {}) if isinstance(card, dict) else None
     if not isinstance(metrics, dict): raise ValueError('a card is texts by name, and metrics by name')
-    for name in ('name', 'description', 'license', 'attribution'):
+    for name in ('name', 'description', 'license', 'attribution', 'data', 'protocol'):
         if not isinstance(card.get(name, ''), str): raise ValueError(f'{name} of a card is a text')
+    datasets = card.get('datasets', [])
+    if not isinstance(datasets, (list, tuple)) or not all(isinstance(name, str) for name in datasets):
+        raise ValueError('datasets of a card are names on the hub, a list of texts')
     for key, metric in metrics.items():
         if not isinstance(metric, dict): raise ValueError(f'the metric {key} of a card has no value')
         for field in ('value', 'low', 'high'): check_real(f'{field} of the metric {key}', metric.get(field))
@@ -443,11 +448,14 @@ def card_data(
     metrics: dict[str, dict[str, Any]], # of a record
     license: str, # as the hub abbreviates it
     task: str = TASKS['class'], # a value of `TASKS`
+    tags: Sequence[str] = (), # what else the hub may be searched for
+    datasets: Sequence[str] = (), # what it was trained on, as the hub calls it
 ) -> str: # YAML
     "The head of a model card in the hub's own form."
     from huggingface_hub import ModelCardData
     results = evaluation_results(metrics, task) or None
     return ModelCardData(license=printable(license), library_name='maskgil', pipeline_tag=task,
+                         tags=list(tags) or None, datasets=[printable(name) for name in datasets] or None,
                          model_name=printable(name) if results else None, eval_results=results).to_yaml()
 
 # %% ../nbs/18_pipeline.ipynb #c048c3fe
@@ -462,6 +470,25 @@ def metrics_table(
         lines.append(f"| {in_markdown(metric['label'])} | {metric['value']:.4g} | {interval} | {metric['n']} |")
     return lines
 
+# %% ../nbs/18_pipeline.ipynb #913458bc
+def measured_against(
+    metrics: dict[str, dict[str, Any]], # of a record
+) -> str: # a sentence, or nothing
+    "Which images the metrics compare with."
+    pairs = {(metric.get('reference'), metric.get('n_reference')) for metric in metrics.values()}
+    told = [f'{reference} ({count:,} images)' if isinstance(count, int) else str(reference)
+            for reference, count in sorted(pairs, key=str) if reference]
+    return f"Measured against {', '.join(told)}." if told else ''
+
+def protocol_lines(card: dict[str, Any]) -> list[str]: # card: of a pipeline; lines of Markdown
+    "How the numbers of a card were made."
+    metrics = card.get('metrics', {})
+    if not metrics: return []
+    told = prose(card.get('protocol', '')) or in_markdown(measured_against(metrics))
+    record = f' Record {in_markdown(card["record"])}.' if card.get('record') else ''
+    return ['', f'{told}{record} Intervals are of 95 %, over the images; numbers of another protocol, a plain FID for '
+                'one, cannot be compared with these.']
+
 # %% ../nbs/18_pipeline.ipynb #8c379371
 def ascii_name(name: str) -> str: # of a class, as Python would write it; a fence of Markdown cannot be closed
     return repr(name).replace('`', r'\x60') if printable(name) == name else ascii(name).replace('`', r'\x60')
@@ -474,25 +501,50 @@ def usage_example(
     return ['```python', 'from maskgil import MaskGILPipeline', "pipe = MaskGILPipeline.from_pretrained('this folder')",
             f'images = pipe({asked}, seed=0)', '```']
 
+# %% ../nbs/18_pipeline.ipynb #18873174
+def diffusers_example(
+    classes: Sequence[str], # none if the model reads texts
+) -> list[str]: # lines of Markdown
+    "The same pictures from diffusers."
+    asked = f'class_labels=[{ascii_name(classes[0])}]' if classes else "prompt=['a fox face on a red background']"
+    return ["The same with diffusers (`pip install 'maskgil[diffusers]'`):", '', '```python', 'import torch',
+            'from diffusers import DiffusionPipeline',
+            "pipe = DiffusionPipeline.from_pretrained('this folder', custom_pipeline='this folder', "
+            'trust_remote_code=True)',
+            f'images = pipe({asked}, generator=torch.Generator().manual_seed(0)).images', '```']
+
+# %% ../nbs/18_pipeline.ipynb #74d3dc5c
+def told_origin(
+    card: dict[str, Any], # of a pipeline
+    license: str, # as the hub abbreviates it
+) -> list[str]: # lines of Markdown
+    "What the model learned from, and what may be done with it."
+    told = [prose(card.get(name, '')) for name in ('data', 'attribution')]
+    datasets = ', '.join(in_markdown(name) for name in card.get('datasets', ()))
+    said = ' '.join(filter(None, [*told, datasets and f'Data sets: {datasets}.'])) or 'The data were not recorded.'
+    return ['## Data and licence', '', said, '', f'Licence: {in_markdown(license)}.', '']
+
 # %% ../nbs/18_pipeline.ipynb #534ce6ac
 def model_card(
     parts: PipelineParts, # a pipeline, for one
 ) -> str: # Markdown
     "The README of a pipeline's folder, as the hub shows it."
     config, card = parts.model.config, parts.card
-    name, metrics, license = card.get('name') or config.kind, card.get('metrics', {}), card.get('license') or 'mit'
+    name, metrics, license = card.get('name') or config.kind, card.get('metrics', {}), card.get('license') or 'unknown'
     task = TASKS['text' if config.text_width else 'class']
+    tags = [f'{config.kind}', 'autoregressive' if config.causal else 'masked-autoregressive', parts.tokenizer.name]
     network = f'{config.kind}, {config.layers} layers, width {config.width}, {config.heads} heads'
     codes = f'tokenizer {parts.tokenizer.name} with {config.codebook_size:,} codes'
     grid = f'grid {config.grid[0]} x {config.grid[1]}'
     lines = [
-        '---', card_data(name, metrics, license, task), '---',
+        '---', card_data(name, metrics, license, task, tags, card.get('datasets', ())), '---',
         f'# {in_markdown(name)}', '',
         prose(card.get('description', '')), '',
         f'{network}, {parameter_count(parts.model):,} parameters; {codes}; {grid}.', '',
         *usage_example(parts.classes), '',
-        *metrics_table(metrics), '',
-        prose(card.get('attribution', '')), '']
+        *([] if config.causal else [*diffusers_example(parts.classes), '']),
+        *told_origin(card, license),
+        '## Metrics', '', *metrics_table(metrics), *protocol_lines(card), '']
     return '\n'.join(lines)
 
 # %% ../nbs/18_pipeline.ipynb #c44a1248
@@ -538,6 +590,42 @@ def pipeline_config(
         ar=None if parts.ar is None else fields_told(unwrapped(parts.ar).config),
     )
 
+# %% ../nbs/18_pipeline.ipynb #b961ea9f
+CUSTOM_PIPELINE = 'for_diffusers/pipeline.py' # in the package
+FOR_DIFFUSERS = ('model_index.json', 'scheduler_config.json', 'pipeline.py') # files of a folder, of masked models only
+SCHEDULER_OPTIONS = ('schedule', 'order', 'choice_temperature', 'temperature', 'top_k', 'top_p') # of `sample_mar`
+
+# %% ../nbs/18_pipeline.ipynb #0083a8dd
+OF_DIFFUSERS = {'_diffusers_version': '0.30.0'} # the oldest that reads these files
+
+def model_index(
+    fingerprint: str = '', # of the model, as its file says: the folder's, and not that of another revision
+) -> dict[str, Any]: # that JSON can hold
+    "What `model_index.json` holds: who opens the folder, and the parts that it will find there."
+    parts = {name: [None, None] for name in ('scheduler', 'transformer', 'vqvae')}
+    named = ['pipeline', 'MaskGILDiffusionPipeline']
+    return {'_class_name': named, **OF_DIFFUSERS, **parts, 'fingerprint': fingerprint}
+
+def scheduler_config(parts: PipelineParts) -> dict[str, Any]: # that JSON can hold
+    "What `scheduler_config.json` holds: how the model's tokens are decoded."
+    usual = inspect.signature(sample_mar).parameters
+    options = {name: parts.defaults.get(name, usual[name].default) for name in SCHEDULER_OPTIONS}
+    return {'_class_name': 'MaskGILScheduler', **OF_DIFFUSERS, 'mask_token_id': parts.model.config.codebook_size,
+            **options}
+
+# %% ../nbs/18_pipeline.ipynb #beef06e2
+def write_for_diffusers(
+    parts: PipelineParts, # a pipeline, for one
+    folder: Path, # of it
+) -> None:
+    "Write the files by which diffusers opens the folder; a model that is not masked has none."
+    if parts.model.config.causal: return
+    fingerprint = read_header(folder/'model.safetensors').get('fingerprint', '')
+    contents = {'model_index.json': model_index(fingerprint), 'scheduler_config.json': scheduler_config(parts)}
+    for name, content in contents.items(): # as diffusers writes them, without a checksum of ours
+        (folder/name).write_text(json.dumps(content, indent=2) + '\n')
+    shutil.copyfile(shipped(f'maskgil/{CUSTOM_PIPELINE}', CUSTOM_PIPELINE), folder/'pipeline.py')
+
 # %% ../nbs/18_pipeline.ipynb #cc08fbe7
 READY = '.saved' # in a folder: whole files that take precedence over those beside it
 
@@ -575,12 +663,14 @@ def check_free_for(
     folder: Path, # where a pipeline is to be saved
 ) -> None:
     "Refuse a folder that holds another program's model with a `ValueError`."
-    if not (folder/'config.json').is_file(): return
-    try: there = read_json(folder/'config.json')
-    except ValueError: return # damaged: better replaced
-    kind = there.get('model_type') if isinstance(there, dict) else None
-    if kind not in (None, 'maskgil'):
-        raise ValueError(f'{folder} holds a model of another kind ({printable(kind)}): give another folder')
+    index = ('model_index.json', '_class_name', model_index()['_class_name'])
+    for name, field, ours in (('config.json', 'model_type', 'maskgil'), index):
+        if not (folder/name).is_file(): continue
+        try: there = read_json(folder/name)
+        except ValueError: continue # damaged: better replaced
+        kind = there.get(field) if isinstance(there, dict) else None
+        if kind not in (None, ours):
+            raise ValueError(f'{folder} holds a model of another kind ({printable(str(kind))}): give another folder')
 
 # %% ../nbs/18_pipeline.ipynb #f9f5bf30
 def save_pipeline(
@@ -600,7 +690,10 @@ def save_pipeline(
         written = {name: read_header(file)['fingerprint'] for name, file in files.items()}
         write_json(new/'config.json', config | dict(fingerprints=written))
         (new/'README.md').write_text(card, encoding='utf-8')
-    if 'ar' not in networks: (folder/'ar.safetensors').unlink(missing_ok=True) # of an older pipeline
+        write_for_diffusers(parts, new)
+    older = [] if 'ar' in networks else ['ar.safetensors'] # files of another pipeline that was here
+    if parts.model.config.causal: older += FOR_DIFFUSERS
+    for name in older: (folder/name).unlink(missing_ok=True)
     return folder
 
 # %% ../nbs/18_pipeline.ipynb #dac2eef3
@@ -720,6 +813,17 @@ def open_parts(
     except (TypeError, ValueError) as error: raise ValueError(f"{folder/'config.json'}: {error}") from None
     parts.encoder_files = pipeline_settings(folder)['text_encoder_files']
     return parts
+
+# %% ../nbs/18_pipeline.ipynb #2828f193
+def complete_folder(
+    folder: Path | str, # written by `save_pipeline`, of whatever version
+) -> Path:
+    "Write card and index of a folder anew; weights and configuration are not touched."
+    folder = Path(folder).expanduser()
+    parts = open_parts(folder)
+    (folder/'README.md').write_text(model_card(parts), encoding='utf-8')
+    write_for_diffusers(parts, folder)
+    return folder
 
 # %% ../nbs/18_pipeline.ipynb #6dc94aba
 def asked_for(
@@ -904,15 +1008,49 @@ def save_picture(
         picture = opaque
     with write_atomic(file) as tmp: picture.save(tmp, kind, **settings)
 
-# %% ../nbs/18_pipeline.ipynb #295846f7
-class MaskGILPipeline(Drawing):
-    "A model and its tokenizer, ready to draw."
-    def to(self, device: str | torch.device) -> MaskGILPipeline:
+# %% ../nbs/18_pipeline.ipynb #1c92a8c6
+class Placed(Drawing):
+    "A pipeline that comes from a folder or the hub, goes there, and is on a device."
+    def to(self, device: str | torch.device) -> Any:
         "Move the networks."
         for network in (self.model, self.tokenizer, self.ar):
             if network is not None: network.to(device)
         return self
 
+    def save_pretrained(self, path: Path | str, dtype: torch.dtype = torch.float32) -> Path:
+        "Write the folder. `dtype` of the stored weights: bfloat16 halves the files."
+        return save_pipeline(self, path, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: Path | str, # a folder, or the name of a repository on the hub
+        device: str | torch.device = 'auto',
+        text_encoder: str | Path = '', # where the text encoder is, if not where the folder says
+        revision: str | None = None, # of a repository: a branch, a tag or a commit
+    ) -> Any: # of this class
+        "Load a folder written by `save_pretrained`; what is not a folder is looked for on the hub."
+        return open_parts(find_folder(path, revision), text_encoder, cls).to(pick_device(device))
+
+    def push_to_hub(
+        self,
+        repo_id: str, # owner/name; the repository is created where there is none
+        private: bool | None = None, # None: as the owner's account says
+        commit_message: str = 'Upload with maskgil',
+        token: str | None = None, # the one of `hf auth login` if None
+        dtype: torch.dtype = torch.float32, # of the stored weights
+    ) -> str: # the address of the commit
+        "Save the folder to a repository of the hub, for `from_pretrained`; a `ConnectionError` where that fails."
+        with tempfile.TemporaryDirectory() as folder:
+            return send_folder(save_pipeline(self, folder, dtype), repo_id, private, commit_message, token)
+
+    def model_card(self) -> str:
+        "The README of the folder, as the hub shows it."
+        return model_card(self)
+
+# %% ../nbs/18_pipeline.ipynb #295846f7
+class MaskGILPipeline(Placed):
+    "A model and its tokenizer, ready to draw."
     def animate(
         self,
         path: Path | str, # of the GIF
@@ -938,24 +1076,6 @@ class MaskGILPipeline(Drawing):
         pictures = self([label for label in range(self.model.config.classes) for _ in range(columns)], **options)
         stacked = np.stack([np.asarray(picture) for picture in pictures]) # n H W 3
         return image_grid(stacked.transpose(0, 3, 1, 2), columns, scale)
-
-    def save_pretrained(self, path: Path | str, dtype: torch.dtype = torch.float32) -> Path:
-        "Write the folder. `dtype` of the stored weights: bfloat16 halves the files."
-        return save_pipeline(self, path, dtype)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: Path | str, # a folder, or the name of a repository on the hub
-        device: str | torch.device = 'auto',
-        text_encoder: str | Path = '', # where the text encoder is, if not where the folder says
-    ) -> MaskGILPipeline:
-        "Load a folder written by `save_pretrained`; what is not a folder is looked for on the hub."
-        return open_parts(find_folder(path), text_encoder, cls).to(pick_device(device))
-
-    def model_card(self) -> str:
-        "The README of the folder, as the hub shows it."
-        return model_card(self)
 
 # %% ../nbs/18_pipeline.ipynb #27e1e936
 CHECKPOINT = 'checkpoints/openmoji-mini' # in this repository: a small model trained on OpenMoji

@@ -27,8 +27,8 @@ __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAM
            'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message',
            'is_ours', 'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set',
            'one_set', 'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted',
-           'identify', 'checkpoint_files', 'could_be', 'find_published', 'find_folder', 'take_average', 'to_native',
-           'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts',
+           'identify', 'checkpoint_files', 'could_be', 'find_published', 'find_folder', 'send_folder', 'take_average',
+           'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts',
            'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
            'read_header', 'check_whole', 'check_real']
 
@@ -77,7 +77,7 @@ CHECKPOINTS = {
         note='the weights and their average, which is what is used'),
 }
 
-# %% ../nbs/10_weights.ipynb #8f9d2be0
+# %% ../nbs/10_weights.ipynb #ad50a408
 def _ibq(codes: int, weights: int, note: str = '') -> PublishedFile:
     "One codebook of IBQ (SEED-Voken, configs/IBQ/gpu/imagenet_ibqgan_*.yaml)."
     return PublishedFile(
@@ -88,9 +88,10 @@ def _ibq(codes: int, weights: int, note: str = '') -> PublishedFile:
 
 def _gear(kind: str, same: str) -> PublishedFile:
     "A tokenizer that GEAR trained on (Tencent-Hunyuan/GEAR, models/): the row `same` with other numbers."
+    note = f'{same}, trained on; so is {kind}-with-gan.pt in BinLin203/Warmup-{kind.upper()}'
     return replace(
         CHECKPOINTS[same], nested='vq', same=same, file=f'gear-{kind}.pt', where=f'BinLin203/GEAR-{kind.upper()}',
-        length='', digest='', note=f'trained on from {same}; so is {kind}-with-gan.pt in BinLin203/Warmup-{kind.upper()}')
+        length='', digest='', note=note)
 
 # %% ../nbs/10_weights.ipynb #2038f467
 CHECKPOINTS |= {
@@ -836,6 +837,25 @@ def find_folder(
     except Exception as error:
         said = f'{what} that the hub would give ({_reason(error)})'
         raise FileNotFoundError(f'{said}. Without a network, {remedy.format(path)}') from None
+
+# %% ../nbs/10_weights.ipynb #d3fae720
+def send_folder(
+    folder: Path, # all files in it
+    name: str, # of the repository, owner/name; it is created where there is none
+    private: bool | None = None, # None: as the owner's account says
+    message: str = 'Upload with maskgil', # of the commit
+    token: str | None = None, # the one of `hf auth login` if None
+) -> str: # the address of the commit
+    "Upload a folder to the hub. Raises `ConnectionError` where the hub cannot be reached or does not take it."
+    if not _on_the_hub(name): raise ValueError(f"'{name}' is no name of a repository of the hub: owner/name")
+    from huggingface_hub import HfApi
+    api = HfApi(token=token)
+    try:
+        made = api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message))
+    except Exception as error:
+        remedy = f'save_pretrained(DIR) writes the folder, and `hf upload {name} DIR` sends it from elsewhere'
+        raise ConnectionError(f'the hub did not take {name} ({_reason(error)}): {remedy}') from None
 
 # %% ../nbs/10_weights.ipynb #f45cd44f
 def take_average(

@@ -5,6 +5,7 @@ import huggingface_hub, pytest, torch
 from safetensors.torch import load_file, save_file
 
 from maskgil import MaskGILPipeline
+from maskgil.pipeline import complete_folder
 from maskgil.weights import CheckpointError, read_header
 from maskgil.core import project_root
 from maskgil.models import load_model
@@ -20,7 +21,7 @@ METRICS = dict(fid_el0=dict(value=12.5, low=11., high=14., n=400, label='FID-EL0
 def pipe():
     model = load_model('maskgil', 'smoke-l', tokenizer=TOKENIZER, classes=3, grid=(4, 4))
     torch.nn.init.normal_(model.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
-    card = dict(name='A small one', license='mit', metrics=METRICS)
+    card = dict(name='A small one', license='mit', metrics=METRICS, datasets=['ILSVRC/imagenet-1k'])
     return MaskGILPipeline(model, load_tokenizer(TOKENIZER), ['people', 'flags', 'food'], dict(steps=4, cfg=2.), card)
 
 
@@ -45,26 +46,67 @@ def test_import_is_light():
 
 
 def test_hub_conventions(pipe, folder):
-    names = ['README.md', 'config.json', 'model.safetensors', 'tokenizer.safetensors']
+    names = ['README.md', 'config.json', 'model.safetensors', 'model_index.json', 'pipeline.py',
+             'scheduler_config.json', 'tokenizer.safetensors']
     assert sorted(path.name for path in folder.iterdir()) == names
     assert json.loads((folder/'config.json').read_text())['model_type'] == 'maskgil'
     card = huggingface_hub.ModelCard.load(folder/'README.md').data
     result, = card.eval_results
-    assert (card.library_name, card.license) == ('maskgil', 'mit')
+    assert (card.library_name, card.license, card.pipeline_tag) == ('maskgil', 'mit', 'unconditional-image-generation')
+    assert card.tags == ['maskgil', 'masked-autoregressive', TOKENIZER] and card.datasets == ['ILSVRC/imagenet-1k']
     assert (result.metric_type, result.metric_value, result.dataset_type) == ('fid_el0', 12.5, 'openmoji-train')
-    assert '| FID-EL0 | 12.5 | 11 to 14 | 400 |' in (folder/'README.md').read_text()
+    written = (folder/'README.md').read_text()
+    for part in ('| FID-EL0 | 12.5 | 11 to 14 | 400 |', 'Measured against openmoji-train a14fe4856d772200',
+                 'Licence: mit.', 'Data sets: ILSVRC/imagenet-1k.'): assert part in written, part
     assert same(pipe, load(folder))
 
 
 def test_from_the_hub(pipe, folder, tmp_path, monkeypatch):
     "A repository is downloaded once and read from where it was put."
     asked = []
-    def download(name, allow_patterns):
-        asked.append((name, tuple(allow_patterns)))
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision, tuple(allow_patterns)))
         return str(shutil.copytree(folder, tmp_path/'snapshot'))
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
-    assert same(pipe, load('someone/a-small-one'))
-    assert asked == [('someone/a-small-one', ('*.json', '*.safetensors', '*.md'))]
+    assert same(pipe, MaskGILPipeline.from_pretrained('someone/a-small-one', device='cpu', revision='v1'))
+    assert asked == [('someone/a-small-one', 'v1', ('*.json', '*.safetensors', '*.md'))] # nothing that runs
+    with pytest.raises(ValueError, match='revision is of a repository'):
+        MaskGILPipeline.from_pretrained(folder, revision='v1')
+
+
+class Hub:
+    "What `HfApi` is asked to do, and a copy of the folder that it is given."
+    def __init__(self, place, error=None): self.place, self.error, self.asked = place, error, []
+
+    def __call__(self, token=None): # as the class is called
+        self.asked.append(token)
+        return self
+
+    def create_repo(self, name, private, exist_ok):
+        if self.error: raise self.error
+        self.asked.append((name, private, exist_ok))
+        return huggingface_hub.RepoUrl(f'https://huggingface.co/me/{name}')
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.asked.append((repo_id, commit_message))
+        shutil.copytree(folder_path, self.place)
+        return f'https://huggingface.co/{repo_id}/commit/1'
+
+
+def test_to_the_hub_and_back(pipe, tmp_path, monkeypatch):
+    hub = Hub(tmp_path/'there')
+    monkeypatch.setattr(huggingface_hub, 'HfApi', hub)
+    where = pipe.push_to_hub('a-small-one', private=True, commit_message='a first one', token='hf_x')
+    assert where == 'https://huggingface.co/me/a-small-one/commit/1'
+    assert hub.asked == ['hf_x', ('a-small-one', True, True), ('me/a-small-one', 'a first one')]
+    assert same(pipe, load(hub.place)) and (hub.place/'model_index.json').is_file()
+
+
+def test_a_hub_that_cannot_be_reached(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, 'HfApi', Hub(tmp_path, OSError('no route to host')))
+    with pytest.raises(ConnectionError, match='did not take me/it .*no route to host.*`hf upload me/it DIR`'):
+        pipe.push_to_hub('me/it')
+    with pytest.raises(ValueError, match='owner/name'): pipe.push_to_hub('https://huggingface.co/me/it')
 
 
 def test_without_a_network(monkeypatch):
@@ -96,6 +138,24 @@ def test_files_without_a_header(pipe, folder):
     for path in (folder/'model.safetensors', folder/'tokenizer.safetensors'):
         save_file(load_file(path), path, dict(format='pt'))
     assert same(pipe, load(folder))
+
+
+def test_a_folder_from_before_diffusers(pipe, folder):
+    "It loads; completing it adds what today's have, and leaves weights and configuration alone."
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ('model_index.json', 'scheduler_config.json', 'pipeline.py'): (folder/name).unlink()
+    assert same(pipe, load(folder))
+    complete_folder(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+@pytest.mark.parametrize('name', ['openmoji-mini', 'openmoji-mini-text'])
+def test_the_committed_folders_are_complete(name, tmp_path):
+    "Their cards and what diffusers reads are what today's code writes."
+    there = project_root()/'checkpoints'/name
+    again = complete_folder(shutil.copytree(there, tmp_path/name))
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in there.iterdir()}
 
 
 def test_the_committed_checkpoint():

@@ -505,7 +505,7 @@ def test_killed_while_saving(moment, pipe, tmp_path):
     assert is_new == (moment > 3) and torch.equal(again.model.head.weight, pipe.model.head.weight + is_new)
     pipe.save_pretrained(folder)
     assert sorted(path.name for path in folder.iterdir()) == ['README.md', 'config.json', 'model.safetensors',
-        'tokenizer.safetensors']
+        'model_index.json', 'pipeline.py', 'scheduler_config.json', 'tokenizer.safetensors']
     assert MaskGILPipeline.from_pretrained(folder, device='cpu').defaults == pipe.defaults
 
 
@@ -515,6 +515,9 @@ def test_places_that_are_taken(pipe, tmp_path):
     (tmp_path/'config.json').write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match='holds a model of another kind .llama.'): pipe.save_pretrained(tmp_path)
     with pytest.raises((ValueError, OSError)): MaskGILPipeline.from_pretrained(tmp_path)
+    (tmp_path/'config.json').unlink()
+    (tmp_path/'model_index.json').write_text('{"_class_name": "StableDiffusionPipeline"}') # which has no config.json
+    with pytest.raises(ValueError, match='another kind .StableDiffusionPipeline.'): pipe.save_pretrained(tmp_path)
 
 
 def test_an_older_ar_model_does_not_stay(pipe, tmp_path):
@@ -684,7 +687,7 @@ def test_the_card_holds_no_code(text, tokenizer):
     assert len(rows) == 1 and len(re.findall(r'(?<!\\)\|', rows[0])) == 5
     assert not re.search(r'(?<!\\)\]\(javascript', re.sub('(?s)```python.*?```', '', written.split('\n---\n', 1)[1]))
     lines = written.split('\n---\n', 1)[1].splitlines()
-    assert [line for line in lines if line.startswith('```')] == ['```python', '```'] and '---' not in lines
+    assert [line for line in lines if line.startswith('```')] == ['```python', '```'] * 2 and '---' not in lines
 
 
 def test_ordinary_texts_stay_as_they_are():
