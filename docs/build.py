@@ -18,7 +18,7 @@ from pages import Site, linked, write
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-GUIDE = ('index.md', 'your-images.md', 'imagenet.md', 'weights.md', 'extend.md') # texts, in this order
+GUIDE = ('index.md', 'your-images.md', 'imagenet.md', 'weights.md', 'hub.md', 'extend.md') # texts, in this order
 TRY = 'try.md' # the page that draws
 COPIED = {'reports/README.md': 'report.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
 NO_PAGE = ('index', 'report') # notebooks that write a page which is here as such

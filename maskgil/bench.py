@@ -49,8 +49,8 @@ __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', '
            'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
            'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
            'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
-           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_protocol',
-           'share_pipeline']
+           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_data',
+           'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -597,12 +597,16 @@ def check_weights(*networks: Any) -> None: # each with a state
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise ValueError(f'{name} of {type(network).__name__} has numbers that are not finite: train it again')
 
-def told_protocol(bench: Bench, protocol: dict[str, Any]) -> str: # protocol: from `card_of`
-    "Data and protocol of a model card, in sentences."
+# %% ../nbs/43_bench.ipynb #5ff570fd
+def told_data(bench: Bench) -> str:
+    "The data of a model card, in a sentence."
     said = data_provenance(bench)
-    text = f"Trained on {said['data_read']}, fingerprint {said['data_fingerprint']}."
-    if not protocol: return text
-    return (f"{text} Measured on {protocol['count']:,} generated images against {protocol['reference']['read']}, "
+    return f"Trained on {said['data_read']}, fingerprint {said['data_fingerprint']}."
+
+def told_protocol(protocol: dict[str, Any]) -> str: # protocol: from `card_of`; nothing of an empty one
+    "The protocol of a model card, in a sentence."
+    if not protocol: return ''
+    return (f"Measured on {protocol['count']:,} generated images against {protocol['reference']['read']}, "
             f"with {protocol['extractor']['protocol']}, weights {protocol['extractor']['weights']}.")
 
 # %% ../nbs/43_bench.ipynb #10d023c4
@@ -620,8 +624,8 @@ def share_pipeline(
     of = 'OpenMoji' if profile.data.source == 'openmoji' else Path(profile.data.source).name
     card: dict[str, Any] = origin_card(bench) | dict(name=f'MaskGIL {profile.row(size)} on {of}', metrics=metrics,
                                      record=record)
-    card['description'] += f'. {told_protocol(bench, protocol or {})}'
-    card |= data_provenance(bench)
+    card['description'] += '.'
+    card |= dict(data=told_data(bench), protocol=told_protocol(protocol or {})) | data_provenance(bench)
     model = train_model(bench, size).at(profile.training.epochs[-1]) # found trained
     check_weights(model, bench.tokenizer)
     defaults = dict(steps=profile.evaluation.steps, cfg=cfg)
