@@ -67,6 +67,18 @@ def outside(installed, empty):
     return run
 
 
+def test_a_wheel_saves_a_folder_for_diffusers(outside):
+    out = outside('-c', """
+from maskgil import MaskGILPipeline
+from maskgil.models import load_model
+from maskgil.tokenizers import load_tokenizer
+model = load_model('maskgil', 'smoke-l', tokenizer='smoke-llamagen-vq', classes=9, grid=(8, 8))
+folder = MaskGILPipeline(model, load_tokenizer('smoke-llamagen-vq')).save_pretrained('saved')
+print('class MaskGILDiffusionPipeline' in (folder/'pipeline.py').read_text())
+""")
+    assert out == 'True'
+
+
 def test_a_wheel_imports_and_samples(outside, installed):
     out = outside('-c', """
 import torch, maskgil, maskgil.cli
