@@ -1030,7 +1030,7 @@ class Placed(Drawing):
         revision: str | None = None, # of a repository: a branch, a tag or a commit
     ) -> Any: # of this class
         "Load a folder written by `save_pretrained`; what is not a folder is looked for on the hub."
-        return open_parts(find_folder(path, revision), text_encoder, cls).to(pick_device(device))
+        return open_parts(find_folder(path, revision=revision), text_encoder, cls).to(pick_device(device))
 
     def push_to_hub(
         self,
