@@ -36,7 +36,7 @@ from .profiles import Profile
 from .reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
 from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
-from .training import TrainConfig, fit, load_milestone, milestone_file
+from .training import TrainConfig, fit, load_milestone, milestone_file, start_from
 from .versions import versions_of
 from .weights import CHECKPOINTS, find_published, load_model_weights, save_weights
 
@@ -46,11 +46,11 @@ __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', '
            'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference', 'check_real_images', 'Trained',
            'committed_file', 'with_committed_weights', 'commit_weights', 'changed_config', 'train_model',
-           'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
-           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
-           'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
-           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_data',
-           'told_protocol', 'share_pipeline']
+           'planned_training', 'last_weights', 'training_cost', 'spread_out', 'proportional_rows',
+           'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet',
+           'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory',
+           'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
+           'check_weights', 'told_data', 'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -103,6 +103,11 @@ class Bench:
 
     def of(self, tokenizer: str) -> Bench: # another tokenizer, all else equal
         return replace(self, tokenizer_name=tokenizer)
+
+    @cached_property
+    def first(self) -> Bench | None: # of the stage whose weights this one starts from
+        first = self.profile.first
+        return replace(self, profile=first, force=False) if first else None
 
     def model_options(self, size: str, kind: str = 'maskgil', **changes: Any) -> dict[str, Any]:
         "The arguments of `load_model` for a size of the paper."
@@ -179,7 +184,8 @@ def published_lumina(
 
 # %% ../nbs/43_bench.ipynb #ba8469c5
 def trained_tokenizer(bench: Bench) -> Any:
-    "The profile's tokenizer: published weights, or trained on the profile's images."
+    "The profile's tokenizer: published weights, or trained on the profile's images, those of the first stage."
+    if bench.first: return bench.first.tokenizer
     settings, name = bench.profile.tokenizer, bench.profile.row(bench.tokenizer_name)
     device = pick_device(bench.device)
     if not settings.steps: return load_tokenizer(name, checkpoint=published_file(name), device=device)
@@ -293,9 +299,11 @@ class Trained:
     loss_on: str = 'all'                 # the tokens its loss is computed on: 'masked' or 'all'
     committed: bool = False              # there are weights of the last step alone
     schedule: str = 'arccos'             # a name of `losses.MASK_RATIOS`
+    start: Path | None = None            # weights that it began with, of the first stage; epoch 0
 
     def at(self, epoch: int) -> Any:
         "The model with the weights of an epoch."
+        if not epoch and self.start: return start_from(self.model, self.start).eval()
         if not self.committed: return load_milestone(self.model, self.folder, self.steps[epoch])
         if self.steps[epoch] == max(self.steps.values()): return self.model
         raise ValueError(f'the weights of epoch {epoch} were not committed: those of the last epoch are')
@@ -361,12 +369,13 @@ def train_model(
     "Train one model on the bench's tokens, or find it trained."
     trained, objective, chosen = planned_training(bench, size, kind, recipe, training, config, **changes)
     if bench.committed: return with_committed_weights(trained, chosen.batch_size)
+    if bench.first: train_model(bench.first, size, kind, recipe, training, config, **changes)
     with locked(trained.folder.with_suffix('.lock')):
         if bench.force: shutil.rmtree(trained.folder, ignore_errors=True)
         trained.history = fit_on_all(
             trained.model, trained.options, objective, bench.tokens, chosen, trained.folder,
             list(trained.steps.values()), bench.device, bench.profile.training.dtype,
-            f'{kind} {bench.profile.row(size)}')
+            f'{kind} {bench.profile.row(size)}', trained.start or '')
     return trained
 
 def planned_training(
@@ -385,14 +394,20 @@ def planned_training(
     model: Any = load_model(**options, seed=bench.seed)
     masked = TRAINING_RECIPES[recipe] | (training or {})
     objective: Any = CausalObjective() if model.config.causal else MaskedObjective(model.config.mask_id, **masked)
+    first = planned_training(bench.first, size, kind, recipe, training, config, **changes)[0] if bench.first else None
     folder = stage_folder(
         bench, 'generators', ('data', 'tokenizer', 'model', 'training'), model=fields_told(model.config),
         config=fields_told(chosen), tokens=bench.tokens.manifest['tokenizer'],
         copies=bench.profile.data.copies, objective=[type(objective).__name__, dataclasses.asdict(objective)],
-        **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'))
+        **_not_as_before(bench.profile, shift=0, variants='', dtype='auto'),
+        **(dict(first=first.folder.name) if first else {}))
     trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed,
-                      getattr(objective, 'schedule', 'arccos'))
+                      getattr(objective, 'schedule', 'arccos'), last_weights(first) if first else None)
     return trained, objective, chosen
+
+def last_weights(trained: Trained) -> Path: # it need not be there
+    "Where the weights of a training's last step are."
+    return committed_file(trained) if trained.committed else milestone_file(trained.folder, max(trained.steps.values()))
 
 # %% ../nbs/43_bench.ipynb #78e9a484
 def training_cost(trained: Trained) -> dict[str, float]:

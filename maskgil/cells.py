@@ -37,10 +37,10 @@ from .training import kept_history, TrainConfig
 
 # %% auto #0
 __all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS',
-           'DEPARTURES', 'generation_cell', 'generation_curve', 'reconstruction_cell', 'reconstruction_card',
-           'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'stability_cell', 'watched_history', 'timed_draw',
-           'steps_cell', 'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish',
-           'best_point', 'publish']
+           'DEPARTURES', 'generation_cell', 'began_with', 'generation_curve', 'reconstruction_cell',
+           'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'stability_cell',
+           'watched_history', 'timed_draw', 'steps_cell', 'by_image_count', 'beginning_model', 'fusion_cell',
+           'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -77,7 +77,17 @@ def generation_cell(
     card = card_of(bench, trained.model, cfg=settings.main_cfg, **options)
     codes = codebook_usage(bench.tokens.tokens[:, 0], bench.tokenizer.codebook_size)
     return found | dict(floor=bench.floor, through=bench.through, parameters=parameter_count(fresh),
-                        history=trained.history, protocol=card, codebook=codes, **training_cost(trained))
+                        history=trained.history, protocol=card, codebook=codes, **training_cost(trained),
+                        **(began_with(bench, trained) if trained.start else {}))
+
+def began_with(bench: Bench, trained: Trained) -> dict[str, Any]:
+    "The grid of a second stage, and which training its weights come from."
+    first = bench.profile.first
+    assert first is not None and trained.start is not None
+    weights = weights_fingerprint(trained.at(0))
+    start = dict(resolution=first.data.resolution, epochs=first.training.epochs[-1], training=trained.start.parent.name,
+                 weights=weights)
+    return dict(grid=list(trained.model.config.grid), start=start)
 
 # %% ../nbs/44_cells.ipynb #de84832a
 def generation_curve(
@@ -86,10 +96,11 @@ def generation_curve(
     folder: Path | None = None,
     **options: Any, # of the sampler
 ) -> list[dict[str, Any]]: # a point for each epoch and scale
-    "Metrics over training at one guidance scale or at all, and over all scales at the end."
+    "Metrics over training at one guidance scale or at all, over all scales at the end, and before a second stage."
     settings, epochs, curve = bench.profile.evaluation, bench.profile.training.epochs, []
     before = settings.cfg if settings.every_scale else [settings.main_cfg]
     points = [(epoch, scale) for epoch in epochs for scale in (settings.cfg if epoch == epochs[-1] else before)]
+    if trained.start: points = [*((0, scale) for scale in settings.cfg), *points]
     for epoch, scale in points:
         point = lambda: dict(epoch=epoch, cfg=scale,
                              metrics=measure_drawn(bench, trained.at(epoch), cfg=scale, **options))

@@ -5,7 +5,7 @@
 # %% ../nbs/52_findings.ipynb #3044d7c3
 from __future__ import annotations
 
-import functools
+import functools, math
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator
 
@@ -30,7 +30,7 @@ __all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'BY_JUDGE', 'Evidenc
            'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
            'text_finding', 'departure_rows', 'departure_finding', 'percent_of', 'recipe_finding', 'rule_rows',
            'rule_finding', 'three_columns', 'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval',
-           'first_of', 'frame_table', 'quality_table', 'systems_table', 'norms_table', 'rules_table',
+           'first_of', 'frame_table', 'quality_table', 'stage_table', 'systems_table', 'norms_table', 'rules_table',
            'departures_table', 'rungs_table', 'recipes_table', 'protocol_table', 'cost_table', 'sizes_table',
            'damaged_cells']
 
@@ -483,7 +483,7 @@ BY_JUDGE = {'recognition': 'recognised', 'fd_judge': 'FD-J'} # where there is a 
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
     last, rows = last_and_best(evidence.table, ['size']), []
-    heads = QUALITY | {family: head for family, head in BY_JUDGE.items() if family in set(last.family)}
+    heads = _heads_in(last)
     steps = {(r.source, r.parameters.get('size')): r.settings.get('evaluation.steps') for r in evidence.records}
     for title, part in by_source(last[last.family.isin(heads)]):
         for size in in_order(part, 'size'):
@@ -492,6 +492,31 @@ def quality_table(evidence: Evidence) -> pd.DataFrame:
             rows.append({'run': title, 'size': named('size', size), 'steps': steps[at['fid'].source, size],
                          'guidance': f"{at['fid'].cfg:g}"} | cells)
     return pd.DataFrame(rows)
+
+# %% ../nbs/52_findings.ipynb #3a5db037
+def stage_table(evidence: Evidence) -> pd.DataFrame: # a row before the second stage and one after it, for each size
+    "What the second stage of weak to strong brings."
+    known = {(r.source, r.parameters.get('size')): r for r in evidence.records}
+    table = evidence.table[evidence.table.part == 'curve']
+    heads, rows = _heads_in(table), []
+    for title, part in by_source(table) if len(table) else []:
+        for size in in_order(part, 'size'):
+            of = part[part['size'] == size]
+            place = {'run': title, 'size': named('size', size)}
+            ends = (at_best_guidance(of[of.epoch == epoch], 'epoch') for epoch in sorted({0, of.epoch.max()}))
+            rows += [place | _stage_row(end, known[of.source.iloc[0], size], heads) for end in ends if len(end)]
+    return pd.DataFrame(rows)
+
+def _heads_in(table: pd.DataFrame) -> dict[str, str]: # family: head
+    return QUALITY | {family: head for family, head in BY_JUDGE.items() if family in set(table.family)}
+
+def _stage_row(end: pd.DataFrame, record: Record, heads: dict[str, str]) -> dict[str, Any]: # end: a point's metrics
+    at, grid, start = {row.family: row for _, row in end.iterrows()}, record.metrics['grid'], record.metrics['start']
+    first = end.iloc[0]
+    images = round((record.tokens_seen or 0) / math.prod(grid)) if first.epoch else 0
+    return {'resolution': f"{record.settings['data.resolution']} px, after {start['resolution']} px",
+            'grid': ' x '.join(map(str, grid)), 'images seen there': f'{images:,}', 'guidance': f'{first.cfg:g}',
+            **{head: with_interval(at[family]) if family in at else '–' for family, head in heads.items()}}
 
 # %% ../nbs/52_findings.ipynb #f7464f58
 def _system(row: pd.Series, source: str) -> dict[str, str]: # a row of the published Table 3, as it is printed

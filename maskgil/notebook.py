@@ -61,15 +61,16 @@ class StudyRuns:
         "The record of a cell, run if need be."
         study, bench = self.study, self.bench
         images = bench.images.fingerprint if 'data' in study.stages else ''
-        return run_cell(study.name, self.profile, cell.parameters, lambda folder: study.run(bench, cell, folder),
-                        seed=self.p.seed, data_fingerprint=images, rows=rows_of(self.profile, cell),
-                        stages=study.stages, groups=study.groups, force=self.p.force)
+        return run_cell(cell.study or study.name, self.profile, cell.parameters,
+                        lambda folder: study.run(bench, cell, folder), seed=self.p.seed, data_fingerprint=images,
+                        rows=rows_of(self.profile, cell), stages=study.stages, groups=study.groups,
+                        force=self.p.force)
 
     def found(self) -> list[Record]:
         "The newest record of each cell, yours before the reference."
-        held = {}
+        held, studies = {}, {cell.study or self.study.name for cell in self.cells}
         for source in ('reference', 'yours'):
-            for r in latest(records(self.study.name, [source], profile=self.profile.name)):
+            for r in latest(r for name in studies for r in records(name, [source], profile=self.profile.name)):
                 held[str(r.parameters)] = r
         return [held[str(c.parameters)] for c in self.cells if str(c.parameters) in held]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib, dataclasses, functools, itertools, math, shlex, sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from .profiles import PROFILES, Profile
 from .records import outdated, PAPER_TABLES, PaperTable, published_records, Record, records, SOURCES
 from .refusals import kept_bytes
 from .shards import open_images
-from .studies import Cell, default_cells, defaults, METHOD, STUDIES
+from .studies import Cell, default_cells, defaults, METHOD, SECOND_STAGES, STUDIES
 from .tables import points
 from .text import list_part
 from .tokenizers import TOKENIZERS
@@ -33,9 +33,10 @@ from .tokenizers import TOKENIZERS
 # %% auto #0
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OURS', 'STATES', 'USAGE', 'image_count',
            'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops', 'looking_flops',
-           'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'print_plan',
-           'plan_study', 'grid_cells', 'papermill_command', 'commands', 'PrintedCell', 'paper_cells', 'notebook_of',
-           'command_for', 'paper_figures', 'missing_table', 'print_missing', 'main']
+           'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'both_stages',
+           'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands', 'PrintedCell',
+           'paper_cells', 'notebook_of', 'command_for', 'paper_figures', 'missing_table', 'second_stage_lines',
+           'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -131,13 +132,14 @@ def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[st
     "What all cells with a tokenizer share: its training, if it is trained, and the tokens."
     name, images, settings = profile.row(tokenizer), image_count(profile), profile.tokenizer
     encode, decode = tokenizer_flops(name, profile.data.resolution)
-    training = 3 * settings.steps * settings.batch_size * (encode + decode)
+    training = 0 if profile.first else 3 * settings.steps * settings.batch_size * (encode + decode)
     work = images * profile.data.copies * encode + training
     hours = work / (hardware.count * hardware.peak32 * hardware.share) / 3600
     side = profile.data.resolution // TOKENIZERS[name].downsample
     tokens = images * profile.data.copies * side**2
     number = 2 if TOKENIZERS[name].codebook_size <= 2**16 else 4 # bytes
-    return dict(cell=f'tokens of {name}', hours=hours, gpu_hours=hours * hardware.count, tokens=tokens,
+    at = f' at {profile.data.resolution} px' if profile.first else ''
+    return dict(cell=f'tokens of {name}{at}', hours=hours, gpu_hours=hours * hardware.count, tokens=tokens,
                 disk_gib=tokens * number / 2**30)
 
 # %% ../nbs/54_planner.ipynb #7c6299b9
@@ -152,11 +154,13 @@ def plan(
         hardware, made, seen = find_hardware(name), [], set()
         for profile, cell in cells:
             trained = cell.steps if cell.steps is not None else profile.training.epochs
-            key = (cell.size, cell.kind, cell.recipe, cell.tokenizer, cell.variant, trained)
+            side = profile.data.resolution
+            key = (cell.size, cell.kind, cell.recipe, cell.tokenizer, cell.variant, trained, side)
             made.append(plan_cell(profile, cell, hardware, key in seen))
             seen.add(key)
-        tokenizers = {(cell.tokenizer, profile.prefix): profile for profile, cell in cells if cell.steps != 0}
-        made += [plan_tokens(profile, t, hardware) for (t, _), profile in tokenizers.items()]
+        tokenizers = {(cell.tokenizer, profile.prefix, profile.data.resolution): profile
+                      for profile, cell in cells if cell.steps != 0}
+        made += [plan_tokens(profile, t, hardware) for (t, *_), profile in tokenizers.items()]
         sums = ('images', 'training_flops', 'hours', 'gpu_hours', 'disk_gib')
         made.append(dict(cell='total') | {k: sum(row.get(k) or 0 for row in made) for k in sums})
         rows += [dict(machine=name, **row) for row in made]
@@ -167,8 +171,8 @@ def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
     found: list[tuple[Profile, Cell]] = []
     for name, study in STUDIES.items():
-        at, cells = default_cells(study, profile)
-        found += [(at, dataclasses.replace(c, parameters=dict(study=name) | c.parameters)) for c in cells]
+        for at, cells in (default_cells(study, profile), study.second_cells(profile)):
+            found += [(at, dataclasses.replace(c, parameters=dict(study=name) | c.parameters)) for c in cells]
     return found
 
 # %% ../nbs/54_planner.ipynb #21445689
@@ -213,9 +217,18 @@ def has_record(
     def value(record: Record, name: str) -> Any:
         held = {'seed': record.seed, 'profile': record.profile} | record.parameters
         if name in held: return held[name]
-        return record.settings.get(STUDIES[study].settings.get(name, '') if study in STUDIES else '')
+        return record.settings.get(settings.get(name, ''))
+    settings = STUDIES[of].settings if (of := SECOND_STAGES.get(study, study)) in STUDIES else {}
     found = (r for r in records(study, ['yours']) if outdated(r) == [])
     return any(all(value(r, k) == v for k, v in cell.items()) for r in found)
+
+# %% ../nbs/54_planner.ipynb #89efd0e5
+def both_stages(profile: Profile, cell: Cell) -> Iterator[tuple[Profile, Cell]]: # as `plan` takes them
+    "A cell, and before it the training of the first stage that it begins with, if it is one of a second stage."
+    if profile.first:
+        named = {'first stage': f'{cell.size} at {profile.first.data.resolution} px'}
+        yield profile.first, dataclasses.replace(cell, parameters=named, images=0)
+    yield profile, cell
 
 # %% ../nbs/54_planner.ipynb #7f8d26f0
 def print_plan(
@@ -231,10 +244,10 @@ def print_plan(
           f'epochs, batches of {training.batch_size}, {profile.evaluation.images:,} images at each point; '
           'nothing was run\n')
     if outline := STUDIES[study].outline: outline(profile)
-    print_table(plan([(profile, c) for c in cells], machines))
+    print_table(plan([pair for c in cells for pair in both_stages(profile, c)], machines))
     runs = {fingerprint(c.parameters): c for c in cells}.values()
     wanted = dict(seed=p.seed, profile=profile.name)
-    missing = [str(c) for c in runs if not has_record(study, c.parameters | wanted)]
+    missing = [str(c) for c in runs if not has_record(c.study or study, c.parameters | wanted)]
     rest = f"; missing: {', '.join(missing)}" if missing else ''
     print(f'\n{len(runs) - len(missing)} of {len(runs)} cells have a record with seed {p.seed}{rest}')
 
@@ -272,6 +285,16 @@ def papermill_command(
     given = (f'-p {k} {shlex.quote(shown(v))}' for k, v in arguments.items())
     return ' '.join(['papermill', shlex.quote(str(notebook)), *given])
 
+# %% ../nbs/54_planner.ipynb #416d02ae
+def kept_where(
+    study: str, # of the notebook
+    cell: dict[str, Any], # its arguments
+) -> tuple[str, dict[str, Any]]: # the study of the record, and the parameters that it has
+    "Where the record of a cell is: that of a second stage is of a study of its own."
+    if study not in STUDIES or not STUDIES[study].grows: return study, cell
+    if cell.get('stage') == '512': return next(name for name, of in SECOND_STAGES.items() if of == study), cell
+    return study, {name: value for name, value in cell.items() if name != 'stage'}
+
 # %% ../nbs/54_planner.ipynb #46b754f6
 def commands(
     notebook: Path | str,
@@ -280,7 +303,7 @@ def commands(
 ) -> list[str]: # papermill commands
     "One line for each cell."
     study = Path(notebook).stem
-    wanted = (cell for cell in grid_cells(notebook, given) if every or not has_record(study, cell))
+    wanted = (cell for cell in grid_cells(notebook, given) if every or not has_record(*kept_where(study, cell)))
     return [papermill_command(notebook, cell) for cell in wanted]
 
 # %% ../nbs/54_planner.ipynb #810df75b
@@ -382,6 +405,17 @@ def missing_table(
     if figures: rows += [('Figures', *row) for row in paper_figures(profile)]
     return pd.DataFrame(rows, columns=['table', 'row', 'state', 'command'])
 
+# %% ../nbs/54_planner.ipynb #006c5c5b
+def second_stage_lines(profile: Profile) -> Iterator[str]: # none where the profile has no second stage
+    "How many sizes have a measured second stage, and what makes the others."
+    for name, study in STUDIES.items():
+        _, cells = study.second_cells(profile)
+        found = [r.parameters for cell in cells[:1] for r in records(cell.study, SOURCES[1:], profile=profile.name)
+                 if not outdated(r)]
+        left = [cell for cell in cells if cell.parameters not in found]
+        if cells: yield f'\nSecond stage, not printed in the paper: {len(cells) - len(left)} of {len(cells)} sizes'
+        yield from (f'  {papermill_command(notebook_of(name), dict(profile=profile.name) | c.arguments)}' for c in left)
+
 # %% ../nbs/54_planner.ipynb #7749566d
 def _rows_in_short(rows: Iterable[str]) -> str: # 'epochs 50 at cfg 3.0, 2.5; ...', without what the command says
     said: dict[str, dict[str, None]] = {} # each once, in their order
@@ -402,6 +436,7 @@ def print_missing(profile: Profile) -> None:
         for command, rows in part[part.state.isin(('missing', 'older'))].groupby('command', sort=False):
             print(f'  {command}\n    {len(rows)}: {_rows_in_short(rows.row)}')
         if len(rest := part[part.state == 'not in this profile']): print(f'  no command: {_rows_in_short(rest.row)}')
+    for line in second_stage_lines(profile): print(line)
     cells, drawn = (table[(table.table == 'Figures') == is_figure] for is_figure in (False, True))
     print(f'\n{(cells.state == "measured").sum()} of {len(cells)} cells are measured and '
           f'{(drawn.state == "measured").sum()} of {len(drawn)} figures drawn')

@@ -14,9 +14,9 @@ from .checks import check_choice, ParameterError, printable
 
 # %% auto #0
 __all__ = ['GROUPS', 'PROFILES', 'SEEDS', 'RANGES', 'RISING', 'DIFFERENT', 'FORMS', 'PARAMETERS', 'DataSettings',
-           'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings', 'Profile', 'wrong_value',
-           'wrong_seed', 'wrong_settings', 'check_numbers', 'settings', 'decisive_settings', 'override',
-           'resolve_profile']
+           'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings', 'SecondStage', 'Profile',
+           'wrong_value', 'wrong_seed', 'wrong_settings', 'check_numbers', 'settings', 'decisive_settings', 'override',
+           'second_stage', 'resolve_profile']
 
 # %% ../nbs/40_profiles.ipynb #6e98aa1b
 @dataclass(frozen=True)
@@ -96,6 +96,15 @@ class TextSettings:
     bucket_images: int = 100             # generated for each shape
     bucket_reference: int = 400          # real ones for each shape
 
+# %% ../nbs/40_profiles.ipynb #051cf83e
+@dataclass(frozen=True)
+class SecondStage:
+    "What another resolution changes; all else is as in the first stage."
+    resolution: int                      # pixels
+    epochs: tuple[int, ...]              # evaluate after these; the last is the length of the training
+    batch_size: int
+    adm_reference: str = ''              # ADM's file of that resolution
+
 # %% ../nbs/40_profiles.ipynb #326e3ca3
 @dataclass(frozen=True)
 class Profile:
@@ -109,6 +118,8 @@ class Profile:
     text: TextSettings = field(default_factory=TextSettings)
     seeds: tuple[int, ...] = (0,)        # what the committed reference runs
     minutes: float = math.inf            # that one call of `reproduce` takes
+    second: SecondStage | None = None    # weak to strong; apart from the settings, so that no key depends on it
+    first: Profile | None = None         # of a profile from `second_stage`: where its weights come from
 
     def row(self, name: str) -> str: # name: of the paper, of a tokenizer or a size
         "The name of this profile's row in `tokenizers.TOKENIZERS` or `models.SIZES`."
@@ -130,7 +141,8 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
         TextSettings(
             budgets=(16, 36), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(96, 60),
             stage_images=(256, 64), stage_batch=(32, 16), ar_images=(64, 32),
-            probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66)),
+            probe_images=64, judged_images=24, bucket_images=24, bucket_reference=66),
+        second=SecondStage(resolution=64, epochs=(1,), batch_size=32)),
     Profile('mini', 'mini-',
         DataSettings('openmoji', resolution=32, copies=2, shift=0),
         TokenizerSettings(steps=1500, batch_size=16, learning_rate=2e-3),
@@ -144,7 +156,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
             size='l', stage_images=(56_000, 16_000), ar_images=(16_000, 4_000),
             probe_images=600, judged_images=120, bucket_images=70, bucket_reference=150),
-        seeds=(0, 1, 2), minutes=15),
+        seeds=(0, 1, 2), minutes=15, second=SecondStage(resolution=64, epochs=(1, 2), batch_size=32)),
     # mini's data and sizes, with tokenizers trained before the study; each model sees 201,000 images in place of 27,000
     Profile('midi', 'midi-',
         DataSettings('openmoji', resolution=32, copies=2, shift=0),
@@ -160,7 +172,7 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             budgets=(72, 144), vocabulary=(('Animals & Nature', 12), ('Food & Drink', 12)), scenes=(12_000, 6_000),
             size='l', stage_images=(56_000, 16_000), ar_images=(56_000, 16_000),
             probe_images=1_500, judged_images=300, bucket_images=70, bucket_reference=150),
-        seeds=(0, 1, 2)),
+        seeds=(0, 1, 2), second=SecondStage(resolution=64, epochs=(4, 12), batch_size=32)),
     # Section 4 and Table 7: batch 256, AdamW at 1e-4, four scales, 8 steps; 50,000 images by the usual protocol
     Profile('paper', '',
         DataSettings('imagenet', resolution=256, copies=10, variants='ten-crop'),
@@ -176,7 +188,9 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
         TextSettings( # Section 4.4; how long either stage is, it does not say
             tokenizer='chameleon-vq', encoder='gemma-2b', live_captions=True, caption_tokens=64,
             budgets=(256, 1024), max_ratio=4.0, stage_images=(100_000_000, 20_000_000), stage_batch=(256, 256),
-            probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000)),
+            probe_images=20_000, judged_images=5_000, bucket_images=5_000, bucket_reference=10_000),
+        second=SecondStage(
+            resolution=512, epochs=(20, 80), batch_size=256, adm_reference='VIRTUAL_imagenet512.npz')),
 )}
 
 # %% ../nbs/40_profiles.ipynb #27d5922a
@@ -325,6 +339,19 @@ def override(
         profile = dataclasses.replace(profile, **{group: changed})
     if any(wrong): raise ParameterError('; '.join(filter(None, wrong)))
     return profile
+
+# %% ../nbs/40_profiles.ipynb #80a8ae82
+def second_stage(profile: Profile) -> Profile:
+    "The profile at its second resolution; a `ParameterError` where it has none."
+    stage = profile.second
+    if stage is None:
+        known = ', '.join(name for name, row in PROFILES.items() if row.second)
+        raise ParameterError(f'the profile {profile.name} has no second stage: choose one of {known}, or give it one')
+    return dataclasses.replace(
+        profile, first=profile, second=None,
+        data=dataclasses.replace(profile.data, resolution=stage.resolution),
+        training=dataclasses.replace(profile.training, epochs=stage.epochs, batch_size=stage.batch_size),
+        evaluation=dataclasses.replace(profile.evaluation, adm_reference=stage.adm_reference))
 
 # %% ../nbs/40_profiles.ipynb #a01472c5
 def resolve_profile(

@@ -20,7 +20,7 @@ from .figures import NAMES, price_figure, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
 from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index
-from .studies import Cell, METHOD, STUDIES, Study, default_cells
+from .studies import Cell, METHOD, SECOND_STAGES, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
 from .gpu import gpu_line, GPU_WORKS
 from .tables import history_table, long_table, over_seeds
@@ -278,7 +278,7 @@ def compose(
     sources: Iterable[str] = SOURCES,
 ) -> list[PageBlock]:
     "Gather, draw and order everything."
-    gathered = {name: gather_evidence(name, profile, sources) for name in STUDIES}
+    gathered = {name: gather_evidence(name, profile, sources) for name in (*STUDIES, *SECOND_STAGES)}
     broken, fast, on_gpu = list(fault_blocks(sources)), list(speed_blocks(folder, sources)), list(gpu_blocks(sources))
     titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([ON_A_GPU] if on_gpu else []),
               *([FAST] if fast else []), *([FAULTY] if broken else [])]
@@ -336,6 +336,7 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
         of = gathered[t.study or study.name]
         frame = t.make(of) if of.records else pd.DataFrame()
         if len(frame): yield 'table', t.title, frame, t.caption, t.folded
+        elif t.command: yield 'missing', f'{t.title}: not run yet. `{t.command}` runs it.'
 
 # %% ../nbs/56_report.ipynb #3f0c707c
 STYLE = '''

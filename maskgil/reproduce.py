@@ -47,7 +47,7 @@ def planned_jobs(
         for cell in cells:
             job = (name, {k: cell.arguments[k] for k in study.apart})
             held[str(job)] = job
-            done = seed is not None and has_record(name, cell.parameters | wanted)
+            done = seed is not None and has_record(cell.study or name, cell.parameters | wanted)
             takes = 0. if done else 3600 * plan_cell(at, cell, hardware)['hours']
             seconds[str(job)] = seconds.get(str(job), 0.) + takes
     return [(held[k], seconds[k]) for k in held]

@@ -34,13 +34,12 @@ from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
     frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
     norm_finding, norms_table, protocol_table, quality_table, recipe_finding, recipes_table, reconstruction_finding,
-    rule_finding, rules_table, rungs_table, sizes_table, speed_finding, systems_table, text_finding, three_columns,
-    tokenizer_finding, tokenizer_values,
-    with_caveats,
+    rule_finding, rules_table, rungs_table, sizes_table, speed_finding, stage_table, systems_table, text_finding,
+    three_columns, tokenizer_finding, tokenizer_values, with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
-from .profiles import Profile, override, resolve_profile
+from .profiles import Profile, decisive_settings, override, resolve_profile, second_stage
 from .recipes import changes_of, ladder, trained_changes
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
@@ -54,13 +53,14 @@ from .versions import STAGES
 from .weights import find_folder
 
 # %% auto #0
-__all__ = ['COST', 'CARDS', 'STUDIES', 'TRAINED', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell', 'Study', 'rows_of', 'content_of',
-           'files_of', 'each', 'curve_images', 'scaling_grid', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
-           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid',
-           'first_text_model', 'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion',
-           'run_departures', 'run_recipe', 'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given',
-           'along', 'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text',
-           'studies_table', 'study_notebook', 'defaults', 'default_cells']
+__all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell',
+           'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'scaling_grid', 'second_cell',
+           'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid', 'fusion_grid', 'departures_grid',
+           'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model', 'run_scaling', 'run_tokenizers',
+           'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe', 'ProtocolBench',
+           'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
+           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
+           'defaults', 'default_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Table:
     caption: str = ''
     folded: bool = False                 # behind its title
     study: str = ''                      # whose evidence, if not its own study's
+    command: str = ''                    # that makes its records, where the study's own does not
 
 # %% ../nbs/53_studies.ipynb #681e2bc1
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Cell:
     images: int = 0                      # drawn and measured
     passes: int = 0                      # decoding steps of all these images (AR: images); 0: as the profile says
     variant: str = ''                    # what else sets its model apart
+    study: str = ''                      # of the record, if not the one that makes it: a row of `SECOND_STAGES`
     flops: Callable[[], float] | None = None # where steps and images do not tell
     changes: dict[str, dict[str, Any]] = field(default_factory=dict) # model, training, config: of `generation_cell`
     columns: Callable[[], dict[str, Any]] | None = None # of its plan, where it is not of two stages of training
@@ -132,6 +134,7 @@ class Study:
     bench: Callable[..., Any] = Bench    # profile, seed=, force= -> what the cells share
     bench_takes: tuple[str, ...] = ()    # further parameters of the notebook that `bench` is given
     note: str = ''                       # what the records cannot say
+    grows: bool = False                  # has a second stage, at a higher resolution, where `stage` asks for it
     outline: Callable[[Profile], None] | None = None # prints more of a plan
 
     @property
@@ -146,12 +149,23 @@ class Study:
         epochs = list(profile.training.study_epochs)
         return override(profile, {'training.epochs': epochs[:1] if self.shortest else epochs})
 
+    def at_stage(self, profile: Profile, p: Any) -> Profile: # p: the notebook's parameters
+        "The profile of the stage that is asked for."
+        return second_stage(profile) if self.grows and p.stage == '512' else profile
+
+    def second_cells(self, profile: Profile) -> tuple[Profile, list[Cell]]: # none where there is no second stage
+        "All cells of the second stage, with the defaults of the notebook otherwise."
+        if not self.grows or profile.second is None: return profile, []
+        p = defaults(self.name, stage='512')
+        at = self.at_stage(self.trained_with(profile), p)
+        return at, list(self.grid(at, p))
+
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
         "The profile that a notebook's parameters ask for, checked; prints which and why."
         resolved = resolve_profile(p.profile, p.data)
         called = {setting: name for name, setting in self.settings.items()} | {'data.source': 'data'}
         given = {setting: getattr(p, name) for name, setting in self.settings.items()}
-        chosen = override(self.trained_with(resolved), given, called)
+        chosen = override(self.at_stage(self.trained_with(resolved), p), given, called)
         self.check(chosen, p, called)
         return chosen
 
@@ -163,6 +177,9 @@ class Study:
         check_study(profile, lambda: list(self.grid(profile, p)), getattr(p, 'seed', 0), called, self.stages,
                     self.groups, here, saved)
 
+# %% ../nbs/53_studies.ipynb #c2f30d54
+SECOND_STAGES = {'weak_to_strong': 'scaling'} # the study of a second stage's records: the one that makes them
+
 # %% ../nbs/53_studies.ipynb #75e1e2cc
 def rows_of(profile: Profile, cell: Cell) -> dict[str, Any]:
     "The rows behind a cell, and the content of the files it reads, as `records.run_key` takes them."
@@ -170,6 +187,7 @@ def rows_of(profile: Profile, cell: Cell) -> dict[str, Any]:
     rows: dict[str, Any] = dict(tokenizer=dataclasses.asdict(row))
     if profile.tokenizer.steps: rows['tokenizer_losses'] = dataclasses.asdict(LOSSES[row.quantizer])
     if cell.size: rows['size'] = dataclasses.asdict(SIZES[profile.row(cell.size)])
+    if profile.first: rows['first'] = decisive_settings(profile.first, ('data', 'tokenizer', 'training'))
     return rows | files_of(profile, cell)
 
 # %% ../nbs/53_studies.ipynb #6b69b5ef
@@ -218,10 +236,18 @@ def curve_images(profile: Profile, untrained: bool = False) -> int:
 
 # %% ../nbs/53_studies.ipynb #dda21cc1
 def scaling_grid(profile: Profile, p: Any) -> Iterator[Cell]:
-    "One for each size."
+    "One for each size, of the stage that is asked for."
     for size in each(p.size, SIZE_ROWS):
-        yield Cell(dict(size=size, recipe=p.recipe), dict(size=size), size, recipe=p.recipe,
-                   images=curve_images(profile, untrained=True))
+        first = Cell(dict(size=size, recipe=p.recipe), dict(size=size), size, recipe=p.recipe,
+                     images=curve_images(profile, untrained=True))
+        yield first if p.stage == '256' else second_cell(profile, first)
+
+def second_cell(profile: Profile, first: Cell) -> Cell: # profile: of the second stage
+    "The same at the second resolution: measured before its training at every scale, and after it."
+    stage = dict(stage='512')
+    return dataclasses.replace(
+        first, parameters=first.parameters | stage, arguments=first.arguments | stage, study='weak_to_strong',
+        images=curve_images(profile) + len(profile.evaluation.cfg) * profile.evaluation.images)
 
 # %% ../nbs/53_studies.ipynb #2ef70163
 def tokenizers_grid(profile: Profile, p: Any) -> Iterator[Cell]:
@@ -326,7 +352,7 @@ def first_text_model(profile: Profile, p: Any) -> dict[str, Any]: # the notebook
 
 # %% ../nbs/53_studies.ipynb #69705b71
 def run_scaling(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
-    return generation_cell(bench, cell.size, recipe=cell.recipe, folder=folder)
+    return generation_cell(bench, cell.size, recipe=cell.recipe, folder=folder, untrained=bench.first is None)
 
 def run_tokenizers(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     of, stage = bench.of(cell.tokenizer), cell.parameters['stage']
@@ -468,6 +494,17 @@ register_study(Study(
     ),
     finding=speed_finding, stages=('model', 'sampling'), alone=True))
 
+# %% ../nbs/53_studies.ipynb #11ad48c1
+STRONGER = (
+    Table('Weak to strong', stage_table,
+          "The last weights of each size's first stage, drawn at the second resolution before a step of training "
+          'there, and after the second stage; each at its best guidance scale, against real images of that resolution. '
+          'The paper trains so and prints no number of it.', study='weak_to_strong',
+          command='papermill nbs/scaling.ipynb -p stage 512'),
+    Table('What frames the numbers of the second stage', frame_table, folded=True, study='weak_to_strong'),
+    Table('What the second stage cost', cost_table, folded=True, study='weak_to_strong'),
+)
+
 # %% ../nbs/53_studies.ipynb #0ae764da
 register_study(Study(
     'scaling', 'Model size, training and guidance', 'Tables 2, 3 and 7; Figures 5a and 5b',
@@ -479,6 +516,8 @@ register_study(Study(
         Figure('figure-5b', fid_is_over_guidance, guidance_finding),
         Figure('figure-1', sheets, fixed_text('Samples by class, one row for each, from each size.'), 'records'),
         Figure('training', loss_over_steps, fixed_text('Whether a size has had enough of the training.'), 'history'),
+        Figure('weak-to-strong', sheets, fixed_text('Samples by class after the second stage, from each size.'),
+               'records', study='weak_to_strong'),
     ),
     tables=(
         Table('Table 2, the four sizes', sizes_table,
@@ -499,9 +538,9 @@ register_study(Study(
         Table('Table 7, FID', three_columns('fid', ('size', 'share', 'cfg')), folded=True),
         Table('Table 7, IS', three_columns('is', ('size', 'share', 'cfg')), folded=True),
         Table('Cells of Table 7 that do not fit', damaged_cells('table7'), 'Found while transcribing.', folded=True),
-        CARDS, COST,
+        CARDS, COST, *STRONGER,
     ),
-    finding=growth_finding, apart=('size',)))
+    finding=growth_finding, apart=('size',), grows=True))
 
 # %% ../nbs/53_studies.ipynb #4ece4078
 register_study(Study(
