@@ -256,7 +256,8 @@ def for_reference(images: Any) -> Any: # an image set
 def _check_room(bench: Bench) -> None:
     "Refuse to encode images where their tokens have no room; what lies in the cache already is not asked for again."
     data, folder = bench.profile.data, cache_dir()/'tokens'
-    tokens = len(bench.images.labels) * data.copies * (data.resolution // bench.row.downsample)**2
+    sides = (at.data.resolution // bench.row.downsample for at in (bench.profile.first, bench.profile) if at)
+    tokens = len(bench.images.labels) * data.copies * sum(side**2 for side in sides) # of both stages, in a second
     needed = tokens * (2 if bench.row.codebook_size <= 2**16 else 4)
     there = sum(f.stat().st_size for f in folder.rglob('*.npy') if f.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().resolve().parents) if p.exists())).free

@@ -515,6 +515,7 @@ def look_at_choices(function: Callable, arguments: dict[str, Any]) -> None:
         rows = [*getattr(importlib.import_module(module), table)]
         if name == 'study' and function.__name__ == 'promote':
             rows += importlib.import_module('maskgil.records').PROGRAMS
+            rows += importlib.import_module('maskgil.studies').SECOND_STAGES
         if arguments[name] != usual: check_choice(name, arguments[name], rows)
 
 # %% ../nbs/58_cli.ipynb #2eafb4da

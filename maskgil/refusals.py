@@ -133,7 +133,8 @@ def trained_configs(
 
 def wrong_disk(profile: Profile, cells: Sequence[Any]) -> str: # '' where there is room
     "Whether the cache has room for what cells train."
-    needed = sum(kept_bytes(profile, parameter_counts(config)[0]) for config in trained_configs(profile, cells))
+    stages = filter(None, (profile.first, profile)) # a second stage needs the weights of the first
+    needed = sum(kept_bytes(at, parameter_counts(config)[0]) for at in stages for config in trained_configs(at, cells))
     folder = cache_dir()/'generators'
     there = sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().resolve().parents) if p.exists())).free

@@ -117,14 +117,14 @@ def write_published(folder: Path, system: str) -> Path:
     return folder/f'{system}.pt'
 
 
-def write_adm(folder: Path, data: Path, side: int, images: int, *held: str) -> Path:
+def write_adm(folder: Path, data: Path, side: int, images: int, *held: str, name: str = '') -> Path:
     "ADM's file: pictures (arr_0), and the mean and the covariance of what Inception sees in them, or one of both."
     real = open_images(str(data), 'train', side, images)
     pixels = real.batch(range(len(real)))
     kept = dict(arr_0=pixels.permute(0, 2, 3, 1).numpy()) if 'arr_0' in held else {}
     if 'mu' in held: kept |= zip(('mu', 'sigma'), mean_and_covariance(extract(pixels, 'inception').features))
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder/PROFILES['paper'].evaluation.adm_reference, **kept)
+    np.savez(folder/(name or PROFILES['paper'].evaluation.adm_reference), **kept)
     return folder
 
 
@@ -197,6 +197,8 @@ def prepare(folder: Path, form: str) -> None:
     os.environ['MASKGIL_INCEPTION'] = str(write_synthetic_inception(folder/INCEPTION_FILE))
     write_adm(statistics, data, side, 20, 'mu') # no division of real images in two: that takes a minute each time
     if form == 'shortest': return with_checkpoints(folder)
+    second = PROFILES[PROFILE[form]].second
+    write_adm(statistics, data, second.resolution, 20, 'mu', name=second.adm_reference)
     write_adm(folder/'adm', data, side, 24, 'arr_0', 'mu')
     write_images(folder/'imagenet-flat', 10, 5, 2, flat=True)
     classes = write_images(folder/'imagenet-classes', 1000, 1, 1)
@@ -264,21 +266,21 @@ def how_it_ran(folder: Path, part: Part, cell: CellProcess) -> list[str]: # faul
 
 # What was made
 
-def expected(part: Part, form: str) -> list[dict[str, Any]]: # parameters of records
+def expected(part: Part, form: str) -> list[tuple[str, dict[str, Any]]]: # study and parameters of records
     "The cells that a part's arguments ask for."
     study, profile = STUDIES[part.study], PROFILES[part.profile or PROFILE[form]]
     given = {k: str(v) for k, v in part.arguments.items()}
     p = argparse.Namespace(**check_parameters(given, study_declarations(study_notebook(part.study))))
     chosen = override(study.trained_with(profile), {name: getattr(p, k) for k, name in study.settings.items()})
-    cells = {str(cell.parameters): cell.parameters for cell in study.grid(chosen, p)} # several may share a record
-    return list(cells.values())
+    cells = {str(cell.parameters): cell for cell in study.grid(study.at_stage(chosen, p), p)} # several may share a record
+    return [(cell.study or part.study, cell.parameters) for cell in cells.values()]
 
 
 def look_at_records(part: Part, form: str, found: list[Record]) -> list[str]: # faults
     "A record for each cell, with every number and every file."
     profile, faults = part.profile or PROFILE[form], []
-    for parameters in expected(part, form):
-        held = [r for r in found if (r.study, r.profile, r.parameters) == (part.study, profile, parameters)]
+    for study, parameters in expected(part, form):
+        held = [r for r in found if (r.study, r.profile, r.parameters) == (study, profile, parameters)]
         what = ' '.join(map(str, parameters.values()))
         if not held: faults.append(f'no record of {what}')
         for record in held[-1:]:
@@ -329,9 +331,10 @@ def look_at_report(folder: Path, form: str, parts: list[Part]) -> list[str]: # f
     if faults or not page.exists(): return faults or ['no report was written']
     text = page.read_text()
     sections = {part.split('\n', 1)[0]: part for part in text.split('\n## ')}
-    for name in dict.fromkeys(part.study for part in parts):
-        if 'No run of yours yet' in sections.get(STUDIES[name].title, 'No run of yours yet'):
-            faults.append(f'the report shows no run of {name}')
+    for name, second in dict.fromkeys((part.study, part.arguments.get('stage') == '512') for part in parts):
+        without = 'Weak to strong: not run yet' if second else 'No run of yours yet'
+        if without in sections.get(STUDIES[name].title, without):
+            faults.append(f"the report shows no run of {name}{', second stage' if second else ''}")
     return faults
 
 

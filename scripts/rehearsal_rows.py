@@ -44,7 +44,7 @@ def smaller(name: str, side: int, images: int, cfg: tuple[float, ...] = (2.0, 3.
                            sample_counts=(images // 2, images)[-more:], speed_batches=(1, 2), head=(64, 32)),
         text=replace(paper.text, caption_tokens=4, budgets=(4, 16), stage_images=(32, 16), stage_batch=(16, 8),
                      probe_images=40, judged_images=12, bucket_images=10, bucket_reference=13),
-        minutes=15.)
+        minutes=15., second=replace(paper.second, resolution=2 * side, epochs=(1,), batch_size=16))
 
 
 def of_all_classes(profile: Profile) -> Profile:
