@@ -45,12 +45,12 @@ __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', '
            'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file',
            'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference', 'check_real_images', 'Trained',
-           'committed_file', 'with_committed_weights', 'commit_weights', 'changed_config', 'train_model',
-           'planned_training', 'last_weights', 'training_cost', 'spread_out', 'proportional_rows',
-           'proportional_labels', 'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet',
-           'sample_sheet', 'real_sheet', 'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory',
-           'drawn_on_all', 'measure_drawn', 'measure_through', 'card_of', 'origin_card', 'data_provenance',
-           'check_weights', 'told_data', 'told_protocol', 'share_pipeline']
+           'committed_file', 'last_weights', 'with_committed_weights', 'commit_weights', 'changed_config',
+           'train_model', 'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
+           'wanted_labels', 'profile_options', 'draw_labels', 'draw_images', 'save_sheet', 'sample_sheet', 'real_sheet',
+           'as_metric', 'as_line', 'has_judge', 'judge_drawn', 'measure', 'in_memory', 'drawn_on_all', 'measure_drawn',
+           'measure_through', 'card_of', 'origin_card', 'data_provenance', 'check_weights', 'told_data',
+           'told_protocol', 'share_pipeline']
 
 # %% ../nbs/43_bench.ipynb #4667c73d
 @dataclass
@@ -321,6 +321,11 @@ def committed_file(trained: Trained) -> Path: # it need not be there
     "Where the reference's weights of this training are."
     return shipped(*REFERENCE_MODELS)/f'{trained.folder.name}.safetensors'
 
+# %% ../nbs/43_bench.ipynb #7ea8ee98
+def last_weights(trained: Trained) -> Path: # it need not be there
+    "Where the weights of a training's last step are."
+    return committed_file(trained) if trained.committed else milestone_file(trained.folder, max(trained.steps.values()))
+
 # %% ../nbs/43_bench.ipynb #3d3145d6
 def with_committed_weights(trained: Trained, batch_size: int) -> Trained:
     "With the reference's weights; a `FileNotFoundError` where they were not committed."
@@ -405,10 +410,6 @@ def planned_training(
     trained = Trained(model, options, folder, steps, [], getattr(objective, 'loss_on', 'all'), bench.committed,
                       getattr(objective, 'schedule', 'arccos'), last_weights(first) if first else None)
     return trained, objective, chosen
-
-def last_weights(trained: Trained) -> Path: # it need not be there
-    "Where the weights of a training's last step are."
-    return committed_file(trained) if trained.committed else milestone_file(trained.folder, max(trained.steps.values()))
 
 # %% ../nbs/43_bench.ipynb #78e9a484
 def training_cost(trained: Trained) -> dict[str, float]:

@@ -80,6 +80,7 @@ def generation_cell(
                         history=trained.history, protocol=card, codebook=codes, **training_cost(trained),
                         **(began_with(bench, trained) if trained.start else {}))
 
+# %% ../nbs/44_cells.ipynb #22c0db99
 def began_with(bench: Bench, trained: Trained) -> dict[str, Any]:
     "The grid of a second stage, and which training its weights come from."
     first = bench.profile.first

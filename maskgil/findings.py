@@ -480,6 +480,9 @@ def frame_table(evidence: Evidence) -> pd.DataFrame:
 QUALITY = {'fid': 'FID', 'is': 'IS', 'precision': 'precision', 'recall': 'recall'}
 BY_JUDGE = {'recognition': 'recognised', 'fd_judge': 'FD-J'} # where there is a judge of classes
 
+def _heads_in(table: pd.DataFrame) -> dict[str, str]: # family: head
+    return QUALITY | {family: head for family, head in BY_JUDGE.items() if family in set(table.family)}
+
 def quality_table(evidence: Evidence) -> pd.DataFrame:
     "What Table 3 is about: steps, FID, IS, precision and recall of each size at its best guidance scale."
     last, rows = last_and_best(evidence.table, ['size']), []
@@ -493,7 +496,7 @@ def quality_table(evidence: Evidence) -> pd.DataFrame:
                          'guidance': f"{at['fid'].cfg:g}"} | cells)
     return pd.DataFrame(rows)
 
-# %% ../nbs/52_findings.ipynb #3a5db037
+# %% ../nbs/52_findings.ipynb #73442b86
 def stage_table(evidence: Evidence) -> pd.DataFrame: # a row before the second stage and one after it, for each size
     "What the second stage of weak to strong brings."
     known = {(r.source, r.parameters.get('size')): r for r in evidence.records}
@@ -506,9 +509,6 @@ def stage_table(evidence: Evidence) -> pd.DataFrame: # a row before the second s
             ends = (at_best_guidance(of[of.epoch == epoch], 'epoch') for epoch in sorted({0, of.epoch.max()}))
             rows += [place | _stage_row(end, known[of.source.iloc[0], size], heads) for end in ends if len(end)]
     return pd.DataFrame(rows)
-
-def _heads_in(table: pd.DataFrame) -> dict[str, str]: # family: head
-    return QUALITY | {family: head for family, head in BY_JUDGE.items() if family in set(table.family)}
 
 def _stage_row(end: pd.DataFrame, record: Record, heads: dict[str, str]) -> dict[str, Any]: # end: a point's metrics
     at, grid, start = {row.family: row for _, row in end.iterrows()}, record.metrics['grid'], record.metrics['start']

@@ -271,8 +271,9 @@ def expected(part: Part, form: str) -> list[tuple[str, dict[str, Any]]]: # study
     study, profile = STUDIES[part.study], PROFILES[part.profile or PROFILE[form]]
     given = {k: str(v) for k, v in part.arguments.items()}
     p = argparse.Namespace(**check_parameters(given, study_declarations(study_notebook(part.study))))
-    chosen = override(study.trained_with(profile), {name: getattr(p, k) for k, name in study.settings.items()})
-    cells = {str(cell.parameters): cell for cell in study.grid(study.at_stage(chosen, p), p)} # several may share a record
+    at = study.at_stage(study.trained_with(profile), p)
+    chosen = override(at, {name: getattr(p, k) for k, name in study.settings.items()})
+    cells = {str(cell.parameters): cell for cell in study.grid(chosen, p)} # several may share a record
     return [(cell.study or part.study, cell.parameters) for cell in cells.values()]
 
 
