@@ -42,8 +42,8 @@ from .weights import CHECKPOINTS, find_published, load_model_weights, save_weigh
 
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', 'REFERENCE_IMAGES', 'REFERENCE_MODELS',
-           'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'stage_folder', 'checkpoints_dir', 'published_file', 'adm_file',
-           'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
+           'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'bench_before', 'stage_folder', 'checkpoints_dir', 'published_file',
+           'adm_file', 'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference', 'check_real_images', 'Trained',
            'committed_file', 'last_weights', 'with_committed_weights', 'commit_weights', 'changed_config',
            'train_model', 'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
@@ -101,13 +101,10 @@ class Bench:
     @property
     def classes(self) -> tuple[str, ...]: return self.images.classes
 
-    def of(self, tokenizer: str) -> Bench: # another tokenizer, all else equal
-        return replace(self, tokenizer_name=tokenizer)
+    def of(self, tokenizer: str) -> Bench: return replace(self, tokenizer_name=tokenizer) # all else equal
 
     @cached_property
-    def first(self) -> Bench | None: # of the stage whose weights this one starts from
-        first = self.profile.first
-        return replace(self, profile=first, force=False) if first else None
+    def first(self) -> Bench | None: return bench_before(self) # of the stage whose weights this one starts from
 
     def model_options(self, size: str, kind: str = 'maskgil', **changes: Any) -> dict[str, Any]:
         "The arguments of `load_model` for a size of the paper."
@@ -115,6 +112,12 @@ class Bench:
         options = dict(kind=kind, size=self.profile.row(size), tokenizer=self.profile.row(self.tokenizer_name),
                        classes=len(self.classes), grid=(side, side), dropout=self.profile.training.dropout)
         return options | changes
+
+# %% ../nbs/43_bench.ipynb #3b43748a
+def bench_before(bench: Bench) -> Bench | None: # None for a first stage
+    "The bench of the stage that a second one goes on from; what is trained there stays."
+    first = bench.profile.first
+    return replace(bench, profile=first, force=False) if first else None
 
 # %% ../nbs/43_bench.ipynb #d3041248
 def stage_folder(
@@ -321,7 +324,7 @@ def committed_file(trained: Trained) -> Path: # it need not be there
     "Where the reference's weights of this training are."
     return shipped(*REFERENCE_MODELS)/f'{trained.folder.name}.safetensors'
 
-# %% ../nbs/43_bench.ipynb #7ea8ee98
+# %% ../nbs/43_bench.ipynb #eec85c45
 def last_weights(trained: Trained) -> Path: # it need not be there
     "Where the weights of a training's last step are."
     return committed_file(trained) if trained.committed else milestone_file(trained.folder, max(trained.steps.values()))

@@ -25,7 +25,7 @@ from .profiles import PROFILES, Profile
 from .records import outdated, PAPER_TABLES, PaperTable, published_records, Record, records, SOURCES
 from .refusals import kept_bytes
 from .shards import open_images
-from .studies import Cell, default_cells, defaults, METHOD, SECOND_STAGES, STUDIES
+from .studies import Cell, default_cells, defaults, METHOD, second_cells, SECOND_STAGES, STUDIES
 from .tables import points
 from .text import list_part
 from .tokenizers import TOKENIZERS
@@ -171,7 +171,7 @@ def all_cells(profile: Profile) -> list[tuple[Profile, Cell]]:
     "Every cell of every study."
     found: list[tuple[Profile, Cell]] = []
     for name, study in STUDIES.items():
-        for at, cells in (default_cells(study, profile), study.second_cells(profile)):
+        for at, cells in (default_cells(study, profile), second_cells(study, profile)):
             found += [(at, dataclasses.replace(c, parameters=dict(study=name) | c.parameters)) for c in cells]
     return found
 
@@ -285,14 +285,14 @@ def papermill_command(
     given = (f'-p {k} {shlex.quote(shown(v))}' for k, v in arguments.items())
     return ' '.join(['papermill', shlex.quote(str(notebook)), *given])
 
-# %% ../nbs/54_planner.ipynb #416d02ae
+# %% ../nbs/54_planner.ipynb #4bd179cc
 def kept_where(
     study: str, # of the notebook
     cell: dict[str, Any], # its arguments
 ) -> tuple[str, dict[str, Any]]: # the study of the record, and the parameters that it has
     "Where the record of a cell is: that of a second stage is of a study of its own."
     if study not in STUDIES or not STUDIES[study].grows: return study, cell
-    if cell.get('stage') == '512': return next(name for name, of in SECOND_STAGES.items() if of == study), cell
+    if cell.get('stage') == '512': return STUDIES[study].grows, cell
     return study, {name: value for name, value in cell.items() if name != 'stage'}
 
 # %% ../nbs/54_planner.ipynb #46b754f6
@@ -405,11 +405,11 @@ def missing_table(
     if figures: rows += [('Figures', *row) for row in paper_figures(profile)]
     return pd.DataFrame(rows, columns=['table', 'row', 'state', 'command'])
 
-# %% ../nbs/54_planner.ipynb #006c5c5b
+# %% ../nbs/54_planner.ipynb #690502d9
 def second_stage_lines(profile: Profile) -> Iterator[str]: # none where the profile has no second stage
     "How many sizes have a measured second stage, and what makes the others."
     for name, study in STUDIES.items():
-        _, cells = study.second_cells(profile)
+        _, cells = second_cells(study, profile)
         found = [r.parameters for cell in cells[:1] for r in records(cell.study, SOURCES[1:], profile=profile.name)
                  if not outdated(r)]
         left = [cell for cell in cells if cell.parameters not in found]

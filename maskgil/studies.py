@@ -60,7 +60,7 @@ __all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', '
            'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe', 'ProtocolBench',
            'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
            'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
-           'defaults', 'default_cells']
+           'defaults', 'default_cells', 'second_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Study:
     bench: Callable[..., Any] = Bench    # profile, seed=, force= -> what the cells share
     bench_takes: tuple[str, ...] = ()    # further parameters of the notebook that `bench` is given
     note: str = ''                       # what the records cannot say
-    grows: bool = False                  # has a second stage, at a higher resolution, where `stage` asks for it
+    grows: str = ''                      # the study of its second stage's records; '' where it has none
     outline: Callable[[Profile], None] | None = None # prints more of a plan
 
     @property
@@ -152,13 +152,6 @@ class Study:
     def at_stage(self, profile: Profile, p: Any) -> Profile: # p: the notebook's parameters
         "The profile of the stage that is asked for."
         return second_stage(profile) if self.grows and p.stage == '512' else profile
-
-    def second_cells(self, profile: Profile) -> tuple[Profile, list[Cell]]: # none where there is no second stage
-        "All cells of the second stage, with the defaults of the notebook otherwise."
-        if not self.grows or profile.second is None: return profile, []
-        p = defaults(self.name, stage='512')
-        at = self.at_stage(self.trained_with(profile), p)
-        return at, list(self.grid(at, p))
 
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
         "The profile that a notebook's parameters ask for, checked; prints which and why."
@@ -540,7 +533,7 @@ register_study(Study(
         Table('Cells of Table 7 that do not fit', damaged_cells('table7'), 'Found while transcribing.', folded=True),
         CARDS, COST, *STRONGER,
     ),
-    finding=growth_finding, apart=('size',), grows=True))
+    finding=growth_finding, apart=('size',), grows='weak_to_strong'))
 
 # %% ../nbs/53_studies.ipynb #4ece4078
 register_study(Study(
@@ -693,6 +686,17 @@ def default_cells(
     "All cells of a study, with the defaults of its notebook."
     at = study.trained_with(profile)
     return at, list(study.grid(at, defaults(study.name)))
+
+# %% ../nbs/53_studies.ipynb #b8f9b45f
+def second_cells(
+    study: Study,
+    profile: Profile,
+) -> tuple[Profile, list[Cell]]: # the profile at its second stage; no cell where there is none
+    "All cells of a study's second stage, with the other defaults of its notebook."
+    if not study.grows or profile.second is None: return profile, []
+    p = defaults(study.name, stage='512')
+    at = study.at_stage(study.trained_with(profile), p)
+    return at, list(study.grid(at, p))
 
 # %% ../nbs/53_studies.ipynb #0ae4540a
 load_extensions()

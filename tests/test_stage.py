@@ -16,7 +16,7 @@ from maskgil.profiles import override, PROFILES, second_stage, settings
 from maskgil.records import Record, records, run_key, save_record
 from maskgil.report import study_blocks
 from maskgil.reproduce import planned_jobs
-from maskgil.studies import default_cells, defaults, rows_of, STUDIES
+from maskgil.studies import default_cells, defaults, rows_of, second_cells, STUDIES
 from maskgil.training import start_from
 from maskgil.versions import versions_of
 
@@ -25,7 +25,7 @@ SCALING = STUDIES['scaling']
 
 def at_512(profile):
     "A profile at its second stage, and the cells there."
-    return SCALING.second_cells(PROFILES[profile])
+    return second_cells(SCALING, PROFILES[profile])
 
 
 def test_a_stage_is_one_of_two():
@@ -35,7 +35,7 @@ def test_a_stage_is_one_of_two():
     alone = replace(PROFILES['smoke'], second=None)
     with pytest.raises(ParameterError, match='smoke has no second stage: choose one of smoke, mini, midi, paper'):
         SCALING.at_stage(alone, defaults('scaling', stage='512'))
-    assert SCALING.second_cells(alone) == (alone, [])
+    assert second_cells(SCALING, alone) == (alone, [])
 
 
 def test_parameters_change_the_stage_that_is_asked_for():
