@@ -589,12 +589,17 @@ def card_of(
     return protocol_card(samples, bench.reference, device=bench.device)
 
 # %% ../nbs/43_bench.ipynb #6f199796
-def origin_card(bench: Bench) -> dict[str, str]: # of a saved pipeline: description, and licence where it is known
+def origin_card(
+    bench: Bench,
+    by: str = '', # the command that trained it; a study, unless told otherwise
+) -> dict[str, str]: # of a saved pipeline: description, and licence where it is known
     "What a model learned from."
-    data, trained = bench.profile.data, f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile'
+    data = bench.profile.data
+    trained = by or f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile'
     if data.source != 'openmoji':
         return dict(description=f'A small masked model of the images of {Path(data.source).name} at {data.resolution} '
-                                f'pixels, conditioned on {len(bench.classes)} classes; trained {trained}')
+                                f'pixels, conditioned on {len(bench.classes)} classes; trained {trained}',
+                    license='other') # whatever the pictures have
     return dict(
         description=f'A small masked model of OpenMoji pictures at {data.resolution} pixels, conditioned on nine '
                     f'Unicode groups; trained {trained}',
@@ -638,11 +643,12 @@ def share_pipeline(
     metrics: dict[str, Any], # for the card
     record: str = '', # the key of the run
     protocol: dict[str, Any] | None = None, # of the record, from `card_of`
+    by: str = '', # the command that trained it, as `origin_card` takes it
 ) -> Path:
     "Save a trained model with its tokenizer, weights in bfloat16."
     profile = bench.profile
     of = 'OpenMoji' if profile.data.source == 'openmoji' else Path(profile.data.source).name
-    card: dict[str, Any] = origin_card(bench) | dict(name=f'MaskGIL {profile.row(size)} on {of}', metrics=metrics,
+    card: dict[str, Any] = origin_card(bench, by) | dict(name=f'MaskGIL {profile.row(size)} on {of}', metrics=metrics,
                                      record=record)
     card['description'] += '.'
     card |= dict(data=told_data(bench), protocol=told_protocol(protocol or {})) | data_provenance(bench)

@@ -471,6 +471,7 @@ if running_papermill(sys.orig_argv): install()
 # %% ../nbs/58_cli.ipynb #c2940d51
 COMMANDS: dict[str, tuple[str, str]] = dict( # name: the function, and what it does
     sample=('maskgil.pipeline:sample', 'draw a sheet of images from a trained checkpoint'),
+    learn=('maskgil.learn:learn', 'a tokenizer, a model and scores from your own pictures'),
     plan=('maskgil.planner:plan_study', 'what a study takes, before it is run'),
     table=('maskgil.notebook:show_table', 'a table of a study: the paper, the reference, yours'),
     reproduce=('maskgil.reproduce:reproduce', 'run every cell of every study'),
