@@ -5,7 +5,7 @@
 # %% ../nbs/31_evaluation.ipynb #d0351270
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, itertools, json, queue, threading, warnings, zipfile
+import contextlib, dataclasses, functools, inspect, itertools, json, queue, threading, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, IO, Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice, one_line_errors, options
+from .checks import check_choice, one_line_errors, options, ParameterError
 from maskgil.core import (
     DamagedFile, fields_told, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress,
     read_json, weights_fingerprint, write_atomic, write_json,
@@ -28,13 +28,15 @@ from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
 from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .shards import shard_ranges
 from .metrics import evaluate, fewest_images, load_statistics, Reference, said_images
+from .tasks import EvaluationTask, kept_metrics, read_task, reference_file, reference_of_images
 from .versions import versions_of
 
 # %% auto #0
-__all__ = ['FUSED', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'balanced_labels', 'draw_range',
+__all__ = ['FUSED', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'OF_TASK', 'balanced_labels', 'draw_range',
            'check_sampler', 'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features',
            'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set',
-           'draw_on_all', 'check_target', 'evaluate_checkpoint']
+           'draw_on_all', 'check_target', 'sampler_options_of', 'task_beside', 'task_references', 'check_task_model',
+           'also_measured', 'measure_by_task', 'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -93,7 +95,12 @@ def check_drawn(
 def _el0_hash(weights): return weights_fingerprint(efficientnet_lite0('cpu'))
 def _inception_hash(weights): return fingerprint(inception_weights(weights).read_bytes())
 
-WEIGHT_HASHES: dict[str, Callable] = dict(el0=_el0_hash, inception=_inception_hash) # of a weights file, or None
+def _told_by(name: str) -> Callable: return lambda weights: fingerprint(load_extractor(name, 'cpu', weights)[1])
+
+WEIGHT_HASHES: dict[str, Callable] = { # of a weights file, or None
+    'el0': _el0_hash, 'inception': _inception_hash, 'inception-spatial': _inception_hash,
+    **{name: _told_by(name) for name in ('dinov2', 'clip')},
+}
 
 # %% ../nbs/31_evaluation.ipynb #341eb829
 @dataclass(frozen=True)
@@ -352,7 +359,7 @@ def read_npz(
 # %% ../nbs/31_evaluation.ipynb #1a795082
 def _with_statistics(reference: Reference, path: Path | str) -> Reference:
     "The same images behind the mean and the covariance of the file, and a card that says so."
-    mean, cov = load_statistics(path)
+    mean, cov = load_statistics(path, EXTRACTORS[reference.extractor].statistics)
     if len(mean) != len(reference.mean):
         raise ValueError(f'{path} has statistics of {len(mean)} features, '
                          f'and {reference.extractor} gives {len(reference.mean)}')
@@ -365,6 +372,11 @@ def _with_statistics(reference: Reference, path: Path | str) -> Reference:
 def _read_of(path: Path | str, images: int) -> dict[str, Any]: # as `metrics.images_read` has it
     return dict(split=None, images=images, skipped=0, source=Path(path).name)
 
+# %% ../nbs/31_evaluation.ipynb #84662399
+def _wanted(statistics: Sequence[str]) -> str: # in ADM's file
+    return f"{' and '.join(statistics)}, or arr_0" if statistics else 'arr_0'
+
+# %% ../nbs/31_evaluation.ipynb #3e66e111
 def adm_reference(
     path: Path | str, # an .npz file: statistics, images, or both
     extractor: str = 'inception', # whose statistics they are, and what looks at the images
@@ -372,10 +384,10 @@ def adm_reference(
     weights: str | None = None, # the extractor's file
 ) -> Reference:
     "The reference of an ADM file, with all that it holds; a `ValueError` where it holds neither."
-    layout = npz_layout(path)
-    statistics, images = {'mu', 'sigma'} <= layout.keys(), 'arr_0' in layout
+    layout, names = npz_layout(path), EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)].statistics
+    statistics, images = bool(names) and {*names} <= layout.keys(), 'arr_0' in layout
     if not (statistics or images):
-        raise ValueError(f"{path} holds {', '.join(layout)}: expected mu and sigma, or arr_0")
+        raise ValueError(f"{path} holds {', '.join(layout)}: expected {_wanted(names)}")
     if not images: return Reference.from_statistics(path, extractor)
     seen = extract(read_npz(path), extractor, device=device, weights=weights)
     which = load_extractor(extractor, str(pick_device(device)), weights)[1]
@@ -489,7 +501,10 @@ def draw_on_all(
 # %% ../nbs/31_evaluation.ipynb #045d927b
 def _measure(samples: SampleSet, out: str, reference: Reference, bootstrap: int, device: str) -> None:
     "Evaluate a complete set, write `metrics.json` beside it, and print what it says."
-    found, path = evaluate_set(samples, out, reference, bootstrap, device), Path(out)/'metrics.json'
+    _write_metrics(evaluate_set(samples, out, reference, bootstrap, device), Path(out))
+
+def _write_metrics(found: dict[str, Any], folder: Path) -> None:
+    path = folder/'metrics.json'
     write_json(path, found)
     for metric in found['metrics'].values():
         span = '' if metric['low'] is None else f" [{metric['low']:.4f}, {metric['high']:.4f}]"
@@ -512,20 +527,106 @@ def check_target(
     if npz: Path(npz).resolve().parent.mkdir(parents=True, exist_ok=True)
     if not reference: return
     layout = npz_layout(reference)
-    if 'mu' in layout and layout['mu'][0] != (row.features,):
-        raise ValueError(f"{reference} has statistics of {layout['mu'][0]}, {extractor} has {row.features} features")
-    if {'mu', 'sigma'} <= layout.keys(): load_statistics(reference)
+    mean = row.statistics[0] if row.statistics else ''
+    if mean in layout and layout[mean][0] != (row.features,):
+        raise ValueError(f"{reference} has statistics of {layout[mean][0]}, {extractor} has {row.features} features")
+    if mean and {*row.statistics} <= layout.keys(): load_statistics(reference, row.statistics)
     elif 'arr_0' not in layout:
-        raise ValueError(f"{reference} holds {', '.join(layout)}: expected mu and sigma, or arr_0")
+        raise ValueError(f"{reference} holds {', '.join(layout)}: expected {_wanted(row.statistics)}")
 
+# %% ../nbs/31_evaluation.ipynb #7382491b
 def _sampler_of(text: str) -> dict[str, Any]:
     try: given = json.loads(text)
     except json.JSONDecodeError as e: raise ValueError(f'sampler is no JSON ({e}): {text}') from None
     if isinstance(given, dict): return given
     raise ValueError(f'sampler is {text}: options are wanted by name, such as {{"steps": 8}}')
 
+# %% ../nbs/31_evaluation.ipynb #0c1d2fe0
+def sampler_options_of(
+    pipe: MaskGILPipeline,
+    given: dict[str, Any], # the arguments of `evaluate_checkpoint`
+) -> dict[str, Any]:
+    "All arguments of the sampler as JSON, or the usual ones."
+    if given['sampler']: return _sampler_of(given['sampler'])
+    steps = {} if pipe.model.config.causal else dict(steps=given['steps'])
+    return dict(cfg=given['cfg'], dtype=given['dtype']) | steps
+
+# %% ../nbs/31_evaluation.ipynb #c12ed128
 def _labels_of(path: str) -> Tensor:
     with _naming(path): return torch.from_numpy(np.asarray(np.load(path, allow_pickle=False)))
+
+# %% ../nbs/31_evaluation.ipynb #765cf51d
+OF_TASK = ('reference', 'count', 'labels', 'seed', 'extractor', 'weights', 'keep_images', 'bootstrap', 'npz')
+
+# %% ../nbs/31_evaluation.ipynb #87e9e929
+def task_beside(
+    given: dict[str, Any], # the arguments of `evaluate_checkpoint`
+) -> EvaluationTask:
+    "The task of a command; a `ParameterError` for an argument that is the task's to say."
+    usual = {name: p.default for name, p in inspect.signature(evaluate_checkpoint).parameters.items()}
+    if said := [name for name in OF_TASK if given[name] != usual[name]]:
+        raise ParameterError(f"--task {given['task']} says {', '.join(OF_TASK)}: leave out {', '.join(said)}, or copy "
+                             'the file and give its path')
+    return read_task(given['task'])
+
+# %% ../nbs/31_evaluation.ipynb #83f9dcd7
+def task_references(task: EvaluationTask, device: str) -> dict[str, Reference]: # by extractor
+    "What is compared with, for each network; what is missing is refused before anything is drawn."
+    if 'file' in task.reference:
+        file = str(reference_file(task))
+        return {name: adm_reference(file, name, device) for name in task.metrics}
+    return {name: reference_of_images(task, name, device) for name in task.metrics}
+
+# %% ../nbs/31_evaluation.ipynb #fab367a2
+def check_task_model(task: EvaluationTask, pipe: MaskGILPipeline) -> None:
+    "Refuse a model of other classes or another size than the task's: a `ValueError`."
+    config: Any = pipe.model.config
+    side = config.grid[0] * pipe.tokenizer.downsample
+    if config.text_width: raise ValueError(f'the task {task.name} is for models of classes, and this one reads texts')
+    if (config.classes, side) == (task.classes, task.resolution): return
+    raise ValueError(f'the task {task.name} is for {task.classes} classes at {task.resolution} pixels, and the model '
+                     f'has {config.classes} at {side}')
+
+# %% ../nbs/31_evaluation.ipynb #a86da881
+def also_measured(
+    task: EvaluationTask,
+    folder: Path, # with all blocks
+    references: dict[str, Reference], # by extractor; the first has looked already
+    device: str,
+) -> tuple[dict[str, Any], dict[str, Any]]: # metrics by name; network and reference of each, for the card
+    "What further networks see in a set that was drawn."
+    metrics: dict[str, Any] = {}
+    cards: dict[str, Any] = {}
+    for name, reference in list(references.items())[1:]:
+        images = (torch.from_numpy(np.array(block)).permute(0, 3, 1, 2) for block in read_blocks(folder, 'images'))
+        seen = extract(images, name, device=device)
+        metrics |= evaluate(seen, reference, task.bootstrap, metrics=task.metrics[name])
+        which = load_extractor(name, str(pick_device(device)))[1]
+        cards[name] = dict(protocol=EXTRACTORS[name].protocol, weights=which, reference=reference_card(reference))
+    return metrics, cards
+
+# %% ../nbs/31_evaluation.ipynb #9b4993e1
+def measure_by_task(
+    given: dict[str, Any], # the arguments of `evaluate_checkpoint`
+) -> None:
+    "Draw and measure by a task; `metrics.json` of each seed names it."
+    task, device = task_beside(given), given['device']
+    pipe = MaskGILPipeline.from_pretrained(given['checkpoint'], device='cpu')
+    check_task_model(task, pipe)
+    references, first = task_references(task, device), next(iter(task.metrics))
+    chosen = sampler_options_of(pipe, given)
+    labels, ar = balanced_labels(task.classes, task.count), pipe.ar if FUSED in chosen else None
+    for seed in task.seeds:
+        folder = Path(given['out'])/f'seed-{seed}' if len(task.seeds) > 1 else Path(given['out'])
+        samples = SampleSet(pipe.model, pipe.tokenizer, labels, chosen, seed, given['batch_size'], given['block'],
+                            first, ar=ar)
+        if not draw_blocks(samples, folder, device):
+            print(left_to_others('blocks'))
+            continue
+        found = evaluate_set(samples, folder, references[first], task.bootstrap, device)
+        more, cards = also_measured(task, folder, references, device)
+        found['metrics'] = kept_metrics(task, first, found['metrics']) | more
+        _write_metrics(found | dict(task=task.card(), also=cards), folder)
 
 # %% ../nbs/31_evaluation.ipynb #b139ac03
 def evaluate_checkpoint(
@@ -547,15 +648,15 @@ def evaluate_checkpoint(
     dtype: str = 'auto', # of matrix products
     device: str = 'auto', # for the sampler and the extractor
     bootstrap: int = 200, # replicates behind the intervals
+    task: str = '', # a name of `tasks.task_names`, or a file: it says reference, count, seeds, extractors and bootstrap
 ) -> None:
     "Draw a balanced set and measure it; resumes, and runs on any number of ranks."
-    file = weights or None
+    given, file = dict(locals()), weights or None
+    if task: return measure_by_task(given)
     check_target(reference, extractor, npz, keep_images, bootstrap)
     pipe = MaskGILPipeline.from_pretrained(checkpoint, device='cpu')
-    config: Any = pipe.model.config
-    usual = dict(cfg=cfg, dtype=dtype) | ({} if config.causal else dict(steps=steps))
-    chosen = _sampler_of(sampler) if sampler else usual
-    classes = _labels_of(labels) if labels else balanced_labels(config.classes, count)
+    chosen = sampler_options_of(pipe, given)
+    classes = _labels_of(labels) if labels else balanced_labels(pipe.model.config.classes, count)
     samples = SampleSet(pipe.model, pipe.tokenizer, classes, chosen, seed, batch_size, block, extractor, file,
                         ar=pipe.ar if FUSED in chosen else None)
     least = fewest_images(extractor)

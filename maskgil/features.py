@@ -24,10 +24,10 @@ from .checkpoints import synthetic_weights
 from .tokenizers import SameConv
 
 # %% auto #0
-__all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'EXTRACTORS', 'InvertedBottleneck', 'EfficientNetLite0',
-           'fold_batchnorm', 'needed_module', 'el0_file', 'efficientnet_lite0', 'resize_bytes', 'sha256',
-           'inception_weights', 'write_synthetic_inception', 'Extractor', 'load_extractor', 'in_batches', 'Features',
-           'extract']
+__all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'SPATIAL_CHANNELS', 'MEANS', 'EXTRACTORS',
+           'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm', 'needed_module', 'el0_file',
+           'efficientnet_lite0', 'resize_bytes', 'sha256', 'inception_weights', 'write_synthetic_inception',
+           'folder_of_network', 'normalised', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -207,7 +207,7 @@ def inception_weights(
     return file
 
 # %% ../nbs/14_features.ipynb #c2fe6d4f
-def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+def _inception(device: torch.device, weights: Path | str | None) -> tuple[Any, str]: # the network, and which weights
     module = needed_module('torch_fidelity.feature_extractor_inceptionv3', 'torch-fidelity', 'Inception')
     file = inception_weights(weights)
     check_finite(read_weights(file), file) # and what is no file of weights is named
@@ -216,8 +216,12 @@ def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_
     except (RuntimeError, KeyError) as error:
         what = f"{file} does not hold Inception's weights as torch-fidelity names them"
         raise CheckpointError(f'{what} ({str(error).splitlines()[0]}). Give {INCEPTION_FILE}') from None
-    net = net.to(device)
-    return lambda images: net(images.to(device)), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
+    return net.to(device), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
+
+# %% ../nbs/14_features.ipynb #76a9c685
+def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+    net, which = _inception(device, weights)
+    return lambda images: net(images.to(device)), which
 
 # %% ../nbs/14_features.ipynb #8cc20fbe
 def write_synthetic_inception(
@@ -236,6 +240,79 @@ def write_synthetic_inception(
     with write_atomic(file) as temporary: torch.save(weights, temporary)
     return Path(file)
 
+# %% ../nbs/14_features.ipynb #bcfd0ca6
+SPATIAL_CHANNELS = 7
+
+# %% ../nbs/14_features.ipynb #815c70af
+def _load_spatial(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+    net, which = _inception(device, weights)
+    seen: list[Tensor] = [] # of the batch
+    net.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: seen.append(out[:, :SPATIAL_CHANNELS]))
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        seen.clear()
+        net(images.to(device))
+        features = seen[-1].flatten(1) # b 7 17 17 -> b 2023
+        return features, features.new_zeros(len(features), 0)
+
+    return look, which
+
+# %% ../nbs/14_features.ipynb #af11a67b
+def folder_of_network(
+    weights: Path | str | None, # a folder in the layout of transformers
+    variable: str, # of the environment, that may name it
+    example: str, # what could lie there
+) -> Path:
+    "Where the weights of another network are; a `FileNotFoundError` where they are not."
+    told = weights or os.environ.get(variable)
+    if not told: raise FileNotFoundError(f'{example} is needed, in the layout of transformers: name its folder in '
+                                         f'{variable} or with weights=...')
+    folder = Path(told).expanduser()
+    if not (folder/'config.json').is_file(): raise FileNotFoundError(f'{folder} holds no config.json: {example} is '
+                                                                     'expected there, in the layout of transformers')
+    return folder
+
+# %% ../nbs/14_features.ipynb #37e5a1fd
+MEANS = dict( # of red, green and blue, and their spread
+    imagenet=((.485, .456, .406), (.229, .224, .225)),
+    clip=((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)),
+)
+
+# %% ../nbs/14_features.ipynb #1fb3fd15
+def normalised(
+    images: Tensor, # (b 3 h w) uint8, on the CPU
+    size: int, # pixels of a side
+    of: str, # a key of `MEANS`
+) -> Tensor: # (b 3 size size) float32
+    "Pictures as a vision transformer takes them."
+    mean, spread = (torch.tensor(values)[:, None, None] for values in MEANS[of])
+    return (resize_bytes(images, size).float() / 255 - mean) / spread
+
+# %% ../nbs/14_features.ipynb #85b2f0a8
+def _load_transformer(
+    device: torch.device, folder: Path, architecture: str, size: int | None, of: str, read: Callable[[Any], Tensor],
+) -> tuple[_Look, str]: # size: of the pictures; None is the network's own; read: of what the network gives
+    module = needed_module('transformers', 'transformers', architecture)
+    net = getattr(module, architecture).from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    net, side = net.to(device).eval().requires_grad_(False), size or net.config.image_size
+    digests = [sha256(file)[:16] for file in sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin'))]
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = read(net(pixel_values=normalised(images, side, of).to(device)))
+        return features, features.new_zeros(len(features), 0)
+
+    return look, f"{architecture} in {folder.name}, width {net.config.hidden_size}, sha256 {', '.join(digests)}"
+
+# %% ../nbs/14_features.ipynb #f04c2d64
+def _load_dinov2(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+    folder = folder_of_network(weights, 'MASKGIL_DINOV2', 'facebook/dinov2-large')
+    return _load_transformer(device, folder, 'Dinov2Model', 224, 'imagenet', lambda out: out.last_hidden_state[:, 0])
+
+def _load_clip(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
+    folder = folder_of_network(weights, 'MASKGIL_CLIP', 'openai/clip-vit-large-patch14-336')
+    return _load_transformer(device, folder, 'CLIPVisionModelWithProjection', None, 'clip',
+                             lambda out: F.normalize(out.image_embeds, dim=-1))
+
 # %% ../nbs/14_features.ipynb #4d7f0856
 @dataclass(frozen=True)
 class Extractor:
@@ -248,6 +325,8 @@ class Extractor:
     batch_size: int        # fastest on a CPU
     load: Callable[[torch.device, Path | str | None], tuple[_Look, str]] # (device, weights) -> look, which weights
     protocol: str          # for the record
+    metrics: tuple[str, ...] = ('fid', 'kid', 'is', 'precision', 'recall') # what it is used for, rows of `METRICS`
+    statistics: tuple[str, ...] = ('mu', 'sigma') # what ADM's file calls its mean and covariance; () has none
 
 # %% ../nbs/14_features.ipynb #3e7c3bba
 EXTRACTORS = {
@@ -257,6 +336,18 @@ EXTRACTORS = {
     'inception': Extractor(
         label='', features=2048, logits=1008, components=None, splits=10, batch_size=64, load=_load_inception,
         protocol='torch-fidelity inception-v3-compat in float32 on 299 x 299 pixels (bilinear as in TensorFlow 1)'),
+    'inception-spatial': Extractor(
+        label='', features=7 * 17 * 17, logits=0, components=None, splits=1, batch_size=64, load=_load_spatial,
+        metrics=('sfid',), statistics=('mu_s', 'sigma_s'),
+        protocol='the same network, the first 7 channels of mixed_6/conv (Mixed_6d.branch1x1) at 17 x 17 places'),
+    'dinov2': Extractor(
+        label='-DINOv2', features=1024, logits=0, components=None, splits=1, batch_size=32, load=_load_dinov2,
+        metrics=('fd', 'kid', 'precision', 'recall'), statistics=(),
+        protocol='class token of DINOv2 (ViT-L/14) in float32 on 224 x 224 pixels (bytes, bicubic, antialiased)'),
+    'clip': Extractor(
+        label='', features=768, logits=0, components=None, splits=1, batch_size=32, load=_load_clip, metrics=('cmmd',),
+        statistics=(),
+        protocol='CLIP image embedding (ViT-L/14 at 336), of length 1, in float32 (bytes, bicubic, antialiased)'),
 }
 
 # %% ../nbs/14_features.ipynb #2ea13517

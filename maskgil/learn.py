@@ -61,11 +61,12 @@ def class_name(
         if plain and not split_named(plain): return plain
     return f'class {plain}'.strip()
 
-# %% ../nbs/57_learn.ipynb #aa080b83
+# %% ../nbs/57_learn.ipynb #a074989c
 def holds_classes(folder: Path) -> bool:
     "Whether some folder in it holds pictures."
     return any(pictures_in(folder/name) for name in class_folders(folder))
 
+# %% ../nbs/57_learn.ipynb #e048cb36
 def one_class(folder: Path) -> Path:
     "A folder in the cache whose only class is a folder of pictures."
     place = cache_dir().absolute()/'own'/fingerprint(str(folder.resolve()))/folder.resolve().name
@@ -77,7 +78,7 @@ def one_class(folder: Path) -> Path:
             link.symlink_to(folder.resolve(), target_is_directory=True)
     return place
 
-# %% ../nbs/57_learn.ipynb #6f9f46ed
+# %% ../nbs/57_learn.ipynb #d8b1d685
 def json_caption(
     content: bytes,
 ) -> str: # '' if there is none
@@ -87,12 +88,13 @@ def json_caption(
     found = [said[key] for key in TEXT_KEYS if isinstance(said.get(key), str)] if isinstance(said, dict) else []
     return found[0].strip() if found else ''
 
+# %% ../nbs/57_learn.ipynb #7a6cf987
 def caption_in(file: Path, sample: Sample) -> str: # '' if there is none
     "The text of a sample of a tar file."
     if 'txt' in sample.parts: return as_caption(part_bytes(file, sample.parts['txt'])) or ''
     return json_caption(part_bytes(file, sample.parts['json'])) if 'json' in sample.parts else ''
 
-# %% ../nbs/57_learn.ipynb #3b161988
+# %% ../nbs/57_learn.ipynb #966ac690
 def placed(
     files: Sequence[Path], # of tar files
     root: Path, # where they lie
@@ -112,7 +114,7 @@ def placed(
         place = str(name) if label is None else f'{label}/{number:07}-{name.name}'
         yield os.path.join(split, place), file, sample.picture, caption_in(file, sample)
 
-# %% ../nbs/57_learn.ipynb #bacf15c6
+# %% ../nbs/57_learn.ipynb #b81ac2cd
 def unpack_tars(files: Sequence[Path], root: Path, folder: Path) -> None: # folder: it is made
     "Write the pictures of tar files, and their texts, without the folders that all of them share."
     rows = list(placed(files, root))
@@ -126,9 +128,10 @@ def unpack_tars(files: Sequence[Path], root: Path, folder: Path) -> None: # fold
             target.write_bytes(tar.read(member.size))
         if caption: target.with_suffix('.txt').write_text(caption, encoding='utf-8')
 
-# %% ../nbs/57_learn.ipynb #d9d6c5b2
+# %% ../nbs/57_learn.ipynb #546666c8
 ENDINGS = {b'\xff\xd8': '.jpg', b'RIFF': '.webp'} # how a file begins; others are PNG, or cannot be read
 
+# %% ../nbs/57_learn.ipynb #6502058d
 def unpack_parquet(files: Sequence[Path], root: Path, folder: Path) -> None: # folder: it is made
     "Write the pictures of parquet files, a folder for each class."
     named = len(files) > 1 and all(split_named(str(file.relative_to(root))) for file in files)
@@ -140,9 +143,10 @@ def unpack_parquet(files: Sequence[Path], root: Path, folder: Path) -> None: # f
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(raw.data)
 
-# %% ../nbs/57_learn.ipynb #e3682e91
+# %% ../nbs/57_learn.ipynb #0acf4e97
 UNPACKS: dict[str, Callable[[Sequence[Path], Path, Path], None]] = {'.tar': unpack_tars, '.parquet': unpack_parquet}
 
+# %% ../nbs/57_learn.ipynb #5a46abec
 def unpacked(
     path: Path, # a file, or a folder that holds some
     suffix: str, # a key of `UNPACKS`
@@ -158,7 +162,7 @@ def unpacked(
         os.replace(begun, place)
     return place
 
-# %% ../nbs/57_learn.ipynb #10004301
+# %% ../nbs/57_learn.ipynb #d8cda676
 def own_folder(
     data: str | Path, # a folder of pictures, of class folders, or of tar or parquet files; or one such file
 ) -> Path: # the folder itself, or one in the cache with what files hold
@@ -173,13 +177,14 @@ def own_folder(
     if not files_below(path, SUFFIXES): raise FileNotFoundError(f'{path} holds no pictures: expected are {ACCEPTED}')
     return path
 
+# %% ../nbs/57_learn.ipynb #595d315a
 def class_layout(
     folder: Path, # from `own_folder`
 ) -> Path: # the folder itself, or one in the cache
     "The pictures as one folder a class."
     return one_class(folder) if pictures_in(folder) and not holds_classes(folder) else folder
 
-# %% ../nbs/57_learn.ipynb #3af0c283
+# %% ../nbs/57_learn.ipynb #d7aab78c
 class AsTheyAre(FolderSet):
     "Pictures that are not to be mirrored; what is made of them lies at a place of its own in the cache."
     def __init__(self, images: FolderSet):
@@ -190,7 +195,7 @@ class AsTheyAre(FolderSet):
         identity, covers = super().made_of()
         return fingerprint(identity, 'as they are'), covers
 
-# %% ../nbs/57_learn.ipynb #a47a7669
+# %% ../nbs/57_learn.ipynb #320fc2ef
 @dataclass
 class OwnBench(Bench):
     "A bench of somebody's pictures, which may have an upright and a reverse."
@@ -208,9 +213,10 @@ class OwnBench(Bench):
     @cached_property
     def held_out(self) -> FolderSet: return self.split('test')
 
-# %% ../nbs/57_learn.ipynb #909754cd
+# %% ../nbs/57_learn.ipynb #7a31a8fe
 FEWEST, FEWEST_HELD_OUT = 65, 5 # more than the components of FID-EL0, and than the neighbours of a manifold
 
+# %% ../nbs/57_learn.ipynb #f86561e7
 def check_enough(
     bench: OwnBench,
     data: str, # what the message calls them
@@ -226,7 +232,7 @@ def check_enough(
                          'better')
     check_real_images(bench)
 
-# %% ../nbs/57_learn.ipynb #3dace5e5
+# %% ../nbs/57_learn.ipynb #fcc0265a
 TIMED_STEPS = 8
 
 def seconds_a_step(model: Any, objective: Any, data: Any, config: TrainConfig, device: str) -> float: # as of `fit`
@@ -236,7 +242,7 @@ def seconds_a_step(model: Any, objective: Any, data: Any, config: TrainConfig, d
         name='timing', on_log=lambda *row: times.append(time.perf_counter()))
     return statistics.median(after - before for before, after in zip(times[1:], times[2:]))
 
-# %% ../nbs/57_learn.ipynb #7d0f9567
+# %% ../nbs/57_learn.ipynb #a3dd2063
 def seconds_each(work: Callable[[], Any], count: int) -> float:
     "Seconds for each of some things that are done at once; the first time loads what is needed, and does not count."
     work()
@@ -244,7 +250,7 @@ def seconds_each(work: Callable[[], Any], count: int) -> float:
     work()
     return (time.perf_counter() - began) / count
 
-# %% ../nbs/57_learn.ipynb #6b48daef
+# %% ../nbs/57_learn.ipynb #28083a4a
 @dataclass(frozen=True)
 class Speeds:
     "Seconds on this machine."
@@ -253,12 +259,13 @@ class Speeds:
     drawn: float # an image, through the model and the tokenizer
     seen: float # an image, read and looked at by the extractor
 
+# %% ../nbs/57_learn.ipynb #6f7093ec
 def empty_tokens(bench: Bench, images: int) -> TokenSet:
     "Tokens for a model whose steps are only timed."
     side = bench.profile.data.resolution // bench.row.downsample
     return TokenSet(np.zeros((images, 1, side, side), np.uint16), np.zeros(images, np.int64), {})
 
-# %% ../nbs/57_learn.ipynb #e123ea85
+# %% ../nbs/57_learn.ipynb #710125fd
 def timed_tokenizer(bench: Bench) -> float: # seconds
     "A step of the tokenizer's training."
     settings, name = bench.profile.tokenizer, bench.profile.row(bench.tokenizer_name)
@@ -267,6 +274,7 @@ def timed_tokenizer(bench: Bench) -> float: # seconds
     config = TrainConfig(TIMED_STEPS, settings.batch_size, settings.learning_rate)
     return seconds_a_step(tokenizer, objective, bench.images, config, bench.device)
 
+# %% ../nbs/57_learn.ipynb #0535c4ad
 def timed_model(bench: Bench, size: str) -> tuple[float, Any]: # seconds; and the model
     "A step of the model's training."
     training, model = bench.profile.training, load_model(**bench.model_options(size), seed=bench.seed)
@@ -275,7 +283,7 @@ def timed_model(bench: Bench, size: str) -> tuple[float, Any]: # seconds; and th
     config = TrainConfig(TIMED_STEPS, training.batch_size, training.learning_rate, ema=training.ema)
     return seconds_a_step(model, objective, empty_tokens(bench, training.batch_size), config, bench.device), model
 
-# %% ../nbs/57_learn.ipynb #f071c7dd
+# %% ../nbs/57_learn.ipynb #cbdbb57f
 def timed_here(
     bench: Bench, # of pictures that were looked at
     size: str, # a name of the paper
@@ -291,7 +299,7 @@ def timed_here(
     def draw() -> Any: return decode_tokens(tokenizer, draw_tokens(model.to(device), labels, **given))
     return Speeds(timed_tokenizer(bench), step, seconds_each(draw, some), seen)
 
-# %% ../nbs/57_learn.ipynb #4f8ba8ad
+# %% ../nbs/57_learn.ipynb #30b1adc6
 @dataclass(frozen=True)
 class Lengths:
     "What fits into the minutes."
@@ -301,16 +309,18 @@ class Lengths:
     images: int # drawn behind each number
     seconds: tuple[float, float, float] # of the tokenizer, of the model, of drawing and measuring
 
+# %% ../nbs/57_learn.ipynb #a359e92a
 EVALUATED = (400, 200, 100) # images: the most whose measuring leaves two thirds of the time
 TOKENIZER_SHARE = .35 # of the time for training
 MOST_STEPS, MOST_EPOCHS = 10_000, 200 # of the tokenizer, of the model: more time than that is not used
 
-# %% ../nbs/57_learn.ipynb #18fb8122
+# %% ../nbs/57_learn.ipynb #1b5a6312
 def measuring_seconds(profile: Profile, speeds: Speeds, images: int, train: int, held_out: int) -> float:
     "Drawing and looking: `images` for each guidance scale, the training pictures once, the held-out ones twice."
     drawn = len(profile.evaluation.cfg) * images
     return drawn * (speeds.drawn + speeds.seen) + (min(train, REFERENCE_IMAGES) + 2 * held_out) * speeds.seen
 
+# %% ../nbs/57_learn.ipynb #a01f3e61
 def lengths_for(
     seconds: float, # of all
     profile: Profile, speeds: Speeds,
@@ -326,9 +336,10 @@ def lengths_for(
     warmup = max(1, min(profile.training.warmup_steps, round(epochs * train / profile.training.batch_size / 20)))
     return Lengths(steps, epochs, warmup, images, (steps * speeds.tokenizer_step, epochs * epoch, costs[images]))
 
+# %% ../nbs/57_learn.ipynb #c451e910
 LEAST_STEPS = 20 # of the tokenizer
 
-# %% ../nbs/57_learn.ipynb #bfff9363
+# %% ../nbs/57_learn.ipynb #9481fb07
 def kept_lengths(
     bench: Bench,
     choose: Callable[[], Any], # gives a dataclass of lengths
@@ -343,7 +354,7 @@ def kept_lengths(
     kept: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in read_json(path).items()}
     return (TextLengths if kept.pop('kind') == 'TextLengths' else Lengths)(**kept)
 
-# %% ../nbs/57_learn.ipynb #be958815
+# %% ../nbs/57_learn.ipynb #5de8536a
 def own_profile(
     folder: Path, # in the class layout
     resolution: int = 32, # pixels of a side
@@ -356,12 +367,12 @@ def own_profile(
                     'training.warmup_steps': lengths.warmup, 'evaluation.images': lengths.images}
     return replace(override(PROFILES['mini'], changes, {'data.resolution': 'resolution'}), name='own')
 
-# %% ../nbs/57_learn.ipynb #18f9616a
+# %% ../nbs/57_learn.ipynb #ad7d3003
 def said_time(seconds: float) -> str: # '40 s', '12 min'
     "A length of time, roughly."
     return f'{max(1, round(seconds))} s' if seconds < 100 else f'{round(seconds / 60)} min'
 
-# %% ../nbs/57_learn.ipynb #3f27cc14
+# %% ../nbs/57_learn.ipynb #66104589
 def say_plan(bench: OwnBench, size: str, lengths: Lengths) -> None:
     "Print what there is to learn from, what is done with it, and how long that takes here."
     classes, (first, second, third) = bench.classes, map(said_time, lengths.seconds)
@@ -374,7 +385,7 @@ def say_plan(bench: OwnBench, size: str, lengths: Lengths) -> None:
     print(f'in all about {said_time(sum(lengths.seconds))} here; after an interruption the same command goes on',
           flush=True)
 
-# %% ../nbs/57_learn.ipynb #d5c72005
+# %% ../nbs/57_learn.ipynb #2e3577ed
 def own_cell(bench: Bench, size: str, folder: Path) -> dict[str, Any]: # what the record holds
     "Tokenizer and model, trained and measured as the studies do."
     bench.tokenizer # first, so that it is measured while the model is still to come
@@ -384,7 +395,7 @@ def own_cell(bench: Bench, size: str, folder: Path) -> dict[str, Any]: # what th
     found = generation_cell(bench, size, folder=folder, untrained=False)
     return found | dict(reconstruction=said, rebuilt=rebuilt['samples'])
 
-# %% ../nbs/57_learn.ipynb #8de1d688
+# %% ../nbs/57_learn.ipynb #08e05a7e
 def put_sheets(record: Record, folder: Path) -> None: # folder: of the model
     "Copy the sheets of a record to the model."
     for name in ('samples', 'rebuilt'):
@@ -396,7 +407,7 @@ def is_saved(folder: Path, record: Record) -> bool:
         return read_json(folder/'config.json')['card']['record'] == record.key
     return False
 
-# %% ../nbs/57_learn.ipynb #2c3149e3
+# %% ../nbs/57_learn.ipynb #b3607c41
 def captioned_share(
     folder: Path, # in the class layout, or with a list of captions
 ) -> float: # 0 to 1
@@ -405,6 +416,7 @@ def captioned_share(
     files = files_below(folder, SUFFIXES)
     return sum(file.with_suffix('.txt').is_file() for file in files) / max(1, len(files))
 
+# %% ../nbs/57_learn.ipynb #71ddbec9
 def reads_captions(
     folder: Path, # the same
     captions: str, # auto, yes or no
@@ -419,9 +431,10 @@ def reads_captions(
         return False
     return True
 
-# %% ../nbs/57_learn.ipynb #df75ffff
+# %% ../nbs/57_learn.ipynb #20e55ac7
 ASKED = ((120, 70), (40, 24)) # pictures whose caption has to be found, and pictures of a shape, for each number
 
+# %% ../nbs/57_learn.ipynb #3dbddc78
 def text_profile(
     folder: Path, # pictures with captions
     size: str, # a name of the paper
@@ -436,7 +449,7 @@ def text_profile(
                    bucket_images=asked[1], stage_images=(first, second) if images else usual)
     return replace(profile, text=text)
 
-# %% ../nbs/57_learn.ipynb #08bc3a40
+# %% ../nbs/57_learn.ipynb #8d7ef5c8
 @dataclass(frozen=True)
 class TextLengths:
     "What fits into the minutes, of a model of texts."
@@ -445,15 +458,17 @@ class TextLengths:
     asked: tuple[int, int] # one of `ASKED`
     seconds: tuple[float, float, float] # of the tokenizer, of the model, of drawing and measuring
 
+# %% ../nbs/57_learn.ipynb #4ddaad48
 SECONDS_SEEN = .01 # an image, by the extractor, on a slow machine
 
+# %% ../nbs/57_learn.ipynb #a8b753dd
 def text_measuring(profile: Profile, asked: tuple[int, int], flops: float, speed: float) -> float: # seconds
     "Sets of pictures for the judge and for distances, of so many operations each."
     drawn = 7 * asked[0] + 6 * asked[1]
     looked = drawn + profile.text.probe_images + 2 * profile.text.bucket_reference
     return drawn * flops / speed + looked * SECONDS_SEEN
 
-# %% ../nbs/57_learn.ipynb #12cd764f
+# %% ../nbs/57_learn.ipynb #da5377c7
 def text_lengths_for(bench: TextBench, size: str, seconds: float) -> TextLengths: # bench: of `text_profile`
     "Divide the time, by some steps of the tokenizer and of the model of classes that are timed here."
     profile, text = bench.profile, bench.profile.text
@@ -469,7 +484,7 @@ def text_lengths_for(bench: TextBench, size: str, seconds: float) -> TextLengths
     images = max(sum(text.stage_batch), int((left - steps * tokenizer_step) / each))
     return TextLengths(steps, images, asked, (steps * tokenizer_step, images * each, costs[asked]))
 
-# %% ../nbs/57_learn.ipynb #4105312a
+# %% ../nbs/57_learn.ipynb #bc61eb39
 def say_text_plan(bench: TextBench, size: str, lengths: TextLengths) -> None:
     "The same of a model of texts."
     first, second, third = map(said_time, lengths.seconds)
@@ -480,9 +495,10 @@ def say_text_plan(bench: TextBench, size: str, lengths: TextLengths) -> None:
     print(f'in all about {said_time(sum(lengths.seconds))} here; after an interruption the same command goes on',
           flush=True)
 
-# %% ../nbs/57_learn.ipynb #ec19f178
+# %% ../nbs/57_learn.ipynb #6aa72a58
 Learned = tuple[Record, Callable[[], Any]] # a record, and what saves its model
 
+# %% ../nbs/57_learn.ipynb #b3a6dde3
 def learn_classes(
     folder: Path, out: Path, minutes: float, size: str, resolution: int, flip: bool, seed: int, device: str,
     dry_run: bool, # all as in `learn`; the folder is in the class layout
@@ -506,9 +522,10 @@ def learn_classes(
     return record, lambda: share_pipeline(bench, size, out, best['cfg'], metrics, record.key,
                                           record.metrics.get('protocol'), COMMAND)
 
+# %% ../nbs/57_learn.ipynb #42422aec
 COMMAND = 'by `python -m maskgil.cli learn`'
 
-# %% ../nbs/57_learn.ipynb #7080f888
+# %% ../nbs/57_learn.ipynb #60d5ca57
 def learn_texts(
     folder: Path, out: Path, minutes: float, size: str, seed: int, device: str, dry_run: bool, # as in `learn`
 ) -> Learned | None: # None after a dry run
@@ -528,7 +545,7 @@ def learn_texts(
         pipe.save_pretrained(out, torch.bfloat16)
     return record, save
 
-# %% ../nbs/57_learn.ipynb #b3957a6d
+# %% ../nbs/57_learn.ipynb #b8bc7c9a
 def check_command(
     minutes: float, size: str, resolution: int, seed: int, # as in `learn`
 ) -> None:
@@ -539,7 +556,7 @@ def check_command(
         raise ValueError(f'resolution is {resolution}: a multiple of 8 is expected, from 8 to 512')
     check_whole('seed', seed, 0)
 
-# %% ../nbs/57_learn.ipynb #950b66ef
+# %% ../nbs/57_learn.ipynb #20eaa679
 def learn(
     data: str, # pictures: a folder, with a folder for each class if there are classes, or a tar or parquet file
     out: str = '', # the model folder to write; empty: the name of the data and the size, here
@@ -567,5 +584,5 @@ def learn(
     print(f'model folder: {place} (README.md has the scores, samples.png what it draws)')
     print(f'draw more: python -m maskgil.cli sample --checkpoint {place} --out sheet.png')
 
-# %% ../nbs/57_learn.ipynb #205c77b8
+# %% ../nbs/57_learn.ipynb #aa05ae97
 if __name__ == '__main__' and '__file__' in globals(): run_function(learn)

@@ -21,13 +21,13 @@ from .features import extract, EXTRACTORS, Features, in_batches, load_extractor
 from .kept import load_tensors, save_tensors
 
 # %% auto #0
-__all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'METRICS', 'EL0_LAYERS', 'symmetric_root', 'frechet_distance',
-           'mean_and_covariance', 'load_statistics', 'principal_components', 'project', 'check_features',
-           'repeated_images', 'images_read', 'said_images', 'ReferenceData', 'StoredReference', 'Reference',
-           'bootstrap_counts', 'frechet_estimates', 'frechet_linearised', 'kernel_estimates', 'inception_estimates',
-           'in_manifold', 'mean_estimates', 'interval', 'Metric', 'metric_key', 'fewest_images', 'check_measurable',
-           'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'usage_of', 'reconstruct', 'psnr', 'Rebuilt',
-           'reconstruction_metrics']
+__all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'CMMD_SIGMA', 'CMMD_SCALE', 'METRICS', 'EL0_LAYERS',
+           'symmetric_root', 'frechet_distance', 'mean_and_covariance', 'load_statistics', 'principal_components',
+           'project', 'check_features', 'repeated_images', 'images_read', 'said_images', 'ReferenceData',
+           'StoredReference', 'Reference', 'bootstrap_counts', 'frechet_estimates', 'frechet_linearised',
+           'kernel_estimates', 'inception_estimates', 'in_manifold', 'mean_estimates', 'interval', 'clip_discrepancies',
+           'Metric', 'metric_key', 'fewest_images', 'check_measurable', 'evaluate', 'register_el0', 'real_floor',
+           'codebook_usage', 'usage_of', 'reconstruct', 'psnr', 'Rebuilt', 'reconstruction_metrics']
 
 # %% ../nbs/30_metrics.ipynb #ac328090
 def _float64(x: Any) -> Tensor: # an array, tensor or nested list -> a tensor on the CPU
@@ -104,15 +104,17 @@ def _check_statistics(path: Path | str, mean: Tensor, cov: Tensor) -> None:
 # %% ../nbs/30_metrics.ipynb #76ca09dd
 def load_statistics(
     path: Path | str, # an .npz file
+    names: Sequence[str] = ('mu', 'sigma'), # of the mean and the covariance in it
 ) -> tuple[Tensor, Tensor]: # mean (k), covariance (k k), float64
     "Read a mean and a covariance in ADM's format (openai/guided-diffusion, evaluations)."
     if not Path(path).is_file(): raise FileNotFoundError(f'there is no file of reference statistics {path}')
     try:
         with np.load(path, allow_pickle=False) as file:
             held = getattr(file, 'files', ['one array'])
-            if not {'mu', 'sigma'} <= set(held):
-                raise KeyError(f"{path} holds {', '.join(held)}, but reference statistics are called mu and sigma")
-            mean, cov = _float64(file['mu']), _float64(file['sigma'])
+            if not {*names} <= set(held):
+                called = ' and '.join(names)
+                raise KeyError(f"{path} holds {', '.join(held)}, but reference statistics are called {called}")
+            mean, cov = (_float64(file[name]) for name in names)
     except KeyError as e: raise ValueError(e.args[0]) from None
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as e:
         raise DamagedFile(f'{path} cannot be read as an .npz file of arrays ({e}): get it again') from None
@@ -278,7 +280,7 @@ class StoredReference(ReferenceData):
         extractor: str = 'inception', # whose features these are
     ) -> _Stored: # enough for FID alone
         "A reference that is only a mean and a covariance; a `ValueError` where the extractor has another width."
-        mean, cov = load_statistics(path)
+        mean, cov = load_statistics(path, EXTRACTORS[extractor].statistics)
         width = EXTRACTORS[extractor].features
         if len(mean) != width: raise ValueError(f'{path} has {len(mean)} features, {extractor} has {width}')
         card = dict(name=Path(path).stem, extractor=extractor, protocol='statistics read from a file', weights='',
@@ -511,6 +513,37 @@ def _recall(seen, reference, counts, real_counts):
     device = counts.device
     return mean_estimates(in_manifold(reference.features.to(device), seen.features.to(device)), real_counts)
 
+# %% ../nbs/30_metrics.ipynb #0aa5bd79
+CMMD_SIGMA, CMMD_SCALE = 10., 1000.
+
+# %% ../nbs/30_metrics.ipynb #15ae104e
+def _near(x: Tensor, y: Tensor) -> Tensor: # n d, m d -> n m
+    x, y = x.double(), y.double()
+    squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+    return torch.exp(-squares.clamp(min=0) / (2 * CMMD_SIGMA**2))
+
+# %% ../nbs/30_metrics.ipynb #d9572cb4
+def clip_discrepancies(
+    seen: Tensor, # (n d) of generated images
+    real: Tensor, # (m d)
+    counts: Tensor, # (b n) how often each generated image is drawn
+    rows: int = 2048, # at a time
+) -> Tensor: # (b) float64
+    "CMMD of resampled sets."
+    share = counts.double() / counts.sum(1, keepdim=True)
+    own = cross = torch.zeros(len(share), dtype=torch.float64, device=seen.device)
+    for start in range(0, len(seen), rows):
+        part, of_part = seen[start:start + rows], share[:, start:start + rows]
+        own = own + (of_part @ _near(part, seen) * share).sum(1)
+        cross = cross + of_part @ _near(part, real).mean(1)
+    among = sum(float(_near(part, real).sum()) for part in real.split(rows)) / len(real)**2
+    return CMMD_SCALE * (own + among - 2 * cross)
+
+# %% ../nbs/30_metrics.ipynb #d435b147
+def _cmmd(seen, reference, counts, real_counts):
+    device = counts.device
+    return clip_discrepancies(seen.features.to(device), reference.features.to(device), counts)
+
 # %% ../nbs/30_metrics.ipynb #3b4ffe16
 class Metric(NamedTuple):
     "One row of `METRICS`."
@@ -524,6 +557,9 @@ METRICS: dict[str, Metric] = {
     'is':        Metric('IS', 'nothing', _inception_score),
     'precision': Metric('precision', 'features', _precision),
     'recall':    Metric('recall', 'features', _recall),
+    'sfid':      Metric('sFID', 'statistics', _fid), # of 'inception-spatial'
+    'fd':        Metric('FD', 'statistics', _fid), # of networks that FID does not mean
+    'cmmd':      Metric('CMMD', 'features', _cmmd), # of 'clip'
 }
 
 # %% ../nbs/30_metrics.ipynb #03cd97fd
@@ -569,10 +605,10 @@ def evaluate(
     reference: Reference, # what they are compared with
     bootstrap: int = 200, # replicates; 0 gives values without intervals
     seed: int = 0, # of the resampling
-    metrics: Sequence[str] = tuple(METRICS), # which
+    metrics: Sequence[str] = (), # which; empty: those that the extractor is used for
 ) -> dict[str, dict[str, Any]]: # key: value, low, high, n, n_reference, label, reference
     "All metrics of a set of images that the reference allows; one of statistics alone gives FID and IS."
-    names = [check_choice('metric', name, METRICS) for name in metrics]
+    names = [check_choice('metric', name, METRICS) for name in metrics or EXTRACTORS[seen.extractor].metrics]
     check_measurable(seen, reference, names)
     device, real = _product_device(), len(reference)
     counts = bootstrap_counts(len(seen), bootstrap, seed).to(device)

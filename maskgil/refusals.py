@@ -31,7 +31,8 @@ __all__ = ['wrong_names', 'wrong_counts', 'config_of', 'wrong_cell', 'wrong_valu
 # %% ../nbs/47_refusals.ipynb #56972e25
 def wrong_names(profile: Profile) -> Iterator[str]: # one line for each
     "Settings that name a row of a table which is not there."
-    named = {'evaluation.extractor': EXTRACTORS, 'training.dtype': ['auto', *DTYPES], 'data.variants': ['', *VARIANTS]}
+    named = {'evaluation.extractor': [name for name, row in EXTRACTORS.items() if 'fid' in row.metrics],
+             'training.dtype': ['auto', *DTYPES], 'data.variants': ['', *VARIANTS]}
     for setting, rows in named.items():
         group, _, name = setting.partition('.')
         value = getattr(getattr(profile, group), name)
