@@ -82,6 +82,7 @@ def site_map(notebooks: list[Notebook], library: dict[str, reference.Module]) ->
     site.texts |= {*GUIDE, TRY, 'library/index.md', 'studies/index.md', 'api/index.md'}
     for picture in (ROOT/'reports'/'figures').glob('*.png'):
         site.sources[f'reports/figures/{picture.name}'] = f'figures/{picture.name}'
+    for picture in (HERE/'assets').glob('*.png'): site.sources[f'../assets/{picture.name}'] = f'assets/{picture.name}'
     for notebook in notebooks:
         folder = 'library' if notebook.chapter else 'studies'
         site.sources[f'nbs/{notebook.path.name}'] = f'{folder}/{notebook.stem}.ipynb'
