@@ -434,7 +434,7 @@ def reads_captions(
 # %% ../nbs/57_learn.ipynb #20e55ac7
 ASKED = ((120, 70), (40, 24)) # pictures whose caption has to be found, and pictures of a shape, for each number
 
-# %% ../nbs/57_learn.ipynb #3dbddc78
+# %% ../nbs/57_learn.ipynb #e11bb0fb
 def text_profile(
     folder: Path, # pictures with captions
     size: str, # a name of the paper
@@ -447,7 +447,8 @@ def text_profile(
     first, second = (max(batch, images * of // sum(usual)) for of, batch in zip(usual, batches))
     text = replace(profile.text, vocabulary=(), scenes=(0, 0), size=size, ar_images=(0, 0), judged_images=asked[0],
                    bucket_images=asked[1], stage_images=(first, second) if images else usual)
-    return replace(profile, text=text)
+    warmup = max(1, min(profile.training.warmup_steps, text.stage_images[0] // batches[0] // 20))
+    return replace(profile, text=text, training=replace(profile.training, warmup_steps=warmup))
 
 # %% ../nbs/57_learn.ipynb #8d7ef5c8
 @dataclass(frozen=True)

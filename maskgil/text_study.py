@@ -1251,7 +1251,8 @@ def text_origin(bench: TextImages) -> dict[str, str]: # of a card: description, 
     "What a model of texts learned from."
     source = bench.profile.data.source
     if source != 'openmoji':
-        return dict(description=f'Draws a picture from a sentence, as learned from {Path(source).name}, images with '
+        return dict(license='other', # whatever the pictures have
+                    description=f'Draws a picture from a sentence, as learned from {Path(source).name}, images with '
                                 'captions. The metrics are for captions that were kept out of training; chance is '
                                 f'{1 / CANDIDATES:g}.')
     return dict(

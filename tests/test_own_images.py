@@ -159,3 +159,15 @@ def test_what_cannot_be_learned_from_is_named(quick, tmp_path, name, says):
 def test_captions_that_are_not_there(quick, tmp_path):
     with pytest.raises(ValueError, match='no picture of .* has a caption.*txt'):
         asked(write_pictures(tmp_path/'stripes'), captions='yes')
+
+
+def test_pictures_with_captions_make_a_model_of_texts(quick, tmp_path, capsys):
+    "As far as a plan; the training is that of the text study, which `test_text_study_scale` holds."
+    folder = write_pictures(tmp_path/'stripes')
+    for file in folder.rglob('*.png'): file.with_suffix('.txt').write_text(f'a stripe in a {file.parent.name} picture')
+    asked(folder, dry_run=True)
+    said = capsys.readouterr().out
+    assert 'pictures with captions' in said and 'model mini-b of texts' in said, said
+    with pytest.raises(ValueError, match='auto, yes, no'): asked(folder, captions='maybe')
+    profile = own.text_profile(folder, 'b', images=720)
+    assert profile.text.stage_images == (560, 160) and not any(profile.text.ar_images)
