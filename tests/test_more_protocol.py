@@ -67,7 +67,7 @@ def small_network(folder, kind):
 
 def test_a_distance_in_features_of_dinov2(tmp_path, clean_cache, monkeypatch):
     network, real, drawn = small_network(tmp_path/'dino', 'dinov2'), pictures(9), pictures(8, 1)
-    monkeypatch.setenv('MASKGIL_DINOV2', str(tmp_path/'dino'))
+    monkeypatch.setenv('MASKGIL_DINO', str(tmp_path/'dino'))
     load_extractor.cache_clear()
     with torch.inference_mode():
         directly = [network(normalised(images, 224, 'imagenet')).last_hidden_state[:, 0] for images in (real, drawn)]
@@ -94,7 +94,7 @@ def test_cmmd_is_the_direct_formula_on_embeddings_of_clip(tmp_path, clean_cache)
     assert found['cmmd']['low'] <= found['cmmd']['value'] <= found['cmmd']['high']
 
 
-@pytest.mark.parametrize('name,variable', [('dinov2', 'MASKGIL_DINOV2'), ('clip', 'MASKGIL_CLIP')])
+@pytest.mark.parametrize('name,variable', [('dinov2', 'MASKGIL_DINO'), ('clip', 'MASKGIL_CLIP')])
 def test_a_network_that_is_not_there_is_named(name, variable, monkeypatch, tmp_path):
     monkeypatch.delenv(variable, raising=False)
     with pytest.raises(FileNotFoundError, match=variable): load_extractor(name)
