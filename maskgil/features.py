@@ -303,9 +303,9 @@ def _load_transformer(
 
     return look, f"{architecture} in {folder.name}, width {net.config.hidden_size}, sha256 {', '.join(digests)}"
 
-# %% ../nbs/14_features.ipynb #f04c2d64
+# %% ../nbs/14_features.ipynb #1c896d6c
 def _load_dinov2(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
-    folder = folder_of_network(weights, 'MASKGIL_DINOV2', 'facebook/dinov2-large')
+    folder = folder_of_network(weights, 'MASKGIL_DINO', 'facebook/dinov2-large')
     return _load_transformer(device, folder, 'Dinov2Model', 224, 'imagenet', lambda out: out.last_hidden_state[:, 0])
 
 def _load_clip(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
