@@ -107,6 +107,11 @@ def test_a_wheel_has_the_judge_and_a_tokenizer_of_the_studies(outside):
     assert (name, classes) == ('midi-llamagen-vq.safetensors', '9')
 
 
+def test_a_wheel_has_the_evaluation_tasks(outside):
+    asked = 'from maskgil.tasks import read_task as r, task_names; print(*[r(name).version for name in task_names()])'
+    assert outside('-c', asked).split() == ['1', '1']
+
+
 def test_a_wheel_plans(outside):
     assert '8xH100' in outside('-m', 'maskgil.cli', 'plan', '--study', 'scaling')
 
