@@ -8,7 +8,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ('pyproject.toml', 'README.md', 'LICENSE', 'maskgil', 'nbs', 'results/reference', 'results/judge',
-           'results/small-tokenizers', 'checkpoints')
+           'results/small-tokenizers', 'results/tasks', 'checkpoints')
 
 
 def python(*arguments, cwd=ROOT.parent, **env):
