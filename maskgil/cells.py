@@ -20,27 +20,35 @@ from maskgil.bench import (
     wanted_labels,
 )
 from .checks import check_choice
-from .core import derived_seed, pick_device, weights_fingerprint
+from .core import derived_seed, pick_device, pick_dtype, weights_fingerprint
 from .evaluation import draw_range, in_background, PIXELS, reference_card
 from .features import extract, Features, in_batches
 from .jobs import fit_on_all
-from .losses import NotFinite, token_loss, WatchedObjective
+from .losses import MaskedObjective, NotFinite, token_loss, WatchedObjective
+from .machines import counted_step, device_memory, hidden_share, parameter_counts
 from maskgil.metrics import (
     Reference, codebook_usage, evaluate, images_read, reconstruct, reconstruction_metrics, said_images,
 )
-from .models import forward_flops, load_model, parameter_count, SIZE_ROWS
+from maskgil.models import (
+    build_model, forward_flops, load_model, model_config, ModelConfig, parameter_count, SIZE_ROWS,
+)
 from .pipeline import decode_tokens, draw_tokens
 from .profiles import PROFILES, override, settings as settings_of
 from .records import latest, once, outdated, Record, records
 from .sampling import SAMPLING_RECIPES, sample_fusion
-from .training import kept_history, TrainConfig
+from .tokenizers import TOKENIZER_ROWS
+from maskgil.training import (
+    add_gradients, first_state, kept_history, learning_rate, make_accelerator, place_model, TrainConfig, update_weights,
+)
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'NORMS', 'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS',
-           'DEPARTURES', 'generation_cell', 'began_with', 'generation_curve', 'reconstruction_cell',
-           'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'stability_cell',
-           'watched_history', 'timed_draw', 'steps_cell', 'by_image_count', 'beginning_model', 'fusion_cell',
-           'speed_cell', 'record_to_publish', 'best_point', 'publish']
+__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'STEP_IMAGES', 'FEW_IMAGES', 'STEP_BYTES', 'STEP_OBJECTIVES', 'NORMS',
+           'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'began_with',
+           'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head',
+           'head_cell', 'step_config', 'step_row', 'PlainObjective', 'step_batch', 'TrainingStep', 'images_at_once',
+           'step_memory', 'least_seconds', 'step_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell',
+           'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point',
+           'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -208,6 +216,152 @@ def head_cell(
         head_parameters=as_metric(layer.weight.numel(), 'parameters of the output layer', n),
         head_memory_gib=as_metric(max(memory) / 2**30, 'memory of a step (GiB)', n), # an allocator may keep what it had
         head_seconds=as_metric(middle, 'seconds a step', n, fast, slow), width=width, tokens=tokens)
+
+# %% ../nbs/44_cells.ipynb #769580c7
+STEP_IMAGES = 192 # of a step in Table 5
+FEW_IMAGES = 2 # at once on a CPU, where 192 would take minutes
+STEP_BYTES = 20 # for each parameter: weights, gradients and moments, and a quarter for the rest
+
+# %% ../nbs/44_cells.ipynb #69e5056c
+def step_config(
+    bench: Bench,
+    row: str, # a name of `SIZES`
+    codebook_size: int,
+) -> ModelConfig:
+    "A model of Table 5: one output for each code, whatever digits its tokenizer has."
+    _, tokens = bench.profile.evaluation.head
+    grid, dropout = (math.isqrt(tokens),) * 2, bench.profile.training.dropout
+    return model_config('maskgil', row, codebook_size=codebook_size, grid=grid, dropout=dropout)
+
+def step_row(
+    bench: Bench,
+    size: str, # a name of the paper
+) -> str: # a name of `SIZES`
+    "Whose step is measured: the paper's model, if the profile is as wide and this machine holds the largest codebook."
+    narrow = bench.profile.evaluation.head[0] < min(row.published.width for row in SIZE_ROWS.values())
+    largest = max(row.published.codebook_size for row in TOKENIZER_ROWS.values())
+    needed = STEP_BYTES * parameter_counts(step_config(bench, size, largest))[0] / 2**30
+    fits = needed < device_memory(pick_device(bench.device))
+    return size if fits and not narrow else bench.profile.row(size)
+
+# %% ../nbs/44_cells.ipynb #6a28cf9c
+class PlainObjective(MaskedObjective):
+    "A masked objective that makes all logits at once."
+    def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        hidden = batch['hidden'] # (b n)
+        features = model.features(batch['tokens'], batch['labels'], batch['drop'], at=hidden) # k d
+        return plain_head(features, model.output[0], batch['targets'].flatten(1)[hidden]), {}
+
+STEP_OBJECTIVES = dict(plain=PlainObjective, sliced=MaskedObjective)
+
+# %% ../nbs/44_cells.ipynb #1148f92d
+def step_batch(
+    config: ModelConfig,
+    images: int,
+) -> dict[str, Tensor]: # of a `MaskedObjective`
+    "Tokens drawn at random, of which `hidden_share` are hidden in each image."
+    generator, n = torch.Generator().manual_seed(0), math.prod(config.grid)
+    targets = torch.randint(config.codebook_size, (images, *config.grid), generator=generator) # (b h w)
+    hidden = torch.rand(images, n, generator=generator).argsort(-1) < round(n * hidden_share()) # (b n)
+    labels, drop = torch.arange(images) % config.classes, torch.zeros(images, dtype=torch.bool)
+    tokens = targets.masked_fill(hidden.view_as(targets), config.mask_id)
+    return dict(tokens=tokens, targets=targets, labels=labels, hidden=hidden, drop=drop)
+
+# %% ../nbs/44_cells.ipynb #9d269bb3
+class TrainingStep:
+    "A model in training, whose step is taken in its parts."
+    def __init__(
+        self,
+        config: ModelConfig,
+        head: str, # a name of `STEP_OBJECTIVES`
+        dtype: str | torch.dtype = 'auto', # of products, as for `core.pick_dtype`
+        device: str | torch.device = 'auto',
+    ):
+        make = STEP_OBJECTIVES[check_choice('head', head, STEP_OBJECTIVES)]
+        self.config, self.train, self.accelerator = config, TrainConfig(10**6, STEP_IMAGES), make_accelerator(device)
+        model, objective = build_model(config), make(config.mask_id)
+        self.module = place_model(model, objective, self.train, self.accelerator, dtype, 'ddp', compile=False)
+        self.state = first_state(model, objective, self.train)
+        self.gradients(1); self.update() # moments, libraries
+
+    def gradients(self, images: int) -> None:
+        "Forward, loss and backward of so many images."
+        add_gradients(self.module, [step_batch(self.config, images)], images, self.accelerator)
+
+    def update(self) -> None:
+        "Clip, and change the weights."
+        self.accelerator.clip_grad_norm_(self.state.model.parameters(), self.train.clip)
+        update_weights(self.state, learning_rate(self.train, 0))
+
+    def held(self) -> int: # bytes
+        "Weights, gradients and moments."
+        weights = list(self.state.model.parameters())
+        moments = [x for state in self.state.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+        return sum(x.nbytes for x in [*weights, *moments, *(w.grad for w in weights if w.grad is not None)])
+
+# %% ../nbs/44_cells.ipynb #d59dd6c6
+def images_at_once(
+    step: TrainingStep,
+    share: int, # images of a device
+) -> int:
+    "The share, or half of it, or a quarter: what is computed together here."
+    if step.accelerator.device.type != 'cuda': return min(FEW_IMAGES, share)
+    step.gradients(1) # which are held
+    while True:
+        try: step.gradients(share)
+        except torch.OutOfMemoryError:
+            if share == 1: raise
+            share //= 2
+        else: return share
+        torch.cuda.empty_cache()
+
+# %% ../nbs/44_cells.ipynb #a32e1b74
+def step_memory(
+    step: TrainingStep,
+    share: int, # images of a device
+    images: int, # of `images_at_once`
+    bf16: bool, # products in bfloat16
+) -> tuple[int, str]: # bytes, and how they were found
+    "The peak of a step of the share: the allocator's where it fits, counted where it does not."
+    if images == share and step.accelerator.device.type == 'cuda':
+        step.gradients(1) # which are held
+        return step.held() + memory_peak(lambda: step.gradients(share), step.accelerator.device)[0], 'measured'
+    objective = step.accelerator.unwrap_model(step.module).objective
+    return counted_step(step.config, objective, step_batch(step.config, share), bf16), 'counted'
+
+# %% ../nbs/44_cells.ipynb #b02f7716
+def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 2) -> float:
+    "How long some work takes when nothing disturbs it."
+    def timed() -> float:
+        began = time.perf_counter()
+        work()
+        if device.type == 'cuda': torch.cuda.synchronize()
+        return time.perf_counter() - began
+    return min(timed() for _ in range(repeats))
+
+# %% ../nbs/44_cells.ipynb #44f77dd6
+def step_cell(
+    bench: Bench,
+    codebook_size: int,
+    head: str, # a name of `STEP_OBJECTIVES`
+    size: str = 'b', # a name of the paper
+) -> dict[str, Any]:
+    "Parameters, memory and speed of a whole training step of 192 images, each GPU with its share."
+    device, row = pick_device(bench.device), step_row(bench, size)
+    dtype = pick_dtype(bench.profile.training.dtype, device)
+    ranks = math.gcd(STEP_IMAGES, torch.cuda.device_count()) if device.type == 'cuda' else 1
+    step, share = TrainingStep(step_config(bench, row, codebook_size), head, dtype, device), STEP_IMAGES // ranks
+    images = images_at_once(step, share)
+    memory, how = step_memory(step, share, images, dtype == torch.bfloat16)
+    gradients = least_seconds(lambda: step.gradients(images), device)
+    seconds = share / images * gradients + least_seconds(step.update, device, repeats=1)
+    pieces = '' if images == share else f', in pieces of {images}'
+    return dict(
+        step_parameters=as_metric(parameter_count(step.state.model), 'parameters of the model', 1),
+        step_memory_gib=as_metric(memory / 2**30, f'memory of a whole step, {how} (GiB)', 1),
+        step_seconds=as_metric(seconds, f'seconds of a whole step{pieces}', 2),
+        step_images_per_second=as_metric(STEP_IMAGES / seconds, f'images per second in training{pieces}', 2),
+        row=row, images=STEP_IMAGES, devices=ranks, images_at_once=images)
 
 # %% ../nbs/44_cells.ipynb #7e80e2b3
 NORMS = { # QK-Norm, Post-Norm

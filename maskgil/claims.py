@@ -800,10 +800,12 @@ def head_is_16_times_larger(table: pd.DataFrame) -> Verdict:
 @claim(
     'Open-MAGVIT2-VQ requires twice the GPU resources compared to LlamaGen-VQ',
     'Appendix C, Table 5', 'tokenizers',
-    reading='the memory of a training step through the output layer has a ratio between 1.5 and 2.5',
+    reading='the memory of a training step, of 192 images or else through the output layer, has a ratio between 1.5 '
+            'and 2.5',
     unprinted='Table 5 is not in the text of the paper that we have; the sentence cannot be held against itself.')
 def head_costs_twice(table: pd.DataFrame) -> Verdict:
-    return near(head_ratio(table, 'head_memory_gib'), 1.5, 2.5)
+    whole = (table.family == 'step_memory_gib').any()
+    return near(head_ratio(table, 'step_memory_gib' if whole else 'head_memory_gib'), 1.5, 2.5)
 
 # %% ../nbs/50_claims.ipynb #f60fcb92
 def counted(

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Bench', 'Trained', 'draw_images', 'draw_labels', 'measure', 'sample_sheet', 'train_model', 'DEPARTURES', 'NORMS',
            'SYSTEMS', 'fusion_cell', 'generation_cell', 'head_cell', 'publish', 'reconstruction_cell', 'speed_cell',
-           'stability_cell', 'steps_cell']
+           'stability_cell', 'step_cell', 'steps_cell']
 
 # %% ../nbs/59_experiment.ipynb #0d5d66a4
 from .bench import Bench, Trained, draw_images, draw_labels, measure, sample_sheet, train_model
 from maskgil.cells import (
     DEPARTURES, NORMS, SYSTEMS, fusion_cell, generation_cell, head_cell, publish, reconstruction_cell, speed_cell,
-    stability_cell, steps_cell,
+    stability_cell, step_cell, steps_cell,
 )
 
 # %% ../nbs/59_experiment.ipynb #87f90228
 _all_ = ['Bench', 'Trained', 'draw_images', 'draw_labels', 'measure', 'sample_sheet', 'train_model', 'DEPARTURES',
          'NORMS', 'SYSTEMS', 'fusion_cell', 'generation_cell', 'head_cell', 'publish', 'reconstruction_cell',
-         'speed_cell', 'stability_cell', 'steps_cell']
+         'speed_cell', 'stability_cell', 'step_cell', 'steps_cell']

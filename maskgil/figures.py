@@ -302,6 +302,7 @@ UNITS: dict[str, tuple[float, str]] = dict( # family -> the unit in what records
     head_parameters=(1e6, 'output parameters (M)'),
     head_memory_gib=(2**-10, 'memory of a step (MiB)'),
     head_seconds=(1e-3, 'ms of a step'),
+    step_parameters=(1e6, 'parameters (M)'),
     codebook_usage_pct=(1, 'codebook usage (%)'),
 )
 
@@ -317,7 +318,7 @@ def in_units(
 # %% ../nbs/51_figures.ipynb #ee5ce1ea
 HIGHER = ( # families of which more is better; of all others less is
     'is', 'precision', 'recall', 'recognition', 'codebook_usage_pct', 'psnr', 'images_per_second',
-    'found_caption', 'found_emoji', 'found_background',
+    'step_images_per_second', 'found_caption', 'found_emoji', 'found_background',
 )
 
 # %% ../nbs/51_figures.ipynb #0c74bd8a
@@ -644,13 +645,13 @@ def reconstruction_by_codebook(
     return panels_by_source(table[table.part == 'point'], ['rfid', 'codebook_usage_pct'], draw, height=2.3)
 
 # %% ../nbs/51_figures.ipynb #ff4c63f6
-HEAD_COSTS = ('head_parameters', 'head_memory_gib', 'head_seconds')
+HEAD_COSTS = ('head_parameters', 'step_memory_gib', 'step_images_per_second', 'head_memory_gib', 'head_seconds')
 
 # %% ../nbs/51_figures.ipynb #31d5ada7
 def head_cost(
     table: pd.DataFrame, # from `tables.over_seeds`
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
-    "Parameters, memory and time of the output layer against codebook size (Table 5)."
+    "Cost of a whole step and of its output layer against codebook size (Table 5)."
     rows = table[table.family.isin(HEAD_COSTS)]
     if rows.empty: return None
     head = rows['head'].fillna('plain') if 'head' in rows else pd.Series('either', rows.index)

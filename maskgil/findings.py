@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from maskgil.figures import (
-    HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid, in_order, in_units,
-    ladders, largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
+    HEAD_COSTS, HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid,
+    in_order, in_units, ladders, largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
 )
 from .recipes import ladder, RUNGS
 from .records import Record, SOURCES, latest, lost_numbers, published, records
@@ -240,8 +240,8 @@ def model_finding(evidence: Evidence) -> str:
 
 # %% ../nbs/52_findings.ipynb #9d2ecc2f
 def head_finding(evidence: Evidence) -> str:
-    "What the largest codebook costs, as a multiple of the smallest."
-    rows, said = in_units(evidence.table[evidence.table.family.str.startswith('head_')]), []
+    "What the largest codebook costs, in a whole step and in its output layer, as a multiple of the smallest."
+    rows, said = in_units(evidence.table[evidence.table.family.isin(HEAD_COSTS)]), []
     rows = rows.assign(head=rows.get('head'))
     for (source, family, head), part in rows.groupby(['source', 'family', 'head'], sort=False, dropna=False):
         counted = family == 'head_parameters' # the same for every way to compute it

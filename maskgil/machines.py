@@ -5,11 +5,12 @@
 # %% ../nbs/24_machines.ipynb #8ac7df87
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, gc, itertools, math, os, time
+import contextlib, dataclasses, functools, gc, itertools, math, os, time, weakref
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import models
 from .checks import check_choice
@@ -26,7 +27,7 @@ __all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 
            'device_memory', 'free_memory', 'this_machine', 'find_hardware', 'hidden_share', 'learned_share',
            'step_flops', 'counted_flops', 'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes',
            'activation_lines', 'TrainingLayout', 'parameter_counts', 'matrix_parameters', 'exchange_bytes',
-           'output_bytes', 'memory_per_rank', 'peak_bytes', 'choose_layout']
+           'output_bytes', 'memory_per_rank', 'peak_bytes', 'CountedBytes', 'counted_step', 'choose_layout']
 
 # %% ../nbs/24_machines.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -325,6 +326,60 @@ def peak_bytes(
     log = [event for event in found.profiler.kineto_results.events() if event.name() == '[memory]']
     changes = sorted((event.start_ns(), event.nbytes()) for event in log)
     return max(itertools.accumulate((size for _, size in changes), initial=0))
+
+# %% ../nbs/24_machines.ipynb #51abada6
+class CountedBytes(TorchDispatchMode):
+    "Adds up what operations on tensors without data make: the bytes alive now, and the most there were."
+    def __init__(self, chosen: int): # how many elements of a mask are True
+        super().__init__()
+        self.chosen, self.now, self.peak = chosen, 0, 0
+        self.alive: dict[int, Any] = {} # by address; each ends with its storage
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = self._chosen(func, args)
+        if made is None: made = func(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(torch.Tensor, self._note, made)
+        return made
+
+    def _chosen(self, func: Any, args: tuple) -> torch.Tensor | None: # what a mask picks, if it is that
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((self.chosen, args[0].ndim), dtype=torch.long)
+        masked = func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool
+        return args[0].new_empty(self.chosen) if masked else None
+
+    def _note(self, x: torch.Tensor) -> None:
+        storage = x.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self.alive: return
+        self.alive[address] = weakref.finalize(storage, self._gone, address, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, address: int, size: int) -> None:
+        self.now -= size
+        del self.alive[address]
+
+# %% ../nbs/24_machines.ipynb #747ed2f9
+def counted_step(
+    config: ModelConfig,
+    objective: Any, # of `losses`
+    batch: dict[str, torch.Tensor], # that the objective makes, with a mask `hidden`
+    bf16: bool, # products in bfloat16
+) -> int: # bytes
+    "The most that a step of AdamW holds on a GPU, with gradients that stay from one step to the next."
+    with only_shapes(): model: Any = build_model(config).train()
+    counted = CountedBytes(int(batch['hidden'].sum()))
+    cpu, LOGITS_AT_ONCE['cpu'] = LOGITS_AT_ONCE['cpu'], LOGITS_AT_ONCE['gpu']
+    try: return _count(model, objective, batch, bf16, counted)
+    finally: LOGITS_AT_ONCE['cpu'] = cpu
+
+def _count(model: Any, objective: Any, batch: dict[str, torch.Tensor], bf16: bool, counted: CountedBytes) -> int:
+    with _without_data(fused=True), counted, torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+        model = model.to_empty(device='cpu')
+        given = {name: torch.empty_like(tensor) for name, tensor in batch.items()}
+        for weight in model.parameters(): weight.grad = torch.empty_like(weight)
+        objective.loss(model, given)[0].backward()
+    return counted.peak + 8 * parameter_count(model) # and two moments of each weight
 
 # %% ../nbs/24_machines.ipynb #3980ff27
 SPARE = 1.5 # GiB for the CUDA context and what the allocator cannot use

@@ -31,12 +31,12 @@ from .text import list_part
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OURS', 'STATES', 'USAGE', 'image_count',
-           'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops', 'looking_flops',
-           'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record', 'both_stages',
-           'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands', 'PrintedCell',
-           'paper_cells', 'notebook_of', 'command_for', 'paper_figures', 'missing_table', 'second_stage_lines',
-           'print_missing', 'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OF_STAGE', 'OURS', 'STATES', 'USAGE',
+           'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops',
+           'looking_flops', 'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record',
+           'both_stages', 'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands',
+           'PrintedCell', 'paper_cells', 'notebook_of', 'command_for', 'paper_figures', 'missing_table',
+           'second_stage_lines', 'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -308,7 +308,8 @@ def commands(
 
 # %% ../nbs/54_planner.ipynb #810df75b
 MADE_BY = {'models': 'scaling', 'systems': 'scaling'} # studies that make the counterpart of Tables 2 and 3
-IN_PLACE_OF = {'relative_resources': ('head_memory_gib', 'head_seconds')} # ours are absolute; one of them is enough
+IN_PLACE_OF = {'relative_resources': ('step_memory_gib',)} # ours are absolute
+OF_STAGE = {'relative_resources': 'step'} # a printed number that another part of the study measures than its table's
 OURS = 'MaskGIL-' # in Table 3; the other rows are nobody's to measure here
 
 @dataclass(frozen=True)
@@ -325,8 +326,16 @@ class PrintedCell:
 def paper_cells() -> list[PrintedCell]:
     "Every printed cell of the tables."
     tables = {table.title: table for table in PAPER_TABLES.values()}
-    return [_printed_cell(r, tables[r.table]) for r in published_records()
-            if r.study != 'systems' or r.parameters['model'].startswith(OURS)]
+    found = (r for r in published_records() if r.study != 'systems' or r.parameters['model'].startswith(OURS))
+    return [cell for r in found for cell in _of_stages(_printed_cell(r, tables[r.table]))]
+
+def _of_stages(cell: PrintedCell) -> list[PrintedCell]: # one for each part of the study that measures its numbers
+    stages: dict[str, list[str]] = {}
+    for family in cell.families: stages.setdefault(OF_STAGE.get(family, ''), []).append(family)
+    if len(stages) == 1: return [cell]
+    where = lambda stage: cell.where | (dict(stage=stage) if stage else {})
+    row = lambda stage: cell.row.replace(f"stage {cell.where['stage']}", f"stage {where(stage)['stage']}")
+    return [dataclasses.replace(cell, row=row(s), where=where(s), families=tuple(of)) for s, of in stages.items()]
 
 def _printed_cell(r: Record, table: PaperTable) -> PrintedCell:
     known = ('stage', 'tokenizer', 'paradigm', 'architecture', 'size')
