@@ -5,7 +5,7 @@
 # %% ../nbs/23_shards.ipynb #928988d2
 from __future__ import annotations
 
-import contextlib, functools, importlib, json, os, shutil, sys, time, warnings
+import contextlib, functools, json, os, shutil, sys, time, warnings
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from maskgil.pictures import (
     content_identity, data_path, examples_below, few, files_below, files_of_split, NoBytes, open_picture, Piece,
     reason_of, report_skipped, say, split_named, SPLITS, stamps, SUFFIXES, trimmed,
 )
+from .rows import column_values, holds_bytes, needs, parquet_file, WrongColumns
 from .tars import COMPRESSED, MAX_CLASSES, refuse_compressed, sample_label, tar_samples
 from .processes import left_to_others, local_device, place, run_here, Shares
 from maskgil.data import (
@@ -37,12 +38,12 @@ from .losses import slices
 
 # %% auto #0
 __all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'split_files', 'numbered_classes',
-           'refuse_unlabelled', 'hub_class_names', 'needs', 'WrongColumns', 'ParquetPart', 'read_parquet_labels',
-           'FilesSource', 'ParquetSource', 'read_group', 'index_tar', 'kept_index', 'TarSource', 'source_kind',
-           'open_source', 'open_rgb', 'resized', 'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops',
-           'ten_crops', 'copy_count', 'SourceSet', 'open_images', 'Encoding', 'decoded', 'encode_range', 'shard_file',
-           'write_shard', 'shard_is_whole', 'shard_ranges', 'look_at_some', 'encode_shards', 'make_shard',
-           'rows_across', 'join_shards', 'skipped_images', 'OnlineTokens', 'encode']
+           'refuse_unlabelled', 'hub_class_names', 'ParquetPart', 'read_parquet_labels', 'FilesSource', 'ParquetSource',
+           'read_group', 'index_tar', 'kept_index', 'TarSource', 'source_kind', 'open_source', 'open_rgb', 'resized',
+           'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops', 'ten_crops', 'copy_count', 'SourceSet',
+           'open_images', 'Encoding', 'decoded', 'encode_range', 'shard_file', 'write_shard', 'shard_is_whole',
+           'shard_ranges', 'look_at_some', 'encode_shards', 'make_shard', 'rows_across', 'join_shards',
+           'skipped_images', 'OnlineTokens', 'encode']
 
 # %% ../nbs/23_shards.ipynb #518b615d
 class Raw(NamedTuple):
@@ -158,50 +159,17 @@ def hub_class_names(
     for key in ('info', 'features', 'label', 'names'): found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, list) and all(isinstance(name, str) for name in found) else []
 
-# %% ../nbs/23_shards.ipynb #c3953673
-def needs(
-    module: str, # to import
-    package: str, # to install
-    what: str, # that cannot be done without
-) -> Any: # the module
-    "Import an optional package, or say how to get it."
-    try: return importlib.import_module(module)
-    except ImportError:
-        install = f"pip install {package}, or pip install 'maskgil[scale]'"
-        raise ModuleNotFoundError(f'{what} needs the package {package}: {install}') from None
-
-# %% ../nbs/23_shards.ipynb #bdcce98b
-@contextlib.contextmanager
-def _parquet_file(file: Path) -> Iterator[Any]: # a pyarrow.parquet.ParquetFile
-    "An open file; whatever is wrong with it is an `OSError` with its name."
-    parquet = needs('pyarrow.parquet', 'pyarrow', 'reading parquet files')
-    try:
-        with parquet.ParquetFile(file) as opened: yield opened
-    except (WrongColumns, DamagedFile, FileNotFoundError, PermissionError): raise
-    except Exception as e: # pyarrow has a dozen of its own
-        raise DamagedFile(f'{file} is damaged or cut short, fetch it again: {printable(e)}') from None
-
-class WrongColumns(ValueError):
-    "A parquet file is of another kind than expected."
-
 # %% ../nbs/23_shards.ipynb #8088ddc6
 def _check_columns(file: Path, schema: Any) -> None: # schema: pyarrow's
     "Refuse a file without images or without classes, and say what it has."
     kinds = {name: str(schema.field(name).type) for name in schema.names}
     held = ', '.join(f'{name} ({kind[:40]})' for name, kind in kinds.items())
     image, label = kinds.get('image', ''), kinds.get('label', '')
-    binary = ('binary', 'large_binary')
-    if not (image in binary or image.startswith('struct<') and any(f'bytes: {kind}' in image for kind in binary)):
+    if not holds_bytes(image):
         raise WrongColumns(f'{file}: a column image with the bytes of images is expected, its columns are {held}')
     if not (label.startswith(('int', 'uint')) or 'string' in label.partition(' indices=')[0]):
         raise WrongColumns(f'{file}: a column label of whole numbers or of class names is expected, its columns are '
                            f'{held}')
-
-# %% ../nbs/23_shards.ipynb #b9726ec2
-def _column(table: Any, name: str) -> list: # table: pyarrow's
-    "The values of a column. Places that lie outside the file are found first: pyarrow would read there."
-    table.validate(full=True)
-    return table[name].to_pylist()
 
 # %% ../nbs/23_shards.ipynb #b42c6654
 class ParquetPart(NamedTuple):
@@ -212,12 +180,12 @@ class ParquetPart(NamedTuple):
 
 def read_parquet_labels(file: Path) -> ParquetPart:
     "Open a parquet file; raises `WrongColumns`, or `DamagedFile`."
-    with _parquet_file(file) as opened:
+    with parquet_file(file) as opened:
         schema, metadata = opened.schema_arrow, opened.metadata
         _check_columns(file, schema)
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if min(groups, default=0) < 0: raise DamagedFile(f'{file} is damaged: it counts its rows as {groups}')
-        labels = _column(opened.read(['label'], use_threads=False), 'label')
+        labels = column_values(opened.read(['label'], use_threads=False), 'label')
         if (top := max((n for n in labels if isinstance(n, int)), default=0)) >= MAX_CLASSES:
             raise DamagedFile(f'{file} is damaged: no data set has the class number {top:,}')
         if len(labels) != sum(groups):
@@ -314,9 +282,9 @@ def read_group(
 ) -> list[bytes]: # the images; `NoBytes` where they cannot be had
     "Some images of a row group."
     try:
-        with _parquet_file(file) as opened: # without threads of its own: in a forked process there are none
+        with parquet_file(file) as opened: # without threads of its own: in a forked process there are none
             rows = opened.read_row_group(group, ['image'], use_threads=False)
-            found = _column(rows.slice(first, last - first), 'image')
+            found = column_values(rows.slice(first, last - first), 'image')
     except DamagedFile as e: return [NoBytes(e)] * (last - first)
     images = [row['bytes'] if isinstance(row, dict) else row for row in found]
     images += [None] * (last - first - len(images))

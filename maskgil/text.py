@@ -29,6 +29,7 @@ from maskgil.pictures import (
     content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size,
     Piece, say, split_folders, split_named, stamps, SUFFIXES,
 )
+from .rows import is_rows, row_bytes, row_captions
 from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
 from .processes import Shares
 from maskgil.data import (
@@ -47,9 +48,9 @@ __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES',
            'bucket_table', 'shape_name', 'overlap', 'nearest_bucket', 'with_article', 'emoji_phrase', 'Vocabulary',
            'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two',
            'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'Listing',
-           'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'list_captioned', 'CaptionedFolder',
-           'image_sizes', 'part_of_file', 'list_part', 'captioned_images', 'by_shape', 'caption_folders',
-           'epoch_batches', 'permuted', 'batches_of', 'streamed_batch', 'ShapedTokens', 'TextTokens']
+           'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'shard_files_below', 'list_captioned',
+           'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'captioned_images', 'by_shape',
+           'caption_folders', 'epoch_batches', 'permuted', 'batches_of', 'streamed_batch', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -822,11 +823,11 @@ def scene_set(
 
 # %% ../nbs/16_text.ipynb #87ff3682
 class Captioned(NamedTuple):
-    "An image in a file, or in a piece of a tar file, and its caption."
+    "An image in a file, in a piece of a tar file or in a row of a parquet file, and its caption."
     file: str       # relative to the folder
     caption: str
-    size: int       # bytes
-    start: int = -1 # of the piece; -1: the file is the image
+    size: int       # bytes; 0 of a row
+    start: int = -1 # of the piece, or the number of the row; -1: the file is the image
 
 # %% ../nbs/16_text.ipynb #be928043
 LISTED_WHOLE = 2**16 # images: a longer list is not held in memory
@@ -899,9 +900,12 @@ def chosen_of(files: Sequence[Captioned], rows: np.ndarray) -> Sequence[Captione
     return files.take(rows) if isinstance(files, Listing) else [files[row] for row in rows]
 
 # %% ../nbs/16_text.ipynb #99d8ad1a
-def image_source(root: Path, image: Captioned) -> Any: # a path, or the bytes of a piece as a file
+def image_source(root: Path, image: Captioned) -> Any: # a path, or the bytes of a piece as a file; or `NoBytes`
     "What Pillow can open."
     if image.start < 0: return root/image.file
+    if is_rows(image.file):
+        found = row_bytes(root/image.file, image.start)
+        return found if isinstance(found, NoBytes) else io.BytesIO(found)
     with open(root/image.file, 'rb') as tar:
         tar.seek(image.start)
         return io.BytesIO(tar.read(image.size))
@@ -984,30 +988,44 @@ def _caption_in(file: Path, sample: Sample) -> str | None: # None: it is not UTF
 
 # %% ../nbs/16_text.ipynb #7bdb739e
 def _in_shards(root: Path, files: Sequence[Path]) -> Iterator[Captioned]:
-    "Images in tar files, with a text of the same name."
+    "Images in tar files, with a text of the same name, or in rows of parquet files."
     other: Counter[str] = Counter()
     for path in files:
-        for sample in tar_samples(path):
-            caption = _caption_in(path, sample)
-            if not sample.picture: continue
-            _, start, size = sample.picture
-            if caption: yield Captioned(str(path.relative_to(root)), caption, size, start)
+        name = str(path.relative_to(root))
+        for caption, size, start in _rows_of(path) if is_rows(name) else _members_of(path):
+            if caption: yield Captioned(name, caption, size, start)
             else: other['without a text' if caption == '' else 'with a text that is not UTF-8'] += 1
     _report_left_out(root, other)
 
+def _members_of(path: Path) -> Iterator[tuple[str | None, int, int]]: # caption, size, start of each image in a tar file
+    for sample in tar_samples(path):
+        caption = _caption_in(path, sample)
+        if sample.picture: yield caption, sample.picture.size, sample.picture.start
+
+def _rows_of(path: Path) -> Iterator[tuple[str | None, int, int]]: # caption, 0, number of each row
+    for row, caption in enumerate(row_captions(path)): yield (caption or '').strip(), 0, row
+
+# %% ../nbs/16_text.ipynb #c26be019
+def shard_files_below(root: Path) -> list[Path]: # sorted
+    "The .tar files or the .parquet files of a folder; `ValueError` if there are both."
+    tars, rows = files_below(root, ['.tar']), files_below(root, ['.parquet'])
+    if not tars or not rows: return tars or rows
+    raise ValueError(f'{root} holds {tars[0].relative_to(root)} and {rows[0].relative_to(root)}: '
+                     'give the path of those that are meant')
+
 # %% ../nbs/16_text.ipynb #f9b0437c
 def _found(root: Path) -> Sequence[Captioned]:
-    "What a folder holds in one of the three forms; `ValueError` if it is in two."
+    "What a folder holds in one of the four forms; `ValueError` if it is in two."
     lists = [root/name for name in LISTS if (root/name).is_file()]
     if len(lists) > 1: say(f'{root}: {lists[0].name} is read, {lists[1].name} is not')
     if lists: return listed(_listed(root, lists[0]))
-    beside, tars = listed(_beside(root)), files_below(root, ['.tar'])
-    if beside and tars:
-        raise ValueError(f'{root} holds {beside[0].file} with a text beside it and {tars[0].relative_to(root)}: '
+    beside, shards = listed(_beside(root)), shard_files_below(root)
+    if beside and shards:
+        raise ValueError(f'{root} holds {beside[0].file} with a text beside it and {shards[0].relative_to(root)}: '
                          'give the path of those that are meant')
-    if not beside and not tars:
+    if not beside and not shards:
         for file in examples_below(root, COMPRESSED).values(): refuse_compressed(file)
-    return beside or listed(_in_shards(root, tars))
+    return beside or listed(_in_shards(root, shards))
 
 # %% ../nbs/16_text.ipynb #b1cca14d
 def list_captioned(
@@ -1018,7 +1036,7 @@ def list_captioned(
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
     if captioned := _found(root): return captioned
     raise FileNotFoundError(f"{root} has no images with captions: expected image files ({', '.join(SUFFIXES)}) "
-                            f"with a .txt beside each, a {' or '.join(LISTS)}, or .tar files with both")
+                            f"with a .txt beside each, a {' or '.join(LISTS)}, or .tar or .parquet files with both")
 
 # %% ../nbs/16_text.ipynb #d790beca
 class CaptionedFolder(StoredSet):
@@ -1054,7 +1072,8 @@ class CaptionedFolder(StoredSet):
 
     def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
         for file in (self.files[row] for row in rows):
-            name = file.file if file.start < 0 else f'{file.file} at byte {file.start}'
+            place = 'row' if is_rows(file.file) else 'at byte'
+            name = file.file if file.start < 0 else f'{file.file} {place} {file.start}'
             try: yield name, image_source(self.root, file)
             except OSError as e: yield name, NoBytes(e)
 
@@ -1063,16 +1082,21 @@ class CaptionedFolder(StoredSet):
     def pieces(self) -> list[Piece]:
         root = str(self.root)
         if isinstance(self.files, Listing): return [Piece(name, f'{root}/{name}') for name in self.files.files()]
+        if self._in_rows: return [Piece(n, f'{root}/{n}') for n in dict.fromkeys(file.file for file in self.files)]
         return [Piece(f'{name}:{start}', f'{root}/{name}', max(0, start), -1 if start < 0 else size)
                 for name, _, size, start in self.files]
 
     def said(self) -> Any: # beside the content of the pieces
-        return self.files.fingerprint() if isinstance(self.files, Listing) else self.captions
+        if isinstance(self.files, Listing): return self.files.fingerprint()
+        return [list(file) for file in self.files] if self._in_rows else self.captions
+
+    @property
+    def _in_rows(self) -> bool: return any(is_rows(file.file) for file in self.files[:1])
 
     def made_of(self) -> tuple[str, str]: return content_identity(self.pieces(), self.said())
 
     def stamp(self) -> str:
-        whole = [self.files.fingerprint()] if isinstance(self.files, Listing) else []
+        whole = [self.said()] if isinstance(self.files, Listing) or self._in_rows else []
         return fingerprint(stamps(piece.path for piece in self.pieces()), self.pieces(), *whole)
 
     def stand_in(self, row: int) -> np.ndarray:
@@ -1104,9 +1128,9 @@ def list_part(
     if folders := split_folders(root, classes=False):
         folder, called = folder_of_split(root, split, folders)
         return folder, list_captioned(folder), called
-    tars = [] if any((root/name).is_file() for name in LISTS) else files_below(root, ['.tar'])
-    if any(split_named(str(file.relative_to(root))) for file in tars):
-        chosen, called = files_of_split(root, tars, split, '.tar file')
+    shards = [] if any((root/name).is_file() for name in LISTS) else shard_files_below(root)
+    if any(split_named(str(file.relative_to(root))) for file in shards):
+        chosen, called = files_of_split(root, shards, split, f'{shards[0].suffix} file')
         return root, listed(_in_shards(root, chosen)), called
     files = listed(file for file in list_captioned(root) if part_of_file(file) == part)
     return root, files, f'{part}, by the names of the files'
