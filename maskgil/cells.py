@@ -42,13 +42,13 @@ from maskgil.training import (
 )
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'USAGE_IMAGES', 'HEAD_LOSSES', 'STEP_IMAGES', 'FEW_IMAGES', 'STEP_BYTES', 'STEP_OBJECTIVES', 'NORMS',
-           'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES', 'generation_cell', 'began_with',
-           'generation_curve', 'reconstruction_cell', 'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head',
-           'head_cell', 'step_config', 'step_row', 'PlainObjective', 'step_batch', 'TrainingStep', 'images_at_once',
-           'step_memory', 'least_seconds', 'step_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell',
-           'by_image_count', 'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point',
-           'publish']
+__all__ = ['SYSTEMS', 'PIXELS_THROUGH', 'USAGE_IMAGES', 'HEAD_LOSSES', 'STEP_IMAGES', 'FEW_IMAGES', 'STEP_BYTES',
+           'STEP_OBJECTIVES', 'NORMS', 'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES',
+           'generation_cell', 'began_with', 'generation_curve', 'images_through', 'reconstruction_cell',
+           'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'step_config', 'step_row',
+           'PlainObjective', 'step_batch', 'TrainingStep', 'images_at_once', 'step_memory', 'least_seconds',
+           'step_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'by_image_count',
+           'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
 # %% ../nbs/44_cells.ipynb #4024bb84
 SYSTEMS = { # as the tables name them: paradigm and architecture -> a name of `models.KINDS`
@@ -119,6 +119,13 @@ def generation_curve(
         print(f'{model}, epoch {epoch}, guidance {scale:g}: {said}')
     return curve
 
+# %% ../nbs/44_cells.ipynb #f6cc4ceb
+PIXELS_THROUGH = 2**21 # of all pictures that go through a tokenizer together
+
+def images_through(side: int) -> int: # side: pixels
+    "How many pictures go through a tokenizer together, 64 at most."
+    return max(1, min(64, PIXELS_THROUGH // side**2))
+
 # %% ../nbs/44_cells.ipynb #8f5e22df
 USAGE_IMAGES = 5_000 # held-out images that tell which codes are in use; of fewer, the training images tell
 
@@ -130,7 +137,9 @@ def reconstruction_cell(bench: Bench, sheet: Path | None = None) -> dict[str, An
     reference = Reference.from_images(held_out, extractor, components_from=bench.reference, device=bench.device)
     adm = dict(adm=bench.reference) if bench.profile.evaluation.adm_reference else {}
     images = in_background(in_batches(held_out, 64)) # read while others go through the tokenizer
-    found = reconstruction_metrics(bench.tokenizer, images, reference, seed=bench.seed, others=adm, device=bench.device)
+    at_once = images_through(bench.profile.data.resolution)
+    found = reconstruction_metrics(bench.tokenizer, images, reference, seed=bench.seed, batch_size=at_once, others=adm,
+                                   device=bench.device)
     metrics = {k: v for k, v in found.items() if isinstance(v, dict)}
     codes, counted = {k: v for k, v in found.items() if k not in metrics}, len(held_out)
     if counted < USAGE_IMAGES: # too few to show every code
@@ -217,12 +226,12 @@ def head_cell(
         head_memory_gib=as_metric(max(memory) / 2**30, 'memory of a step (GiB)', n), # an allocator may keep what it had
         head_seconds=as_metric(middle, 'seconds a step', n, fast, slow), width=width, tokens=tokens)
 
-# %% ../nbs/44_cells.ipynb #769580c7
+# %% ../nbs/44_cells.ipynb #3c38d8d4
 STEP_IMAGES = 192 # of a step in Table 5
 FEW_IMAGES = 2 # at once on a CPU, where 192 would take minutes
 STEP_BYTES = 20 # for each parameter: weights, gradients and moments, and a quarter for the rest
 
-# %% ../nbs/44_cells.ipynb #69e5056c
+# %% ../nbs/44_cells.ipynb #2b2290bb
 def step_config(
     bench: Bench,
     row: str, # a name of `SIZES`
@@ -244,7 +253,7 @@ def step_row(
     fits = needed < device_memory(pick_device(bench.device))
     return size if fits and not narrow else bench.profile.row(size)
 
-# %% ../nbs/44_cells.ipynb #6a28cf9c
+# %% ../nbs/44_cells.ipynb #329e924a
 class PlainObjective(MaskedObjective):
     "A masked objective that makes all logits at once."
     def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -254,7 +263,7 @@ class PlainObjective(MaskedObjective):
 
 STEP_OBJECTIVES = dict(plain=PlainObjective, sliced=MaskedObjective)
 
-# %% ../nbs/44_cells.ipynb #1148f92d
+# %% ../nbs/44_cells.ipynb #a7615b84
 def step_batch(
     config: ModelConfig,
     images: int,
@@ -267,7 +276,7 @@ def step_batch(
     tokens = targets.masked_fill(hidden.view_as(targets), config.mask_id)
     return dict(tokens=tokens, targets=targets, labels=labels, hidden=hidden, drop=drop)
 
-# %% ../nbs/44_cells.ipynb #9d269bb3
+# %% ../nbs/44_cells.ipynb #d3ecbfe5
 class TrainingStep:
     "A model in training, whose step is taken in its parts."
     def __init__(
@@ -299,7 +308,7 @@ class TrainingStep:
         moments = [x for state in self.state.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
         return sum(x.nbytes for x in [*weights, *moments, *(w.grad for w in weights if w.grad is not None)])
 
-# %% ../nbs/44_cells.ipynb #d59dd6c6
+# %% ../nbs/44_cells.ipynb #317fb892
 def images_at_once(
     step: TrainingStep,
     share: int, # images of a device
@@ -315,7 +324,7 @@ def images_at_once(
         else: return share
         torch.cuda.empty_cache()
 
-# %% ../nbs/44_cells.ipynb #a32e1b74
+# %% ../nbs/44_cells.ipynb #68cb29a4
 def step_memory(
     step: TrainingStep,
     share: int, # images of a device
@@ -329,7 +338,7 @@ def step_memory(
     objective = step.accelerator.unwrap_model(step.module).objective
     return counted_step(step.config, objective, step_batch(step.config, share), bf16), 'counted'
 
-# %% ../nbs/44_cells.ipynb #b02f7716
+# %% ../nbs/44_cells.ipynb #ab82bf2b
 def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 2) -> float:
     "How long some work takes when nothing disturbs it."
     def timed() -> float:
@@ -339,7 +348,7 @@ def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 
         return time.perf_counter() - began
     return min(timed() for _ in range(repeats))
 
-# %% ../nbs/44_cells.ipynb #44f77dd6
+# %% ../nbs/44_cells.ipynb #0f815a15
 def step_cell(
     bench: Bench,
     codebook_size: int,

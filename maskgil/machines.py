@@ -25,9 +25,10 @@ from .training import accumulation
 # %% auto #0
 __all__ = ['FOUNDRY', 'HARDWARE', 'IN_PLACE', 'EXTRACTOR_FLOPS', 'TEXT_TOKENS', 'SPARE', 'Hardware', 'product_speed',
            'device_memory', 'free_memory', 'this_machine', 'find_hardware', 'hidden_share', 'learned_share',
-           'step_flops', 'counted_flops', 'tokenizer_flops', 'sampling_flops', 'model_inputs', 'activation_bytes',
-           'activation_lines', 'TrainingLayout', 'parameter_counts', 'matrix_parameters', 'exchange_bytes',
-           'output_bytes', 'memory_per_rank', 'peak_bytes', 'CountedBytes', 'counted_step', 'choose_layout']
+           'step_flops', 'counted_flops', 'tokenizer_flops', 'sampling_flops', 'without_data', 'model_inputs',
+           'activation_bytes', 'activation_lines', 'TrainingLayout', 'parameter_counts', 'matrix_parameters',
+           'exchange_bytes', 'output_bytes', 'memory_per_rank', 'peak_bytes', 'CountedBytes', 'counted_step',
+           'along_line', 'choose_layout']
 
 # %% ../nbs/24_machines.ipynb #9a8e2ef9
 @dataclass(frozen=True)
@@ -176,7 +177,10 @@ def _fused(q, k, v, causal=False, key_mask=None):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0., causal)[0]
 
 @contextlib.contextmanager
-def _without_data(fused: bool) -> Iterator[None]: # what is made here has a shape and no data
+def without_data(
+    fused: bool = False, # a GPU's attention
+) -> Iterator[None]:
+    "What is made here has a shape and no data."
     from torch._subclasses.fake_tensor import FakeTensorMode
     usual = models.attention
     models.rope_table.cache_clear()
@@ -215,7 +219,7 @@ def activation_bytes(
         kept[storage._cdata] = storage
         return x
     with only_shapes(): model: Any = build_model(config).train()
-    with _without_data(fused):
+    with without_data(fused):
         model, (tokens, condition) = model.to_empty(device='cpu'), model_inputs(config, images)
         weights = {p.untyped_storage()._cdata for p in model.parameters()}
         hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x)
@@ -359,7 +363,7 @@ class CountedBytes(TorchDispatchMode):
         self.now -= size
         del self.alive[address]
 
-# %% ../nbs/24_machines.ipynb #747ed2f9
+# %% ../nbs/24_machines.ipynb #9b876204
 def counted_step(
     config: ModelConfig,
     objective: Any, # of `losses`
@@ -374,12 +378,22 @@ def counted_step(
     finally: LOGITS_AT_ONCE['cpu'] = cpu
 
 def _count(model: Any, objective: Any, batch: dict[str, torch.Tensor], bf16: bool, counted: CountedBytes) -> int:
-    with _without_data(fused=True), counted, torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+    with without_data(fused=True), counted, torch.autocast('cpu', torch.bfloat16, enabled=bf16):
         model = model.to_empty(device='cpu')
         given = {name: torch.empty_like(tensor) for name, tensor in batch.items()}
         for weight in model.parameters(): weight.grad = torch.empty_like(weight)
         objective.loss(model, given)[0].backward()
     return counted.peak + 8 * parameter_count(model) # and two moments of each weight
+
+# %% ../nbs/24_machines.ipynb #6f6f95d2
+def along_line(
+    measured: dict[int, float], # a size: a number; two sizes or more, of which the outermost count
+    wanted: int,
+) -> float:
+    "The number at another size, on the straight line through the smallest and the largest."
+    less, more = min(measured), max(measured)
+    if less == more: raise ValueError(f'a line takes two sizes or more, there is only {less}')
+    return measured[less] + (measured[more] - measured[less]) / (more - less) * (wanted - less)
 
 # %% ../nbs/24_machines.ipynb #3980ff27
 SPARE = 1.5 # GiB for the CUDA context and what the allocator cannot use

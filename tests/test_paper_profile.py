@@ -1,5 +1,6 @@
 "What the paper's profile asks of a study: ranks that share its work, images as ImageNet has them, memory that is flat."
-import gc, math, shutil
+import gc, importlib.util, math, shutil
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,10 @@ import torch
 from maskgil import bench as bench_module, cells, jobs, protocol
 from maskgil.bench import Bench, train_model, wanted_labels
 from maskgil.cells import by_image_count, fusion_cell, reconstruction_cell, stability_cell, steps_cell, timed_draw
-from maskgil.core import weights_fingerprint
+from maskgil.core import project_root, weights_fingerprint
 from maskgil.data import openmoji, to_rgb
 from maskgil.features import extract
-from maskgil.machines import HARDWARE
+from maskgil.machines import CountedBytes, HARDWARE, without_data
 from maskgil.metrics import (
     codebook_usage, evaluate, psnr, Rebuilt, reconstruct, reconstruction_metrics, Reference,
 )
@@ -21,7 +22,7 @@ from maskgil.profiles import PROFILES, override
 from maskgil.protocol import rule_effect, Subject
 from maskgil.refusals import trained_configs, wrong_first_model
 from maskgil.studies import defaults, rows_of, STUDIES
-from maskgil.tokenizers import load_tokenizer
+from maskgil.tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from maskgil.weights import save_weights
 
 from test_jobs import save_photos
@@ -243,3 +244,31 @@ def test_a_reference_is_made_of_some_of_many_images(monkeypatch):
     images = openmoji('train', limit=200)
     chosen = bench_module.for_reference(images)
     assert len(chosen) == 90 and set(chosen.labels) == set(images.labels)
+
+
+def test_a_batch_through_a_tokenizer_leaves_room():
+    "Of 256 px 64 pictures took 8.4 GiB in the published layout, more than all of Table 1 may; counted without data."
+    def held(images): # bytes beside the weights
+        row = TOKENIZERS['llamagen-vq']
+        with without_data(), CountedBytes(0) as counted, torch.no_grad():
+            tokenizer = Tokenizer(row)
+            weights = counted.now
+            tokenizer.image(torch.zeros(images, row.code_dim, 16, 16).movedim(1, -1))
+        return counted.peak - weights
+    assert cells.images_through(256) == 32 and cells.images_through(32) == 64
+    assert held(32) < 5 * 2**30 < held(64)
+
+
+def test_the_script_of_table_1_reads_a_line(tmp_path, monkeypatch, capsys):
+    "Two counts, each in a process of its own: what grows is drawn on to 50,000 images."
+    spec = importlib.util.spec_from_file_location('table1_memory', project_root()/'scripts'/'table1_memory.py')
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, 'save_images', lambda folder, count: None)
+    monkeypatch.setattr(script, 'counted_batch', lambda: 4 * 2**30)
+    def given(images): return Namespace(images=images, tokenizer='', extractor='plain', bootstrap=2)
+    for growth, fits in ((2**14, True), (2**17, False)): # bytes an image
+        monkeypatch.setattr(script, 'run', lambda count, folder, given: dict(
+            count=count, peak=2**30 + growth * count, seconds=1.))
+        assert script.main(given(1000)) is fits
+    assert '50,000 images: 5.76 GiB, of 8' in capsys.readouterr().out
