@@ -145,7 +145,7 @@ SCENARIOS = dict(
 
 def test_the_whole_step_tells_what_a_training_costs():
     "Where it was measured; the output layer alone tells it otherwise."
-    judged = lambda **ratios: judge(CLAIMS['head_costs_twice'], head(**ratios)).outcome
+    judged = lambda **ratios: judge(CLAIMS['head_costs_twice'], head(**ratios), 'yours').verdict
     assert judged(head_memory_gib=13) == 'contradicted'
     assert judged(head_memory_gib=13, step_memory_gib=2.2) == 'supported'
 
