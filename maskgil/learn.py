@@ -41,8 +41,8 @@ from .weights import check_real, check_whole
 __all__ = ['ACCEPTED', 'ENDINGS', 'UNPACKS', 'FEWEST', 'FEWEST_HELD_OUT', 'TIMED_STEPS', 'EVALUATED', 'TOKENIZER_SHARE',
            'MOST_STEPS', 'MOST_EPOCHS', 'LEAST_STEPS', 'ASKED', 'SECONDS_SEEN', 'Learned', 'COMMAND', 'class_name',
            'holds_classes', 'one_class', 'json_caption', 'caption_in', 'placed', 'unpack_tars', 'unpack_parquet',
-           'unpacked', 'own_folder', 'class_layout', 'AsTheyAre', 'OwnBench', 'check_enough', 'seconds_a_step',
-           'seconds_each', 'Speeds', 'empty_tokens', 'timed_tokenizer', 'timed_model', 'timed_here', 'Lengths',
+           'unpacked_folder', 'own_folder', 'class_layout', 'AsTheyAre', 'OwnBench', 'check_enough', 'seconds_a_step',
+           'seconds_each', 'Speeds', 'empty_tokens', 'timed_tokenizer', 'timed_model', 'speeds_here', 'Lengths',
            'measuring_seconds', 'lengths_for', 'kept_lengths', 'own_profile', 'said_time', 'say_plan', 'own_cell',
            'put_sheets', 'is_saved', 'captioned_share', 'reads_captions', 'text_profile', 'TextLengths',
            'text_measuring', 'text_lengths_for', 'say_text_plan', 'learn_classes', 'learn_texts', 'check_command',
@@ -147,7 +147,7 @@ def unpack_parquet(files: Sequence[Path], root: Path, folder: Path) -> None: # f
 UNPACKS: dict[str, Callable[[Sequence[Path], Path, Path], None]] = {'.tar': unpack_tars, '.parquet': unpack_parquet}
 
 # %% ../nbs/57_learn.ipynb #5a46abec
-def unpacked(
+def unpacked_folder(
     path: Path, # a file, or a folder that holds some
     suffix: str, # a key of `UNPACKS`
 ) -> Path:
@@ -173,7 +173,7 @@ def own_folder(
     if path.is_file() and suffix not in UNPACKS:
         raise ValueError(f'{path} is one file, and no .tar or .parquet: expected are {ACCEPTED}')
     source_kind(path) # refuses two kinds at once
-    if suffix: return unpacked(path, suffix)
+    if suffix: return unpacked_folder(path, suffix)
     if not files_below(path, SUFFIXES): raise FileNotFoundError(f'{path} holds no pictures: expected are {ACCEPTED}')
     return path
 
@@ -284,7 +284,7 @@ def timed_model(bench: Bench, size: str) -> tuple[float, Any]: # seconds; and th
     return seconds_a_step(model, objective, empty_tokens(bench, training.batch_size), config, bench.device), model
 
 # %% ../nbs/57_learn.ipynb #cbdbb57f
-def timed_here(
+def speeds_here(
     bench: Bench, # of pictures that were looked at
     size: str, # a name of the paper
     some: int = 32, # pictures to time with
@@ -508,7 +508,7 @@ def learn_classes(
     bench = OwnBench(own_profile(folder, resolution), seed=seed, device=device, flip=flip)
     check_enough(bench, folder.name)
     def choose() -> Lengths:
-        speeds = timed_here(bench, size)
+        speeds = speeds_here(bench, size)
         return lengths_for(60 * minutes, bench.profile, speeds, len(bench.images), len(bench.held_out))
     lengths = kept_lengths(bench, choose, size, minutes, resolution)
     say_plan(bench, size, lengths)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 # %% auto #0
-__all__ = ['Changes', 'PAPER', 'RUNGS', 'OURS', 'Rung', 'sampling', 'Comparison', 'comparisons', 'ladder', 'recipe_name',
+__all__ = ['Changes', 'PAPER', 'RUNGS', 'OUR_RUNGS', 'Rung', 'sampling', 'Comparison', 'comparisons', 'ladder', 'recipe_name',
            'changes_of', 'trained_changes']
 
 # %% ../nbs/11_recipes.ipynb #2a1a0393
@@ -57,7 +57,7 @@ RUNGS: dict[str, Rung] = {
         choice_temperature=2.478, confidence_from='model'),
 }
 
-OURS: tuple[str, ...] = ('decay', 'average', 'beta ratio', 'muon') # in the order in which they are added
+OUR_RUNGS: tuple[str, ...] = ('decay', 'average', 'beta ratio', 'muon') # in the order in which they are added
 
 # %% ../nbs/11_recipes.ipynb #514c775d
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Comparison:
 def comparisons() -> list[Comparison]:
     "Ours, every rung alone, and those of ours added and left out."
     alone = [Comparison('alone', rung, (rung,), ()) for rung in RUNGS]
-    added = [Comparison('added', rung, OURS[:i + 1], OURS[:i]) for i, rung in enumerate(OURS)]
-    without = [tuple(kept for kept in OURS if kept != rung) for rung in OURS]
-    left_out = [Comparison('left out', rung, rest, OURS) for rung, rest in zip(OURS, without)]
-    return [Comparison('whole', 'ours', OURS, ()), *alone, *added, *left_out]
+    added = [Comparison('added', rung, OUR_RUNGS[:i + 1], OUR_RUNGS[:i]) for i, rung in enumerate(OUR_RUNGS)]
+    without = [tuple(kept for kept in OUR_RUNGS if kept != rung) for rung in OUR_RUNGS]
+    left_out = [Comparison('left out', rung, rest, OUR_RUNGS) for rung, rest in zip(OUR_RUNGS, without)]
+    return [Comparison('whole', 'ours', OUR_RUNGS, ()), *alone, *added, *left_out]
 
 # %% ../nbs/11_recipes.ipynb #a881f0aa
 def _name(seen: Comparison) -> str: # of its recipe

@@ -329,7 +329,7 @@ def retrain(
     profile: Profile,
     lanes: int, # jobs at a time
     end: float, # of `time.monotonic`
-    **parameters: Any, # as `run_all` takes them
+    parameters: dict[str, Any], # of all jobs, as `run_all` takes them
 ) -> list[str]: # the names of those that failed
     "Train what was chosen: the longest first, or the quickest where time may not be enough for all."
     chosen = levels.jobs if end < math.inf else [job for group in jobs(profile) for job in group if job in levels.jobs]
@@ -364,7 +364,7 @@ def reproduce(
     levels = choose_levels(chosen, lanes, machine, budget, None if force else seed, asked)
     say_levels(levels, chosen, machine)
     failed = again_failed(levels, lanes)
-    failed += retrain(levels, chosen, lanes, began + budget, **given)
+    failed += retrain(levels, chosen, lanes, began + budget, given)
     write_index('yours')
     total = len(levels.jobs) + bool(levels.again)
     if failed: raise OSError(f"{len(failed)} of {total} jobs failed: {', '.join(failed)}")

@@ -49,8 +49,9 @@ __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES',
            'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two',
            'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'Listing',
            'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'shard_files_below', 'list_captioned',
-           'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part', 'captioned_images', 'by_shape',
-           'caption_folders', 'epoch_batches', 'permuted', 'batches_of', 'streamed_batch', 'ShapedTokens', 'TextTokens']
+           'in_rows', 'name_of_image', 'pieces_of', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part',
+           'captioned_images', 'by_shape', 'caption_folders', 'epoch_batches', 'permuted', 'batches_of',
+           'streamed_batch', 'ShapedTokens', 'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -1039,6 +1040,21 @@ def list_captioned(
                             f"with a .txt beside each, a {' or '.join(LISTS)}, or .tar or .parquet files with both")
 
 # %% ../nbs/16_text.ipynb #d790beca
+def in_rows(files: Sequence[Captioned]) -> bool: return any(is_rows(file.file) for file in files[:1])
+
+def name_of_image(file: Captioned) -> str: # as a message has it
+    "The file that an image lies in, and where in it."
+    place = 'row' if is_rows(file.file) else 'at byte'
+    return file.file if file.start < 0 else f'{file.file} {place} {file.start}'
+
+def pieces_of(root: str, files: Sequence[Captioned]) -> list[Piece]: # what a fingerprint reads
+    "The files or the parts of files that hold the images."
+    if isinstance(files, Listing): return [Piece(name, f'{root}/{name}') for name in files.files()]
+    if in_rows(files): return [Piece(name, f'{root}/{name}') for name in dict.fromkeys(file.file for file in files)]
+    return [Piece(f'{name}:{start}', f'{root}/{name}', max(0, start), -1 if start < 0 else size)
+            for name, _, size, start in files]
+
+# %% ../nbs/16_text.ipynb #812f0ec1
 class CaptionedFolder(StoredSet):
     "Images of one shape with captions, read from files when asked for."
     def __init__(
@@ -1072,31 +1088,21 @@ class CaptionedFolder(StoredSet):
 
     def raw(self, rows: np.ndarray) -> Iterator[tuple[str, Any]]:
         for file in (self.files[row] for row in rows):
-            place = 'row' if is_rows(file.file) else 'at byte'
-            name = file.file if file.start < 0 else f'{file.file} {place} {file.start}'
-            try: yield name, image_source(self.root, file)
-            except OSError as e: yield name, NoBytes(e)
+            try: yield name_of_image(file), image_source(self.root, file)
+            except OSError as e: yield name_of_image(file), NoBytes(e)
 
     def choose(self, rows: np.ndarray) -> None: self.files = chosen_of(self.files, rows)
 
-    def pieces(self) -> list[Piece]:
-        root = str(self.root)
-        if isinstance(self.files, Listing): return [Piece(name, f'{root}/{name}') for name in self.files.files()]
-        if self._in_rows: return [Piece(n, f'{root}/{n}') for n in dict.fromkeys(file.file for file in self.files)]
-        return [Piece(f'{name}:{start}', f'{root}/{name}', max(0, start), -1 if start < 0 else size)
-                for name, _, size, start in self.files]
+    def pieces(self) -> list[Piece]: return pieces_of(str(self.root), self.files)
 
     def said(self) -> Any: # beside the content of the pieces
         if isinstance(self.files, Listing): return self.files.fingerprint()
-        return [list(file) for file in self.files] if self._in_rows else self.captions
-
-    @property
-    def _in_rows(self) -> bool: return any(is_rows(file.file) for file in self.files[:1])
+        return [list(file) for file in self.files] if in_rows(self.files) else self.captions
 
     def made_of(self) -> tuple[str, str]: return content_identity(self.pieces(), self.said())
 
     def stamp(self) -> str:
-        whole = [self.said()] if isinstance(self.files, Listing) or self._in_rows else []
+        whole = [self.said()] if isinstance(self.files, Listing) or in_rows(self.files) else []
         return fingerprint(stamps(piece.path for piece in self.pieces()), self.pieces(), *whole)
 
     def stand_in(self, row: int) -> np.ndarray:
