@@ -397,6 +397,7 @@ def frechet_linearised(
     counts: Tensor, # (b n)
     mean: Tensor, # (k), of the reference
     cov: Tensor, # (k k), of the reference
+    rows: int = 4096, # a block: of 50,000 images, the terms of all would be gigabytes
 ) -> Tensor: # (b) float64
     "The Frechet distance under each row of counts, to first order; exact in the first row."
     own, own_cov = mean_and_covariance(z)
@@ -407,9 +408,10 @@ def frechet_linearised(
     inverse_root = (vectors * values ** -0.5) @ vectors.T
     middle = symmetric_root(root @ cov @ root)
     value = (own - mean).square().sum() + own_cov.trace() + cov.trace() - 2 * middle.trace()
-    x = z - own
-    transported = x @ (inverse_root @ middle @ inverse_root)
-    influence = 2 * x @ (own - mean) + (x * (x - transported)).sum(1)
+    transport = inverse_root @ middle @ inverse_root
+    def influence_of(x: Tensor) -> Tensor: # (r k) -> (r)
+        return 2 * x @ (own - mean) + (x * (x - x @ transport)).sum(1)
+    influence = torch.cat([influence_of(part - own) for part in z.split(rows)])
     return value.clamp(min=0) + counts.double() @ (influence - influence.mean()) / len(z)
 
 # %% ../nbs/30_metrics.ipynb #4fbc6e05

@@ -1,12 +1,11 @@
 """The memory of Table 1 (reconstruction of 50,000 images of 256 px), measured on fewer and drawn on along a line.
 
-    python scripts/table1_memory.py                       # 1,000 and 5,000 images
-    python scripts/table1_memory.py --images 1000
+    python scripts/table1_memory.py                       # 2,500 and 5,000 images
     python scripts/table1_memory.py --tokenizer llamagen-vq --extractor inception # the real networks: for a GPU
 
 Each count is measured in a process of its own, by the highest memory that the system ever saw it have. It reads JPEG
 files, sends them through a tokenizer and a feature extractor and computes all metrics of the table. By default the
-tokenizer has the published layout (16 x 16 tokens, 16,384 codes) and an eighth of its channels, and the extractor puts
+tokenizer has the published layout (16 x 16 tokens, 16,384 codes) and eight channels, and the extractor puts
 out as many numbers as Inception and has no convolutions: what grows with the images is the same. What does not grow,
 the weights of the published tokenizer and a batch on its way through it, is counted without data, and added.
 """
@@ -57,9 +56,9 @@ def load_plain(device, weights):
 
 
 def narrow_tokenizer(name):
-    "A published layout with an eighth of the channels."
+    "A published layout with eight channels."
     row = TOKENIZERS[name]
-    return Tokenizer(replace(row, channels=row.channels // 8, groups=min(row.groups, row.channels // 8))).eval()
+    return Tokenizer(replace(row, channels=8, groups=8)).eval()
 
 
 def measure(folder, given):
@@ -93,7 +92,7 @@ def run(count, folder, given):
 
 
 def main(given):
-    counts = (max(100, given.images // 5), given.images)
+    counts = (given.images // 2, given.images)
     with tempfile.TemporaryDirectory() as folder:
         save_images(Path(folder), given.images)
         found = [run(count, folder, given) for count in counts]
@@ -112,7 +111,8 @@ if __name__ == '__main__':
     EXTRACTORS['plain'] = Extractor(label='-plain', features=2048, logits=1008, components=None, splits=10,
                                     batch_size=64, load=load_plain, protocol='means of patches, projected')
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--images', type=int, default=5_000, help='the larger of the two counts')
+    parser.add_argument('--images', type=int, default=5_000,
+                        help='the larger of two counts; each should be above the 2,048 features')
     parser.add_argument('--tokenizer', default='', help='a name of TOKENIZERS; the narrow one if it is empty')
     parser.add_argument('--extractor', default='plain', help='plain, inception or el0')
     parser.add_argument('--bootstrap', type=int, default=200, help='replicates behind the intervals, as in the study')
