@@ -27,7 +27,8 @@ from .tokenizers import SameConv
 __all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'SPATIAL_CHANNELS', 'MEANS', 'EXTRACTORS',
            'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm', 'needed_module', 'el0_file',
            'efficientnet_lite0', 'resize_bytes', 'sha256', 'inception_weights', 'write_synthetic_inception',
-           'folder_of_network', 'normalised', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'extract']
+           'folder_of_network', 'normalised', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'GrowingRows',
+           'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -397,6 +398,27 @@ class Features:
     def __getitem__(self, rows: Any) -> Features: # as a tensor is indexed, without losing the first axis
         return replace(self, features=self.features[rows], logits=self.logits[rows])
 
+# %% ../nbs/14_features.ipynb #7ca8e173
+class GrowingRows:
+    "Rows of numbers that come a few at a time, in one tensor."
+    def __init__(self): self.held, self.count = torch.empty(0), 0
+
+    def __len__(self): return self.count
+
+    def add(self, rows: Tensor) -> None: # (b d)
+        "Append some."
+        wanted = self.count + len(rows)
+        if wanted > len(self.held):
+            larger = rows.new_empty(max(4096, 2 * wanted), rows.shape[1])
+            if self.count: larger[:self.count] = self.held[:self.count]
+            self.held = larger
+        self.held[self.count:wanted] = rows
+        self.count = wanted
+
+    def whole(self) -> Tensor: # (n d), with memory of its own
+        "All of them."
+        return self.held[:self.count].clone()
+
 # %% ../nbs/14_features.ipynb #95507db7
 @torch.inference_mode()
 def extract(
@@ -410,15 +432,15 @@ def extract(
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
     size = EXTRACTORS[extractor].batch_size if batch_size is None else check_whole('batch_size', batch_size, 1)
     total = len(images) if hasattr(images, '__len__') else None
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen = GrowingRows(), GrowingRows() # features, logits
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in in_batches(images, size):
             features, logits = look(batch)
             if not (features.isfinite().all() and logits.isfinite().all()):
-                raise FloatingPointError(f'{extractor}: features that are not finite, in batch {len(seen) + 1}: '
+                raise FloatingPointError(f'{extractor}: features that are not finite, in batch '
+                                         f'{len(seen[0]) // size + 1}: '
                                          'the weights or the device are at fault, since bytes are always finite')
-            seen.append((features.float().cpu(), logits.float().cpu()))
+            for rows, found in zip(seen, (features, logits)): rows.add(found.float().cpu())
             bar.update(len(batch))
-    if not seen: raise ValueError('there are no images to measure')
-    all_features, all_logits = (torch.cat(parts).clone() for parts in zip(*seen))
-    return Features(all_features, all_logits, extractor)
+    if not len(seen[0]): raise ValueError('there are no images to measure')
+    return Features(*(rows.whole() for rows in seen), extractor)

@@ -11,7 +11,7 @@ from maskgil.bench import Bench, train_model, wanted_labels
 from maskgil.cells import by_image_count, fusion_cell, reconstruction_cell, stability_cell, steps_cell, timed_draw
 from maskgil.core import project_root, weights_fingerprint
 from maskgil.data import openmoji, to_rgb
-from maskgil.features import extract
+from maskgil.features import extract, GrowingRows
 from maskgil.machines import CountedBytes, HARDWARE, without_data
 from maskgil.metrics import (
     bootstrap_counts, codebook_usage, evaluate, frechet_linearised, mean_and_covariance, psnr, Rebuilt, reconstruct,
@@ -282,3 +282,13 @@ def test_the_distance_of_many_images_is_made_of_blocks():
     whole = frechet_linearised(z, *given)
     assert torch.allclose(frechet_linearised(z, *given, rows=64), whole, rtol=1e-12)
     assert torch.equal(frechet_linearised(z, *given, rows=300), whole)
+
+
+def test_what_is_kept_of_a_batch_pins_no_memory():
+    "A small tensor of each batch, kept for itself, lay between two large ones that could not be used again."
+    rows, asked = GrowingRows(), []
+    for n in (3, 5000, 64, 9000): rows.add(torch.full((n, 2), float(n))); asked.append(rows.held.data_ptr())
+    assert len(set(asked)) == 3 # in one tensor, which doubles
+    whole = rows.whole()
+    assert len(whole) == 14_067 and whole.untyped_storage().nbytes() == whole.nbytes
+    assert whole[:3].eq(3).all() and whole[-9000:].eq(9000).all()
