@@ -443,4 +443,4 @@ def extract(
             for rows, found in zip(seen, (features, logits)): rows.add(found.float().cpu())
             bar.update(len(batch))
     if not len(seen[0]): raise ValueError('there are no images to measure')
-    return Features(*(rows.whole() for rows in seen), extractor)
+    return Features(seen[0].whole(), seen[1].whole(), extractor)
