@@ -244,8 +244,8 @@ def second_cell(profile: Profile, first: Cell) -> Cell: # profile: of the second
 
 # %% ../nbs/53_studies.ipynb #2ef70163
 def tokenizers_grid(profile: Profile, p: Any) -> Iterator[Cell]:
-    "Reconstruction, generation under three architectures, the output layer and a whole step, for each tokenizer."
-    stages = each(p.stage, ('reconstruction', 'generation', 'head', 'step'))
+    "Reconstruction, generation under three architectures and the output layer for each tokenizer; a step if asked."
+    stages = each(p.stage, ('reconstruction', 'generation', 'head')) # a step takes minutes on a CPU
     for t in each(p.tokenizer, tokenizer_names()):
         at = dict(tokenizer=t)
         codes = dict(tokenizer=t, codebook_size=TOKENIZERS[profile.row(t)].codebook_size)

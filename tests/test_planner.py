@@ -75,7 +75,7 @@ def test_the_notebook_of_every_study(monkeypatch):
     finally: InteractiveShell.clear_instance()
     assert [(s, p) for s, p, _ in planned] == [(s, p) for s in STUDIES for p in ('paper', 'mini')]
     of_tokenizers = planned[0][2]
-    assert len(of_tokenizers) == 12 + 4 + 8 + 8 + 4 + 1 # generation, tables 1 and 5, tokens, total
+    assert len(of_tokenizers) == 12 + 4 + 8 + 4 + 1 # generation, reconstruction, output layers, tokens, total
     assert not records(sources=['yours'])
 
 

@@ -21,7 +21,7 @@ from maskgil.tables import long_table
 REPRODUCE = ('maskgil.cli', 'reproduce', '--profile', 'smoke')
 CELLS = dict( # records of each study
     departures=7, fusion=1, paradigms=4, protocol=1, scaling=4, stability=4, steps=1, text_to_image=1,
-    tokenizers=4 + 12 + 8 + 8) # reconstruction, generation, output layers, whole steps
+    tokenizers=4 + 12 + 8) # reconstruction, generation, output layers
 
 
 def processor_seconds():
