@@ -610,7 +610,8 @@ def evaluate(
     metrics: Sequence[str] = (), # which; empty: those that the extractor is used for
 ) -> dict[str, dict[str, Any]]: # key: value, low, high, n, n_reference, label, reference
     "All metrics of a set of images that the reference allows; one of statistics alone gives FID and IS."
-    names = [check_choice('metric', name, METRICS) for name in metrics or EXTRACTORS[seen.extractor].metrics]
+    usual = EXTRACTORS[seen.extractor].metrics if seen.extractor in EXTRACTORS else METRICS # refused below
+    names = [check_choice('metric', name, METRICS) for name in metrics or usual]
     check_measurable(seen, reference, names)
     device, real = _product_device(), len(reference)
     counts = bootstrap_counts(len(seen), bootstrap, seed).to(device)

@@ -25,7 +25,7 @@ from .profiles import PROFILES, Profile
 from .records import outdated, PAPER_TABLES, PaperTable, published_records, Record, records, SOURCES
 from .refusals import kept_bytes
 from .shards import open_images
-from .studies import Cell, default_cells, defaults, METHOD, second_cells, SECOND_STAGES, STUDIES
+from .studies import Cell, default_cells, defaults, METHOD, second_cells, SECOND_STAGES, STUDIES, Study
 from .tables import points
 from .text import list_part
 from .tokenizers import TOKENIZERS
@@ -35,7 +35,7 @@ __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_
            'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops',
            'looking_flops', 'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record',
            'both_stages', 'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands',
-           'PrintedCell', 'paper_cells', 'notebook_of', 'command_for', 'paper_figures', 'missing_table',
+           'PrintedCell', 'paper_cells', 'notebook_of', 'printed_grid', 'command_for', 'paper_figures', 'missing_table',
            'second_stage_lines', 'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
@@ -367,9 +367,19 @@ def _is_held(cell: PrintedCell, found: Iterable[_Held]) -> bool: # found: of the
 # %% ../nbs/54_planner.ipynb #7c799d92
 def notebook_of(study: str) -> str: return f'nbs/{study}.ipynb'
 
+def printed_grid(
+    study: Study,
+    profile: Profile,
+) -> tuple[Profile, list[Cell]]: # as `default_cells` has them
+    "The cells of a study, those included that are made only when they are asked for."
+    at, cells = default_cells(study, profile)
+    stages = OF_STAGE.values() if study.name == 'tokenizers' else ()
+    return at, cells + [c for stage in stages for c in study.grid(at, defaults(study.name, stage=stage))]
+
+# %% ../nbs/54_planner.ipynb #2a61a50d
 def command_for(
     cell: PrintedCell,
-    profile: Profile, cells: Iterable[Cell], # from `default_cells` of its study
+    profile: Profile, cells: Iterable[Cell], # from `printed_grid` of its study
 ) -> str: # '' where the profile has no such point
     "The command that makes the counterpart of a printed cell."
     epochs, settings = profile.training.epochs, profile.evaluation
@@ -402,7 +412,7 @@ def missing_table(
     "Which cells of the paper have a counterpart, by which command the others get one."
     printed = sorted(paper_cells(), key=lambda cell: cell.table)
     studies, rows = dict.fromkeys(cell.study for cell in printed), []
-    grids = {s: default_cells(STUDIES[s], profile) for s in studies}
+    grids = {s: printed_grid(STUDIES[s], profile) for s in studies}
     found = {s: records(s, SOURCES[1:], profile=profile.name, basis='measured') for s in studies}
     today = {s: [_held(r) for r in of if not outdated(r)] for s, of in found.items()}
     before = {s: [_held(r) for r in of if outdated(r)] for s, of in found.items()}

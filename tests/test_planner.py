@@ -6,10 +6,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from maskgil.planner import all_cells, main, missing_table, paper_cells, plan
+from maskgil.planner import all_cells, main, missing_table, paper_cells, plan, printed_grid
 from maskgil.profiles import override, PROFILES, settings
 from maskgil.records import published, Record, records, save_record
-from maskgil.studies import default_cells, defaults, STUDIES
+from maskgil.studies import defaults, STUDIES
 from maskgil.versions import versions_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -184,7 +184,7 @@ def test_cells_of_the_other_studies():
     "Reconstruction, generation at the epochs of the shorter training, the output layer, and the whole step."
     made = dict(settings=settings(override(PAPER, {'training.epochs': list(PAPER.training.study_epochs)})), seed=0,
                 versions=versions_of())
-    at, cells = default_cells(STUDIES['tokenizers'], PAPER)
+    at, cells = printed_grid(STUDIES['tokenizers'], PAPER)
     for i, cell in enumerate(cells):
         metrics = dict(
             reconstruction=dict(rfid=metric(2.), codebook_usage_pct=metric(99.)),

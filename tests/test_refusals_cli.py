@@ -391,7 +391,7 @@ def test_a_cell_edited_by_hand(cells, said):
 # Programs
 
 @pytest.mark.parametrize('command, code, says', [
-    ('', 2, 'choose one of sample, plan'), ('sampel', 2, "Did you mean 'sample'?"),
+    ('', 2, 'choose one of sample, learn, plan'), ('sampel', 2, "Did you mean 'sample'?"),
     ('--steps 3', 2, "unknown command '--steps'"),
     ('plan --study scalling', 1, "Did you mean 'scaling'?"), ('plan --studdy scaling', 2, "Did you mean '--study'?"),
     ('plan --profile papper', 1, "Did you mean 'paper'?"), ('plan --machines 9xH100', 1, 'choose one of'),

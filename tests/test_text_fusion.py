@@ -150,7 +150,7 @@ def test_what_cannot_begin_is_refused_before_training(asked, lumina, tmp_path, m
 
 def test_a_repository_is_looked_at_without_its_weights(lumina, monkeypatch):
     wanted = []
-    def snapshot_download(name, allow_patterns):
+    def snapshot_download(name, revision, allow_patterns):
         wanted.append(allow_patterns)
         return str(lumina)
     monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
