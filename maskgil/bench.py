@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .checks import check_choice
 from maskgil.core import (
-    cache_dir, DamagedFile, fields_told, fingerprint, locked, pick_device, pick_dtype, read_json, shipped, shown,
-    weights_fingerprint, write_atomic, write_json,
+    cache_dir, checkpoints_dir, DamagedFile, fields_told, fingerprint, locked, pick_device, pick_dtype, read_json,
+    shipped, shown, weights_fingerprint, write_atomic, write_json,
 )
 from .data import TokenSet, encode_tokens, image_grid
 from .evaluation import SampleSet, adm_reference, balanced_labels, draw_on_all, protocol_card
@@ -42,8 +42,8 @@ from .weights import CHECKPOINTS, find_published, load_model_weights, save_weigh
 
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', 'REFERENCE_IMAGES', 'REFERENCE_MODELS',
-           'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'bench_before', 'stage_folder', 'checkpoints_dir', 'published_file',
-           'adm_file', 'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
+           'CHANGEABLE', 'SHEET_ROWS', 'Bench', 'bench_before', 'stage_folder', 'published_file', 'adm_file',
+           'published_ar', 'check_published_ar', 'published_lumina', 'trained_tokenizer', 'tokenizer_file',
            'encoded_tokens', 'sharded_tokens', 'real_reference', 'for_reference', 'check_real_images', 'Trained',
            'committed_file', 'last_weights', 'with_committed_weights', 'commit_weights', 'changed_config',
            'train_model', 'planned_training', 'training_cost', 'spread_out', 'proportional_rows', 'proportional_labels',
@@ -130,10 +130,6 @@ def stage_folder(
     return cache_dir()/kind/fingerprint(bench.images.fingerprint, bench.seed, what, versions_of(stages))
 
 # %% ../nbs/43_bench.ipynb #d7b0a37a
-def checkpoints_dir() -> Path:
-    "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
-    return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
-
 SMALL_TOKENIZERS = ('results/small-tokenizers', 'small_tokenizers') # in the project, in the package
 PUBLISHED_SUFFIXES = ('.safetensors', '.pt', '.pth', '.ckpt') # of several files of one name the first is taken
 

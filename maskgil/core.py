@@ -19,12 +19,12 @@ from tqdm import tqdm
 from .checks import check_choice, printable
 
 # %% auto #0
-__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir', 'shipped',
-           'shown', 'fingerprint', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
-           'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'locked', 'set_seed', 'derived_seed', 'rng_state',
-           'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16', 'pick_dtype',
-           'autocast', 'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now',
-           'provenance', 'load_extensions']
+__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir',
+           'checkpoints_dir', 'shipped', 'shown', 'fingerprint', 'came_later', 'at_default', 'fields_told',
+           'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile', 'write_json', 'read_json',
+           'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c',
+           'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions',
+           'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -47,6 +47,10 @@ def results_dir() -> Path:
 def cache_dir() -> Path:
     "Whatever can be made again: rendered images, tokens, features. `.cache/` of the project, or `MASKGIL_CACHE`."
     return Path(os.environ.get('MASKGIL_CACHE') or project_root()/'.cache')
+
+def checkpoints_dir() -> Path:
+    "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
+    return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
 
 # %% ../nbs/01_core.ipynb #f815d605
 def shipped(

@@ -5,13 +5,13 @@
 # %% ../nbs/30_tasks.ipynb #bbf47919
 from __future__ import annotations
 
-import dataclasses, os
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checks import check_choice, ParameterError, printable
-from .core import cache_dir, fingerprint, shipped
+from .core import checkpoints_dir, fingerprint, shipped
 from .features import EXTRACTORS
 from .metrics import METRICS, Reference
 from .shards import open_images
@@ -82,7 +82,7 @@ def read_task(
     import yaml
     file, fields = task_file(task), dataclasses.fields(EvaluationTask)
     try: given = yaml.safe_load(file.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e: # as `cli.read_yaml`
         raise ParameterError(f'{file} is no YAML: {printable(e)}') from None
     if not isinstance(given, dict): raise ParameterError(f'{file} has no lines of the form `name: value`')
     known = {field.name: field.default for field in fields if field.name != 'name'}
@@ -99,7 +99,7 @@ def read_task(
 # %% ../nbs/30_tasks.ipynb #9adda2f0
 def reference_file(task: EvaluationTask) -> Path: # of a task that names a file
     "Where its reference lies; a `FileNotFoundError` where it does not."
-    folder = Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
+    folder = checkpoints_dir()
     file = folder/task.reference['file']
     if file.is_file(): return file
     raise FileNotFoundError(f'the task {task.name} compares with {file.name}, which is not in {folder}: '

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maskgil.checks import ParameterError
 from maskgil.evaluation import adm_reference, check_target, evaluate_checkpoint
 from maskgil.features import extract, Features, load_extractor, normalised, write_synthetic_inception
 from maskgil.metrics import Reference, evaluate, frechet_distance, mean_and_covariance
@@ -160,3 +161,11 @@ def test_a_missing_reference_is_refused_before_anything_is_drawn(task, tmp_path)
     with pytest.raises(FileNotFoundError, match='MASKGIL_CHECKPOINTS'):
         evaluate_checkpoint(str(tmp_path/'model'), str(tmp_path/'out'), task=str(tmp_path/'other.yaml'), device='cpu')
     assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('text', [
+    'made: 2026-13-45', 'a: ' + '['*3000, 'a: [', '? [a]\n: b', '\xff', '- 1', '', '1: 2'])
+def test_a_file_that_is_no_task_is_one_clear_line(text, tmp_path):
+    (tmp_path/'odd.yaml').write_bytes(text.encode('latin-1'))
+    with pytest.raises(ParameterError, match='odd.yaml') as refused: read_task(str(tmp_path/'odd.yaml'))
+    assert '\n' not in str(refused.value)
