@@ -9,7 +9,7 @@ import contextlib, dataclasses, json, os, re, shutil, statistics, time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ __all__ = ['ACCEPTED', 'ENDINGS', 'UNPACKS', 'FEWEST', 'FEWEST_HELD_OUT', 'TIMED
            'holds_classes', 'one_class', 'json_caption', 'caption_in', 'placed', 'unpack_tars', 'unpack_parquet',
            'unpacked_folder', 'own_folder', 'class_layout', 'AsTheyAre', 'OwnBench', 'check_enough', 'seconds_a_step',
            'seconds_each', 'Speeds', 'empty_tokens', 'timed_tokenizer', 'timed_model', 'speeds_here', 'Lengths',
-           'measuring_seconds', 'lengths_for', 'kept_lengths', 'own_profile', 'said_time', 'say_plan', 'own_cell',
-           'put_sheets', 'is_saved', 'captioned_share', 'reads_captions', 'text_profile', 'TextLengths',
+           'measuring_seconds', 'lengths_for', 'kept_lengths', 'own_profile', 'said_time', 'say_plan', 'say_end',
+           'own_cell', 'put_sheets', 'is_saved', 'captioned_share', 'reads_captions', 'text_profile', 'TextLengths',
            'text_measuring', 'text_lengths_for', 'say_text_plan', 'learn_classes', 'learn_texts', 'check_command',
            'learn']
 
@@ -382,8 +382,10 @@ def say_plan(bench: OwnBench, size: str, lengths: Lengths) -> None:
     epochs = f"{lengths.epochs:,} epoch{'s' * (lengths.epochs > 1)}"
     print(f'model {bench.profile.row(size)}: {epochs}, {second}')
     print(f'{lengths.images} pictures drawn at each guidance scale, and measured: {third}')
-    print(f'in all about {said_time(sum(lengths.seconds))} here; after an interruption the same command goes on',
-          flush=True)
+    say_end(lengths.seconds)
+
+def say_end(seconds: Iterable[float]) -> None: # of each part
+    print(f'in all about {said_time(sum(seconds))} here; after an interruption the same command goes on', flush=True)
 
 # %% ../nbs/57_learn.ipynb #2e3577ed
 def own_cell(bench: Bench, size: str, folder: Path) -> dict[str, Any]: # what the record holds
@@ -493,8 +495,7 @@ def say_text_plan(bench: TextBench, size: str, lengths: TextLengths) -> None:
     print(f'tokenizer: {lengths.tokenizer_steps:,} steps, {first}')
     print(f'model {bench.profile.row(size)} of texts: {lengths.images:,} pictures in two stages, {second}')
     print(f'drawn for captions that were held out, and measured: {third}')
-    print(f'in all about {said_time(sum(lengths.seconds))} here; after an interruption the same command goes on',
-          flush=True)
+    say_end(lengths.seconds)
 
 # %% ../nbs/57_learn.ipynb #6aa72a58
 Learned = tuple[Record, Callable[[], Any]] # a record, and what saves its model

@@ -374,7 +374,7 @@ def printed_grid(
     "The cells of a study, those included that are made only when they are asked for."
     at, cells = default_cells(study, profile)
     stages = OF_STAGE.values() if study.name == 'tokenizers' else ()
-    return at, cells + [c for stage in stages for c in study.grid(at, defaults(study.name, stage=stage))]
+    return at, cells + [c for stage in stages for c in default_cells(study, profile, stage=stage)[1]]
 
 # %% ../nbs/54_planner.ipynb #2a61a50d
 def command_for(

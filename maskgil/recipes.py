@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 # %% auto #0
 __all__ = ['Changes', 'PAPER', 'RUNGS', 'OUR_RUNGS', 'Rung', 'sampling', 'Comparison', 'comparisons', 'ladder', 'recipe_name',
-           'changes_of', 'trained_changes']
+           'changes_of', 'trained_by']
 
 # %% ../nbs/11_recipes.ipynb #2a1a0393
 Changes = dict[str, dict[str, Any]] # arguments of `cells.generation_cell`: model, training, config, sampling
@@ -102,6 +102,6 @@ def changes_of(
         for group, fields in changes.items(): found[group] = found.get(group, {}) | fields
     return found
 
-def trained_changes(recipe: str, training: Any) -> Changes: # both as `changes_of` takes them
-    "What sets the model of a recipe apart; recipes that only draw otherwise share one."
-    return {group: fields for group, fields in changes_of(recipe, training).items() if group != 'sampling'}
+def trained_by(changes: dict[str, Any]) -> Changes: # changes: arguments of `cells.generation_cell`
+    "Those that set a model apart; what is only drawn otherwise shares one."
+    return {group: changes[group] for group in ('model', 'training', 'config') if changes.get(group)}

@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 
 from .bench import Bench, commit_weights, planned_training
-from .cells import DEPARTURES, PARADIGMS
+from .cells import PARADIGMS
 from .checks import check_choice, run_function
 from .core import keep_freed_memory, progress, results_dir, shown
 from .machines import Hardware, this_machine
@@ -105,9 +105,8 @@ def keep_models(record: Record) -> list[Path]: # weights in results/models
     if cell is None or not cell.size: return []
     bench = bench_of(record).of(cell.tokenizer)
     kinds = PARADIGMS.values() if record.study == 'fusion' else [cell.kind]
-    change = DEPARTURES.get(record.parameters.get('change', ''), {})
-    planned = [planned_training(bench, cell.size, kind, cell.recipe, change.get('training'), change.get('config'),
-                                **change.get('model', {}))
+    planned = [planned_training(bench, cell.size, kind, cell.recipe, cell.changes.get('training'),
+                                cell.changes.get('config'), **cell.changes.get('model', {}))
                for kind in kinds]
     return [path for trained, *_ in planned if (path := commit_weights(trained))]
 

@@ -23,7 +23,7 @@ from .studies import STUDIES, default_cells, study_notebook
 from .tables import history_table, long_table
 
 # %% auto #0
-__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'priced_jobs', 'quickest_jobs',
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'parted', 'priced_jobs', 'quickest_jobs',
            'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
            'own_log', 'job_name', 'start', 'stop', 'Clock', 'run_all', 'again_failed', 'retrain', 'reproduce',
            'undecided', 'decide_open_claims']
@@ -57,8 +57,12 @@ def jobs(profile: Profile) -> tuple[list[StudyJob], list[StudyJob]]: # side by s
     "What `reproduce` starts: every cell of every study, the longest first."
     planned = planned_jobs(profile, HARDWARE['1xA100']) # the same order on every machine
     longest = [job for job, _ in sorted(planned, key=lambda planned: -planned[1])]
-    alone = [job for job in longest if STUDIES[job[0]].alone]
-    return [job for job in longest if job not in alone], alone
+    return parted(longest)
+
+def parted(jobs: list[StudyJob]) -> tuple[list[StudyJob], list[StudyJob]]: # side by side, and alone
+    "What times something runs while nothing else does."
+    alone = [job for job in jobs if STUDIES[job[0]].alone]
+    return [job for job in jobs if job not in alone], alone
 
 # %% ../nbs/57_reproduce.ipynb #be116b9b
 SECONDS_A_JOB = 25 # of starting a kernel, reading images and references, drawing figures
@@ -333,8 +337,7 @@ def retrain(
 ) -> list[str]: # the names of those that failed
     "Train what was chosen: the longest first, or the quickest where time may not be enough for all."
     chosen = levels.jobs if end < math.inf else [job for group in jobs(profile) for job in group if job in levels.jobs]
-    alone = [job for job in chosen if STUDIES[job[0]].alone]
-    side_by_side = [job for job in chosen if job not in alone]
+    side_by_side, alone = parted(chosen)
     last = Clock(levels.takes, 1, end)
     first = Clock(levels.takes, lanes, end - sum(map(last.planned, alone)))
     threads = 0 if lanes == 1 else max(1, (os.cpu_count() or 1) // lanes)

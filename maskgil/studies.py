@@ -40,7 +40,7 @@ from maskgil.findings import (
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, decisive_settings, override, resolve_profile, second_stage
-from .recipes import changes_of, ladder, trained_changes
+from .recipes import changes_of, ladder, trained_by
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
@@ -134,11 +134,14 @@ class Study:
     bench: Callable[..., Any] = Bench    # profile, seed=, force= -> what the cells share
     bench_takes: tuple[str, ...] = ()    # further parameters of the notebook that `bench` is given
     note: str = ''                       # what the records cannot say
-    grows: str = ''                      # the study of its second stage's records; '' where it has none
     outline: Callable[[Profile], None] | None = None # prints more of a plan
 
     @property
     def command(self) -> str: return f'papermill nbs/{self.name}.ipynb'
+
+    @property
+    def grows(self) -> str: # the study of its second stage's records; '' where it has none
+        return next((records for records, maker in SECOND_STAGES.items() if maker == self.name), '')
 
     @property
     def claims(self) -> list[Claim]: return [c for c in CLAIMS.values() if c.study == self.name]
@@ -309,7 +312,7 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each departure."
     for change in each(p.change, DEPARTURES):
         row = DEPARTURES[change]
-        changes = {name: row[name] for name in ('model', 'training', 'config') if row.get(name)}
+        changes = trained_by(row)
         yield Cell(dict(size=p.size, change=change), dict(change=change), p.size, recipe=row.get('recipe', 'paper'),
                    images=curve_images(profile), variant=change if changes else '', changes=changes)
 
@@ -317,7 +320,7 @@ def departures_grid(profile: Profile, p: Any) -> Iterator[Cell]:
 def recipe_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each recipe of the ladder."
     for rung in each(p.rung, ladder()):
-        changes = trained_changes(rung, profile.training)
+        changes = trained_by(changes_of(rung, profile.training))
         yield Cell(dict(size=p.size, rung=rung), dict(rung=rung), p.size, images=curve_images(profile),
                    variant=repr(changes), changes=changes)
 
@@ -544,7 +547,7 @@ register_study(Study(
         Table('Cells of Table 7 that do not fit', damaged_cells('table7'), 'Found while transcribing.', folded=True),
         CARDS, COST, *STRONGER,
     ),
-    finding=growth_finding, apart=('size',), grows='weak_to_strong'))
+    finding=growth_finding, apart=('size',)))
 
 # %% ../nbs/53_studies.ipynb #4ece4078
 register_study(Study(
@@ -693,10 +696,12 @@ def defaults(study: str, **given: Any) -> SimpleNamespace:
 def default_cells(
     study: Study,
     profile: Profile,
+    **given: Any, # parameters of its notebook
 ) -> tuple[Profile, list[Cell]]: # the profile as the study trains with it
-    "All cells of a study, with the defaults of its notebook."
-    at = study.trained_with(profile)
-    return at, list(study.grid(at, defaults(study.name)))
+    "All cells of a study, with the other defaults of its notebook."
+    p = defaults(study.name, **given)
+    at = study.at_stage(study.trained_with(profile), p)
+    return at, list(study.grid(at, p))
 
 # %% ../nbs/53_studies.ipynb #b8f9b45f
 def second_cells(
@@ -705,9 +710,7 @@ def second_cells(
 ) -> tuple[Profile, list[Cell]]: # the profile at its second stage; no cell where there is none
     "All cells of a study's second stage, with the other defaults of its notebook."
     if not study.grows or profile.second is None: return profile, []
-    p = defaults(study.name, stage='512')
-    at = study.at_stage(study.trained_with(profile), p)
-    return at, list(study.grid(at, p))
+    return default_cells(study, profile, stage='512')
 
 # %% ../nbs/53_studies.ipynb #0ae4540a
 load_extensions()
