@@ -21,7 +21,7 @@ from .studies import Cell, STUDIES, Study, rows_of
 from .text_study import text_pipeline
 
 # %% auto #0
-__all__ = ['skip_rest', 'StudyRuns', 'OpenStudy', 'open_study', 'show_table']
+__all__ = ['NO_RECORD', 'skip_rest', 'StudyRuns', 'OpenStudy', 'open_study', 'show_table']
 
 # %% ../nbs/55_notebook.ipynb #20ac5262
 def skip_rest() -> None:
@@ -75,16 +75,21 @@ class StudyRuns:
         return [held[str(c.parameters)] for c in self.cells if str(c.parameters) in held]
 
 # %% ../nbs/55_notebook.ipynb #970071b8
+NO_RECORD = 'No record yet.'
+
 class OpenStudy(StudyRuns):
     "A study with the parameters of its notebook: run, and shown."
 
     def evidence(self, other: str = '') -> Evidence: # other: a study's name, '' for this one
         return gather_evidence(other or self.study.name, self.profile.name)
 
-    def table(self, title: str) -> pd.DataFrame:
+    def table(self, title: str) -> pd.DataFrame | None: # None, and a line says so, where there is no record
         "A table of the study's row, from the records there are."
         table = _named(self.study.tables, title, 'table', lambda t: t.title)
-        return table.make(self.evidence(table.study))
+        evidence = self.evidence(table.study)
+        if evidence.records: return table.make(evidence)
+        print(NO_RECORD)
+        return None
 
     def figure(self, name: str) -> Any: # a matplotlib figure, or None if there is nothing to draw
         "A figure of the study's row, from the records there are."
@@ -94,7 +99,7 @@ class OpenStudy(StudyRuns):
     def finding(self) -> str:
         "The answer to the study's question, from the numbers there are."
         evidence = self.evidence()
-        return self.study.finding(evidence) if evidence.records else 'No record yet.'
+        return self.study.finding(evidence) if evidence.records else NO_RECORD
 
     def picture(self, run: Record, name: str = 'samples') -> Any: # of IPython, or None
         "A picture that a run has kept."
