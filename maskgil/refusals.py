@@ -20,7 +20,7 @@ from .processes import device_count
 from .profiles import Profile, wrong_seed, wrong_settings
 from .shards import copy_count, VARIANTS
 from .text import encoder_folder, weight_files
-from .text_study import wrong_texts
+from .text_study import wrong_lumina, wrong_texts
 from .tokenizers import load_tokenizer, TOKENIZERS
 
 # %% auto #0
@@ -31,7 +31,8 @@ __all__ = ['wrong_names', 'wrong_counts', 'config_of', 'wrong_cell', 'wrong_valu
 # %% ../nbs/47_refusals.ipynb #56972e25
 def wrong_names(profile: Profile) -> Iterator[str]: # one line for each
     "Settings that name a row of a table which is not there."
-    named = {'evaluation.extractor': EXTRACTORS, 'training.dtype': ['auto', *DTYPES], 'data.variants': ['', *VARIANTS]}
+    named = {'evaluation.extractor': [name for name, row in EXTRACTORS.items() if 'fid' in row.metrics],
+             'training.dtype': ['auto', *DTYPES], 'data.variants': ['', *VARIANTS]}
     for setting, rows in named.items():
         group, _, name = setting.partition('.')
         value = getattr(getattr(profile, group), name)
@@ -133,7 +134,8 @@ def trained_configs(
 
 def wrong_disk(profile: Profile, cells: Sequence[Any]) -> str: # '' where there is room
     "Whether the cache has room for what cells train."
-    needed = sum(kept_bytes(profile, parameter_counts(config)[0]) for config in trained_configs(profile, cells))
+    stages = filter(None, (profile.first, profile)) # a second stage needs the weights of the first
+    needed = sum(kept_bytes(at, parameter_counts(config)[0]) for at in stages for config in trained_configs(at, cells))
     folder = cache_dir()/'generators'
     there = sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) if folder.is_dir() else 0
     free = shutil.disk_usage(next(p for p in (cache_dir(), *cache_dir().resolve().parents) if p.exists())).free
@@ -167,8 +169,9 @@ def wrong_checkpoint(name: str) -> str: # name: of a row of `TOKENIZERS`
     except (OSError, ValueError, RuntimeError, ImportError) as e: return str(e)
     return ''
 
-def wrong_first_model(cell: Any) -> str: # cell: of `studies.Cell`
+def wrong_first_model(profile: Profile, cell: Any) -> str: # cell: of `studies.Cell`
     "Whether the published AR model that begins a cell's images is there; '' where it is, or none is wanted."
+    if cell.parameters.get('fusion') == 'lumina': return wrong_lumina(profile, cell.arguments['lumina'])
     if cell.parameters.get('ar') != 'published': return ''
     try: published_ar(cell.size)
     except (OSError, ValueError) as e: return str(e)
@@ -224,7 +227,7 @@ def wrong_surroundings(
     if 'training' in stages: yield wrong_disk(profile, cells)
     if 'tokenizer' in stages and not profile.tokenizer.steps:
         yield from map(wrong_checkpoint, dict.fromkeys(profile.row(c.tokenizer) for c in cells if c.steps != 0))
-    yield from map(wrong_first_model, cells)
+    yield from (wrong_first_model(profile, cell) for cell in cells)
     if 'text' in groups: yield wrong_encoder(profile.text.encoder)
     if 'training' in stages: yield from wrong_memory(profile, cells)
     if 'metrics' in stages: yield wrong_extractor(profile.evaluation.extractor)

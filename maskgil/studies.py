@@ -167,8 +167,7 @@ class Study:
 
     def check(self, profile: Profile, p: Any, called: dict[str, str]) -> None: # called: as `check_study` has it
         "Refuse now what could be refused later; a plan says what this machine lacks, and a look at records asks less."
-        runs = getattr(p, 'run', True)
-        here = 'plan' if getattr(p, 'dry_run', False) else 'yes' if runs else 'no'
+        here = 'plan' if getattr(p, 'dry_run', False) else 'yes' if getattr(p, 'run', True) else 'no'
         saved = getattr(p, 'checkpoint', '') if 'checkpoint' not in self.bench_takes else '' # else it is read
         check_study(profile, lambda: list(self.grid(profile, p)), getattr(p, 'seed', 0), called, self.stages,
                     self.groups, here, saved)
