@@ -8,7 +8,7 @@ else
 endif
 PYTHON := $(BIN)python
 
-.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample demo plan test faults rehearsal proof bench prices check export notebooks docs clean
+.PHONY: help install reproduce remeasure tokenizers reference report page text protocol sample demo plan test faults rehearsal proof bench speedrun prices check export notebooks docs clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,9 @@ faults: install ## break things on purpose: kills, full disks, flipped bits, noi
 
 bench: install ## speed as a share of what this machine can do; PEERS=folder compares with published code
 	@$(PYTHON) -m maskgil.speed $(if $(PEERS),--peers $(PEERS))
+
+speedrun: install ## time to a fixed KID-EL0, our recipe beside the paper's; ENTRY=name for another, on a quiet machine
+	@$(PYTHON) -m maskgil.speedrun $(if $(ENTRY),--entry $(ENTRY))
 
 prices: install ## what approximate options of the samplers save and lose; PEERS=folder adds the released code
 	@$(PYTHON) -m maskgil.approximate $(if $(PEERS),--peers $(PEERS))

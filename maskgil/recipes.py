@@ -30,6 +30,12 @@ def _average(training: Any) -> Changes: # of the weights, as long as the profile
 def _decay(training: Any) -> Changes:
     return dict(config=dict(warmup_steps=training.warmup_steps or 1000, decay='cosine'))
 
+def _higher_rate(training: Any) -> Changes:
+    return dict(config=dict(learning_rate=training.learning_rate * 8 / 3))
+
+def _muon(training: Any) -> Changes: # at a rate of its own
+    return dict(config=dict(optimizer='muon', learning_rate=training.learning_rate * 8 / 3))
+
 def _always(**changes: Any) -> Callable[[Any], Changes]: # in every profile
     return lambda training: changes
 
@@ -45,19 +51,23 @@ RUNGS: dict[str, Rung] = {
     'ratio above 0.2': Rung(_always(training=dict(schedule='truncated')), 'after eMIGM (arXiv 2503.07197)'),
     'beta ratio': Rung(_always(training=dict(schedule='beta')), 'AutoNAT (LeapLabTHU/ImprovedNAT ad964f9)'),
     'mask as null': Rung(_always(model=dict(null='mask')), 'eMIGM (arXiv 2503.07197)'),
-    'muon': Rung(_always(config=dict(optimizer='muon')), 'KellerJordan/modded-nanogpt'),
+    'muon': Rung(_muon, 'KellerJordan/modded-nanogpt'),
+    'higher rate': Rung(_higher_rate, 'that of muon, with AdamW'),
+    'surer order': sampling('AutoNAT (LeapLabTHU/ImprovedNAT ad964f9) searches 2.5 where MaskGIT has 4.5',
+        choice_temperature=1.5),
     'exponential': sampling('eMIGM (arXiv 2503.07197)', schedule='exponential'),
     'late guidance': sampling('eMIGM (arXiv 2503.07197), Section 5.3', guidance='late'),
     'ramped guidance': sampling('arXiv 2507.08965', guidance='ramp'),
     'halton': sampling('Halton-MaskGIT (valeoai/Halton-MaskGIT)', order='halton'),
     'checkerboard': sampling('GtR (arXiv 2510.17171)', order='checkerboard'),
+    'sixteen steps': sampling('the paper, Figure 10; drawing costs twice as much', steps=16),
     'remasking': sampling('ReMDM (arXiv 2503.00307)', remask=.1),
     'autonat': sampling('AutoNAT (LeapLabTHU/ImprovedNAT ad964f9): all that was searched for eight steps',
         schedule='autonat', guidance='autonat', temperature_schedule='autonat', choice_schedule='autonat',
         choice_temperature=2.478, confidence_from='model'),
 }
 
-OUR_RUNGS: tuple[str, ...] = ('decay', 'average', 'beta ratio', 'muon') # in the order in which they are added
+OUR_RUNGS: tuple[str, ...] = ('surer order', 'muon', 'average', 'no smoothing') # in the order in which they are added
 
 # %% ../nbs/11_recipes.ipynb #514c775d
 @dataclass(frozen=True)

@@ -472,7 +472,7 @@ def once(
     return _decoded(read_json(path))
 
 # %% ../nbs/41_records.ipynb #633c6e50
-PROGRAMS = ('faults', 'speed', 'approximate', 'gpu') # make records too, and are no studies
+PROGRAMS = ('faults', 'speed', 'approximate', 'gpu', 'speedrun') # make records too, and are no studies
 
 def promote(
     study: str = '', # or one of `PROGRAMS`; all of both if empty

@@ -22,15 +22,16 @@ from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index
 from .studies import Cell, METHOD, SECOND_STAGES, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
+from .speedrun import log_of
 from .gpu import gpu_line, GPU_WORKS
 from .tables import history_table, long_table, over_seeds
 
 # %% auto #0
-__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'FAULTY',
+__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
            'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking',
            'missing', 'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices',
-           'price_finding', 'fault_blocks', 'gpu_blocks', 'compose', 'claim_blocks', 'method_blocks', 'study_blocks',
-           'anchor', 'effect_picture', 'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html',
+           'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks', 'compose', 'claim_blocks', 'method_blocks',
+           'study_blocks', 'anchor', 'effect_picture', 'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html',
            'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
@@ -236,6 +237,22 @@ def price_finding(
     beside = f", {best[timed[-1]] / released:.2f} of the released code's" if released else ''
     return f'{said}{beside}, with no significant loss by any of the judges.'
 
+# %% ../nbs/56_report.ipynb #001a5791
+RACE = 'A speedrun'
+
+def race_blocks(sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:
+    "The log of the speedrun; nothing where there was none."
+    found = newest_of('speedrun', sources)
+    if not found: return
+    newest = found[-1]
+    yield 'heading', RACE, '`make speedrun`'
+    yield 'text', (f"Seconds of training until what is drawn has a KID-EL0 of {newest.parameters['target']:g} or less, "
+                   'the median over seeds and the range. An entry runs beside the one that it wants to beat, seed by '
+                   'seed on the same machine: how many times sooner it is has a 95 % interval over these pairs, and p '
+                   'says how likely it would be if it were no sooner.')
+    yield 'table', 'The log', log_of(found), f'{processor(newest)}, {newest.ended[:10]}.', False
+
+
 # %% ../nbs/56_report.ipynb #89ab370c
 FAULTY = 'What breaks, and what comes of it'
 ENDS_SAID = { # of `faults.ENDS`
@@ -280,13 +297,14 @@ def compose(
     "Gather, draw and order everything."
     gathered = {name: gather_evidence(name, profile, sources) for name in (*STUDIES, *SECOND_STAGES)}
     broken, fast, on_gpu = list(fault_blocks(sources)), list(speed_blocks(folder, sources)), list(gpu_blocks(sources))
+    race = list(race_blocks(sources))
     titles = [CLAIMED, RUNS, THE_METHOD, *(s.title for s in STUDIES.values()), *([ON_A_GPU] if on_gpu else []),
-              *([FAST] if fast else []), *([FAULTY] if broken else [])]
+              *([RACE] if race else []), *([FAST] if fast else []), *([FAULTY] if broken else [])]
     blocks: list[PageBlock] = [('title', TITLE), ('text', LEAD), ('contents', titles), *claim_blocks(profile, sources),
                            ('heading', RUNS, 'one row a study'), ('table', '', status_table(gathered), '', False),
                            *(('missing', line) for line in older_records(gathered)), *method_blocks(folder)]
     for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder)
-    return [*blocks, *on_gpu, *fast, *broken, ('text', CREDIT)]
+    return [*blocks, *on_gpu, *race, *fast, *broken, ('text', CREDIT)]
 
 # %% ../nbs/56_report.ipynb #7055aec4
 def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Iterator[PageBlock]:

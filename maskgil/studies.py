@@ -127,7 +127,7 @@ class Study:
     stages: tuple[str, ...] = STAGES     # of `versions.VERSIONS`, that a cell goes through
     groups: tuple[str, ...] = ('data', 'tokenizer', 'training', 'evaluation') # of the profile's settings
     shorter: bool = False                # trains for the profile's `study_epochs`
-    shortest: bool = False               # trains for the first of them
+    shortest: bool = False               # trains for half of the first of them
     apart: tuple[str, ...] = ()          # arguments that make a process of their own in `reproduce`
     asked: bool = False                  # `reproduce` runs it only when it is named
     alone: bool = False                  # times something: nothing else may run meanwhile
@@ -150,7 +150,7 @@ class Study:
         "The profile as this study trains with it."
         if not (self.shorter or self.shortest): return profile
         epochs = list(profile.training.study_epochs)
-        return override(profile, {'training.epochs': epochs[:1] if self.shortest else epochs})
+        return override(profile, {'training.epochs': [max(1, epochs[0] // 2)] if self.shortest else epochs})
 
     def at_stage(self, profile: Profile, p: Any) -> Profile: # p: the notebook's parameters
         "The profile of the stage that is asked for."
