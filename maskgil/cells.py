@@ -452,25 +452,30 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]: # what it gives, and s
 STUDIED_ORDERS = ['confidence', 'random', 'halton', 'raster'] # of the steps study: its records have these
 
 # %% ../nbs/44_cells.ipynb #a9b38e59
-def steps_cell(bench: Bench, size: str, recipe: str = 'paper', folder: Path | None = None) -> dict[str, Any]:
+def steps_cell(
+    bench: Bench,
+    size: str, recipe: str = 'paper', folder: Path | None = None, # as for `generation_cell`, and these too
+    model: dict[str, Any] | None = None, training: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None, config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     "Sample one trained model in many ways."
     profile, settings, curve = bench.profile, bench.profile.evaluation, []
-    trained = train_model(bench, size, recipe=recipe)
-    model = trained.at(profile.training.epochs[-1]).to(pick_device(bench.device))
+    trained = train_model(bench, size, recipe=recipe, training=training, config=config, **(model or {}))
+    last = trained.at(profile.training.epochs[-1]).to(pick_device(bench.device))
     base: dict[str, Any] = dict(steps=settings.steps, cfg=settings.main_cfg, order='confidence',
-                                dtype=profile.training.dtype) | SAMPLING_RECIPES[recipe]
+                                dtype=profile.training.dtype) | SAMPLING_RECIPES[recipe] | (sampling or {})
     labels = wanted_labels(bench)
     changes = [dict(steps=s) for s in settings.step_grid] + [dict(order=o) for o in STUDIED_ORDERS if o != 'confidence']
     for change in changes:
         options = base | change
-        metrics = once(folder, lambda: timed_draw(bench, model, labels, **options), **change)
+        metrics = once(folder, lambda: timed_draw(bench, last, labels, **options), **change)
         curve.append(dict(steps=options['steps'], order=options['order'], images=len(labels), cfg=settings.main_cfg,
                           metrics=metrics))
         print(f"{profile.row(size)}, {options['steps']} steps, {options['order']}: {as_line(metrics[settings.fid])}")
     counts = list(settings.sample_counts)
-    curve += once(folder, lambda: dict(points=by_image_count(bench, model, **base)), counts=counts)['points']
+    curve += once(folder, lambda: dict(points=by_image_count(bench, last, **base)), counts=counts)['points']
     return dict(curve=curve, floor=bench.floor, through=bench.through, history=trained.history,
-                protocol=card_of(bench, model, labels, **base), **training_cost(trained))
+                protocol=card_of(bench, last, labels, **base), **training_cost(trained))
 
 # %% ../nbs/44_cells.ipynb #ae236096
 def by_image_count(bench: Bench, model: Any, **options: Any) -> list[dict[str, Any]]: # points of a curve

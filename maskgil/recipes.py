@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 # %% auto #0
 __all__ = ['Changes', 'PAPER', 'RUNGS', 'OUR_RUNGS', 'Rung', 'sampling', 'Comparison', 'comparisons', 'ladder', 'recipe_name',
-           'changes_of', 'trained_by']
+           'changes_of', 'our_changes', 'trained_by']
 
 # %% ../nbs/11_recipes.ipynb #2a1a0393
 Changes = dict[str, dict[str, Any]] # arguments of `cells.generation_cell`: model, training, config, sampling
@@ -107,9 +107,17 @@ def changes_of(
     training: Any, # a profile's training settings
 ) -> Changes: # arguments of `cells.generation_cell`
     "What a recipe changes; a later rung replaces what an earlier one has set."
+    return _together(PAPER, *(RUNGS[rung].changes(training) for rung in ladder()[recipe]))
+
+def our_changes(
+    training: Any, # a profile's training settings
+) -> Changes: # arguments of `cells.generation_cell`
+    "What ours changes in the recipe that a profile has already: every study can be run with it."
+    return _together(*(RUNGS[rung].changes(training) for rung in OUR_RUNGS))
+
+def _together(*changes: Changes) -> Changes:
     found: Changes = {}
-    for changes in (PAPER, *(RUNGS[rung].changes(training) for rung in ladder()[recipe])):
-        for group, fields in changes.items(): found[group] = found.get(group, {}) | fields
+    for group, fields in (part for of in changes for part in of.items()): found[group] = found.get(group, {}) | fields
     return found
 
 def trained_by(changes: dict[str, Any]) -> Changes: # changes: arguments of `cells.generation_cell`

@@ -40,7 +40,7 @@ from maskgil.findings import (
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, decisive_settings, override, resolve_profile, second_stage
-from .recipes import changes_of, ladder, trained_by
+from .recipes import changes_of, ladder, our_changes, trained_by
 from .records import Record
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
@@ -54,11 +54,11 @@ from .weights import find_folder
 
 # %% auto #0
 __all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell',
-           'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'scaling_grid', 'second_cell',
-           'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid', 'fusion_grid', 'departures_grid',
-           'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model', 'run_scaling', 'run_tokenizers',
-           'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe', 'ProtocolBench',
-           'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
+           'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'of_recipe', 'scaling_grid',
+           'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid', 'fusion_grid',
+           'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model', 'run_scaling',
+           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe',
+           'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
            'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
            'defaults', 'default_cells', 'second_cells']
 
@@ -105,7 +105,7 @@ class Cell:
     variant: str = ''                    # what else sets its model apart
     study: str = ''                      # of the record, if not the one that makes it: a row of `SECOND_STAGES`
     flops: Callable[[], float] | None = None # where steps and images do not tell
-    changes: dict[str, dict[str, Any]] = field(default_factory=dict) # model, training, config: of `generation_cell`
+    changes: dict[str, Any] = field(default_factory=dict) # arguments of `generation_cell`: model, training, ...
     columns: Callable[[], dict[str, Any]] | None = None # of its plan, where it is not of two stages of training
 
     def __str__(self) -> str: return ' '.join(map(str, self.parameters.values())) or 'all'
@@ -230,11 +230,16 @@ def curve_images(profile: Profile, untrained: bool = False) -> int:
     return points * settings.images
 
 # %% ../nbs/53_studies.ipynb #dda21cc1
+def of_recipe(profile: Profile, recipe: str) -> dict[str, Any]: # recipe: 'paper', 'released' or 'ours'
+    "Fields of a cell: the first two recipes are rows of the model's, the objective's and the sampler's tables."
+    if recipe != 'ours': return dict(recipe=recipe)
+    return dict(changes=our_changes(profile.training), variant=recipe)
+
 def scaling_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One for each size, of the stage that is asked for."
     for size in each(p.size, SIZE_ROWS):
-        first = Cell(dict(size=size, recipe=p.recipe), dict(size=size), size, recipe=p.recipe,
-                     images=curve_images(profile, untrained=True))
+        first = Cell(dict(size=size, recipe=p.recipe), dict(size=size), size,
+                     images=curve_images(profile, untrained=True), **of_recipe(profile, p.recipe))
         yield first if p.stage == '256' else second_cell(profile, first)
 
 def second_cell(profile: Profile, first: Cell) -> Cell: # profile: of the second stage
@@ -292,9 +297,8 @@ def steps_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     settings = profile.evaluation
     decoded = [*settings.step_grid, *[settings.steps] * (len(STUDIED_ORDERS) - 1)] # steps of each set of images
     many = max(settings.sample_counts)
-    yield Cell(dict(size=p.size, recipe=p.recipe), {}, p.size, recipe=p.recipe,
-               images=len(decoded) * settings.images + many,
-               passes=sum(decoded) * settings.images + settings.steps * many)
+    yield Cell(dict(size=p.size, recipe=p.recipe), {}, p.size, images=len(decoded) * settings.images + many,
+               passes=sum(decoded) * settings.images + settings.steps * many, **of_recipe(profile, p.recipe))
 
 def fusion_grid(profile: Profile, p: Any) -> Iterator[Cell]:
     "One of two models, and a set of images for each division of the tokens."
@@ -354,7 +358,8 @@ def first_text_model(profile: Profile, p: Any) -> dict[str, Any]: # the notebook
 
 # %% ../nbs/53_studies.ipynb #69705b71
 def run_scaling(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
-    return generation_cell(bench, cell.size, recipe=cell.recipe, folder=folder, untrained=bench.first is None)
+    return generation_cell(bench, cell.size, recipe=cell.recipe, folder=folder, untrained=bench.first is None,
+                           **cell.changes)
 
 def run_tokenizers(bench: Bench, cell: Cell, folder: Path) -> dict[str, Any]:
     of, stage = bench.of(cell.tokenizer), cell.parameters['stage']
@@ -563,7 +568,7 @@ register_study(Study(
     'steps', 'Decoding steps', 'Figure 10; beyond the paper: orders, number of images',
     'How many steps does masked decoding need, does the order of revealing matter, and how much of FID is the number '
     'of images?',
-    steps_grid, lambda bench, cell, folder: steps_cell(bench, cell.size, cell.recipe, folder),
+    steps_grid, lambda bench, cell, folder: steps_cell(bench, cell.size, cell.recipe, folder, **cell.changes),
     {'steps': 'evaluation.step_grid', 'cfg': 'evaluation.main_cfg', 'eval_images': 'evaluation.images'},
     figures=(
         Figure('figure-10', fid_over_steps, decoding_finding('steps')),

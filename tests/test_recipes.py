@@ -1,12 +1,16 @@
 "By which switches the released code differs from the paper here: exactly these, no more and no fewer."
 import dataclasses
+from types import SimpleNamespace
 
 import pytest, torch
 
+from maskgil.bench import Bench
 from maskgil.data import EVALUATION_RECIPES, stretch_to_uint8, to_uint8
 from maskgil.models import RECIPES, SIZES, load_model, model_config
 from maskgil.pipeline import decode_tokens
+from maskgil.recipes import our_changes
 from maskgil.sampling import SAMPLING_RECIPES, sample_mar
+from maskgil.studies import defaults, STUDIES
 from maskgil.tokenizers import load_tokenizer
 from maskgil.losses import TRAINING_RECIPES, MaskedObjective
 
@@ -66,3 +70,32 @@ def test_evaluation_switch():
     with torch.no_grad(): raw = tokenizer.decode(TOKENS, clamp=False)
     assert torch.equal(paper, to_uint8(raw)) and torch.equal(released, stretch_to_uint8(raw))
     assert released.flatten(1).amin(1).eq(0).all() and released.flatten(1).amax(1).eq(255).all()
+
+
+def ours_of(study, **given):
+    "The cells of a study by our recipe, in the smoke profile, and by the paper's."
+    p = defaults(study, profile='smoke', **given)
+    profile = STUDIES[study].profile(p)
+    return profile, [[*STUDIES[study].grid(profile, vars_of(p, recipe=recipe))] for recipe in ('ours', 'paper')]
+
+def vars_of(p, **given): return SimpleNamespace(**vars(p) | given)
+
+
+@pytest.mark.parametrize('study, sizes', [('scaling', dict(size='b')), ('steps', {})])
+def test_any_study_of_a_recipe_can_be_run_with_ours(study, sizes):
+    "What ours changes stands in the cell; its model is planned apart from the paper's."
+    profile, (ours, paper) = ours_of(study, **sizes)
+    assert ours[0].changes == our_changes(profile.training) and not paper[0].changes
+    assert ours[0].parameters['recipe'] == 'ours' and ours[0].variant != paper[0].variant
+    assert ours[0].recipe == 'paper', 'the rows of the tables are those of the paper'
+
+
+def test_scaling_by_our_recipe_trains_and_draws_by_it(tmp_path):
+    "Another training than the paper's, and the card names the temperature."
+    profile, (ours, paper) = ours_of('scaling', size='b')
+    bench = Bench(profile, device='cpu')
+    made, usual = (STUDIES['scaling'].run(bench, cells[0], tmp_path/name)
+                   for name, cells in dict(ours=ours, paper=paper).items())
+    assert made['history'] != usual['history'] and made['training_flops'] == usual['training_flops']
+    drawing = our_changes(profile.training)['sampling']
+    assert drawing and drawing.items() <= made['protocol']['sampler'].items()
