@@ -26,8 +26,8 @@ from .training import fit, load_milestone
 from .weights import check_whole
 
 # %% auto #0
-__all__ = ['ENTRIES', 'SIZE', 'TARGET', 'EVERY', 'Entry', 'looks', 'timed_training', 'timed_run', 'Gain', 'gain_of', 'speedrun',
-           'log_line', 'log_of']
+__all__ = ['ENTRIES', 'SIZE', 'TARGET', 'EVERY', 'Entry', 'steps_looked_at', 'timed_training', 'timed_run', 'Gain', 'gain_of',
+           'speedrun', 'log_line', 'log_of']
 
 # %% ../nbs/50_speedrun.ipynb #404a27e0
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ TARGET = .6            # KID-EL0, a point that the paper's recipe reaches
 EVERY = 100            # steps between two looks
 
 # %% ../nbs/50_speedrun.ipynb #80cc4950
-def looks(last: int, every: int) -> list[int]: # last: step of the training
+def steps_looked_at(last: int, every: int) -> list[int]: # last: step of the training
     "The steps after which a model is measured."
     return [*range(every, last, every), last]
 
@@ -67,7 +67,7 @@ def timed_training(
     seconds: dict[int, float] = {}
     begun = time.perf_counter()
     def on_log(state: Any, row: dict[str, float]) -> None: seconds[state.step] = time.perf_counter() - begun
-    fit(trained.model, objective, bench.tokens, config, folder, looks(config.steps, every), bench.device,
+    fit(trained.model, objective, bench.tokens, config, folder, steps_looked_at(config.steps, every), bench.device,
         bench.profile.training.dtype, save_seconds=math.inf, log_every=every, name=entry.recipe, on_log=on_log)
     return trained.model, seconds
 

@@ -168,9 +168,8 @@ class Study:
     def check(self, profile: Profile, p: Any, called: dict[str, str]) -> None: # called: as `check_study` has it
         "Refuse now what could be refused later; a plan says what this machine lacks, and a look at records asks less."
         here = 'plan' if getattr(p, 'dry_run', False) else 'yes' if getattr(p, 'run', True) else 'no'
-        saved = getattr(p, 'checkpoint', '') if 'checkpoint' not in self.bench_takes else '' # else it is read
-        check_study(profile, lambda: list(self.grid(profile, p)), getattr(p, 'seed', 0), called, self.stages,
-                    self.groups, here, saved)
+        saved, seed = '' if 'checkpoint' in self.bench_takes else getattr(p, 'checkpoint', ''), getattr(p, 'seed', 0)
+        check_study(profile, lambda: [*self.grid(profile, p)], seed, called, self.stages, self.groups, here, saved)
 
 # %% ../nbs/53_studies.ipynb #c2f30d54
 SECOND_STAGES = {'weak_to_strong': 'scaling'} # the study of a second stage's records: the one that makes them
