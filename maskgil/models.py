@@ -22,13 +22,13 @@ from .recipes import ladder
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 
 # %% auto #0
-__all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'NULLS', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS', 'RECIPES',
-           'Size', 'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies',
+__all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'NULLS', 'SEES', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS',
+           'RECIPES', 'Size', 'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies',
            'angles_2d', 'unit_vectors', 'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope',
-           'attention_mask', 'plain_attention', 'attention', 'rows_at', 'true_rows', 'Attention', 'compute_dtype',
-           'inverse_rms', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block', 'ClassCondition',
-           'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache', 'ImageModel',
-           'check_tokens', 'check_condition', 'condition_tokens', 'initialise', 'LlamaBody', 'ImageLlama',
+           'attention_mask', 'plain_attention', 'seen_apart', 'attention', 'rows_at', 'true_rows', 'Attention',
+           'compute_dtype', 'inverse_rms', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block',
+           'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache',
+           'ImageModel', 'check_tokens', 'check_condition', 'condition_tokens', 'initialise', 'LlamaBody', 'ImageLlama',
            'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
            'weights_per_position', 'weights_behind_attention', 'forward_flops', 'training_flops', 'load_model']
 
@@ -96,6 +96,7 @@ SIZES['besnier'] = Size(24, 16, 768)  # the published MaskGIT-pytorch weights
 
 # %% ../nbs/12_models.ipynb #3155b7ae
 NULLS = ('class', 'mask') # a class more, or the mask's embedding
+SEES = ('all', 'settled')  # what a settled token sees: all tokens, or those that are settled too (ENAT)
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -118,11 +119,14 @@ class ModelConfig:
     token_dropout: float = 0.0   # on the embedded sequence (LlamaGen)
     code_groups: tuple[int, ...] = () # sizes of a code's digits, whose product is v; (): one head for all of v
     null: str = came_later('class') # what stands in for a class that is dropped, one of `NULLS`
+    sees: str = came_later('all') # what a settled token sees, one of `SEES`; a hidden one sees all
 
     def __post_init__(self):
         self._check_numbers()
         if check_choice('null', self.null, NULLS) == 'mask' and (self.causal or not self.classes or self.text_width):
             raise ValueError("null='mask' is for masked models of classes: AR has no mask, and texts a null caption")
+        if check_choice('sees', self.sees, SEES) == 'settled' and self.causal:
+            raise ValueError("sees='settled' is for masked models: to AR nothing is hidden")
         if not self.code_groups: return
         codes = math.prod(self.code_groups)
         if codes != self.codebook_size:
@@ -249,11 +253,11 @@ def _turn(pairs: Tensor, rope: Tensor) -> Tensor:
 def attention_mask(
     keys: int, # t
     causal: bool, # a position sees itself and what came before
-    key_mask: Tensor | None, # (b t) bool, False hides a key; a causal position still sees itself
+    key_mask: Tensor | None, # (b t) bool, False hides a key; a causal position still sees itself. Or (b t t)
     device: torch.device,
 ) -> Tensor | None: # bool, True where a row sees a column: (t t), (b 1 1 t) or (b 1 t t); None sees everything
     "Which queries see which keys."
-    shown = None if key_mask is None else key_mask[:, None, None] # b 1 1 t
+    shown = None if key_mask is None else key_mask[:, None, None] if key_mask.ndim == 2 else key_mask[:, None]
     if not causal: return shown
     everything = torch.ones(keys, keys, dtype=torch.bool, device=device)
     if shown is None: return everything.tril()
@@ -270,13 +274,23 @@ def plain_attention(
     if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
 
+# %% ../nbs/12_models.ipynb #3ac27c65
+def seen_apart(
+    settled: Tensor, # (b t) bool, also true of the condition
+    key_mask: Tensor | None = None, # (b t) bool, False hides a key
+) -> Tensor: # (b t t) bool, True where a row sees a column
+    "A settled token sees what is settled, a hidden one sees all (ENAT, arXiv 2411.06959)."
+    pairs = settled[:, None] | ~settled[:, :, None]
+    return pairs if key_mask is None else pairs & key_mask[:, None]
+
+
 # %% ../nbs/12_models.ipynb #e6d8459f
 SHORT_SEQUENCE = 512 # positions up to which a CPU takes the plain products
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, # (b heads t c)
     causal: bool = False, # a position sees itself and what came before
-    key_mask: Tensor | None = None, # (b t_k) bool, False hides a key from every query
+    key_mask: Tensor | None = None, # (b t_k) bool, False hides a key from every query; (b t t_k) from one
 ) -> Tensor: # (b heads t c)
     "softmax(q k' / sqrt(c)) v"
     keys = k.shape[-2]
@@ -317,7 +331,7 @@ class Attention(nn.Module):
         self,
         x: Tensor, # (b t d)
         rope: Tensor, # (t 1 c/2 2) or (b t 1 c/2 2), rows of `rope_table`
-        key_mask: Tensor | None = None, # (b t) bool, False hides a key
+        key_mask: Tensor | None = None, # (b t) or (b t t) bool, False hides a key
         cache: KVCache | SettledCache | None = None, # what was seen before `x`
         layer: int = 0, # which rows of the cache
         at: Tensor | None = None, # (k,) the rows of (b t) whose result is wanted; None is all
@@ -729,12 +743,15 @@ class LlamaBody(ImageModel):
         visible: Tensor | None, # (b prefix) bool, which of them may be seen; None is all
         cache: KVCache | SettledCache | None = None,
         at: Tensor | None = None, # (b n) bool, the image tokens whose vectors are wanted; None is all positions
+        settled: Tensor | None = None, # (b n) bool, the image tokens that see each other alone; None sees all
     ) -> Tensor: # (b t d), or (k d)
         "All blocks and the last norm."
         table = rope_table(self.config.rope, grid, self.config.head_dim, prefix, x.device)
         rope, end = (table[:x.shape[1]], x.shape[1]) if cache is None else cache.place(table, x.shape[1])
         sides = (0, end - prefix) if self.config.class_first else (end - prefix, 0) # where the image tokens are
         key_mask = None if visible is None else F.pad(visible, sides, value=True) # b t
+        if settled is not None:
+            key_mask = seen_apart(F.pad(settled, self.config.condition_sides(prefix), value=True), key_mask) # b t t
         if at is not None: at = F.pad(at, self.config.condition_sides(prefix)) # b t
         if at is not None and isinstance(cache, SettledCache): at = cache.pick(at) # b m
         rows = None if at is None else true_rows(at)
@@ -764,10 +781,12 @@ class ImageLlama(LlamaBody):
         parts = [condition_tokens(self, labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
         x = torch.cat(parts if self.config.class_first else parts[::-1], 1)             # b prefix+n d
         if self.config.causal and at is not None: raise ValueError('a causal model predicts every place at once')
+        settled = tokens.flatten(1) != self.config.mask_id if self.config.sees == 'settled' else None
         if cache is not None:
+            if settled is not None: raise ValueError("reuse is for models whose settled tokens see all: sees='all'")
             cache.begin(len(x), self.config.condition_sides(prefix))
             x = cache.pick(x)
-        x = self.hidden(self.token_dropout(x), grid, prefix, visible, cache, at)
+        x = self.hidden(self.token_dropout(x), grid, prefix, visible, cache, at, settled)
         if at is not None: return x
         if self.config.causal: return x[:, prefix - 1:] # the condition's last token predicts the image's first
         return x[:, prefix:] if self.config.class_first else x[:, :-prefix]
@@ -829,6 +848,7 @@ class MaskGITTransformer(ImageModel):
         super().__init__()
         if config.text_width:
             raise ValueError("MaskGIT's Transformer reads a class, not a text: its positions are learned for one")
+        if config.sees != 'all': raise ValueError("MaskGIT's Transformer has sees='all': every token sees every token")
         self.config = config
         d, n, codes = config.width, config.grid[0] * config.grid[1], config.codebook_size + 1 # the mask is a code
         self.token_embedding = nn.Embedding(codes, d)

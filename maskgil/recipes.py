@@ -51,6 +51,7 @@ RUNGS: dict[str, Rung] = {
     'ratio above 0.2': Rung(_always(training=dict(schedule='truncated')), 'after eMIGM (arXiv 2503.07197)'),
     'beta ratio': Rung(_always(training=dict(schedule='beta')), 'AutoNAT (LeapLabTHU/ImprovedNAT ad964f9)'),
     'mask as null': Rung(_always(model=dict(null='mask')), 'eMIGM (arXiv 2503.07197)'),
+    'settled apart': Rung(_always(model=dict(sees='settled')), 'ENAT (arXiv 2411.06959), its attention alone'),
     'muon': Rung(_muon, 'KellerJordan/modded-nanogpt'),
     'higher rate': Rung(_higher_rate, 'that of muon, with AdamW'),
     'surer order': sampling('AutoNAT (LeapLabTHU/ImprovedNAT ad964f9) searches 2.5 where MaskGIT has 4.5',

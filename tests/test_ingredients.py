@@ -193,11 +193,47 @@ def test_guidance_and_a_saved_pipeline(tmp_path):
     assert drawn(pipe, 3.) == drawn(again, 3.) != drawn(pipe, 1.)
 
 
+def half_hidden(): return torch.tensor([[[3] * 4] * 2 + [[16] * 4] * 2])
+
+def images_apart(sees): # features (n d) of half hidden tokens, and of the same where the mask looks otherwise
+    made = model(sees=sees).eval()
+    for weight in made.parameters(): torch.nn.init.normal_(weight, std=.3)
+    before = made.features(half_hidden(), torch.tensor([1]))[0].detach()
+    made.token_embedding.weight.data[16] += 1
+    return before, made.features(half_hidden(), torch.tensor([1]))[0].detach()
+
+
+def test_settled_tokens_do_not_see_the_mask():
+    "Hidden ones do, and see what is settled too."
+    before, after = images_apart('settled')
+    torch.testing.assert_close(before[:8], after[:8])
+    assert (before[8:] - after[8:]).abs().amax(1).min() > .01
+    before, after = images_apart('all')
+    assert (before - after).abs().amax(1).min() > .01
+
+
+def test_what_is_settled_apart_trains_draws_and_reads_texts():
+    two = dict(layers=2) # what a settled token has seen matters from the second layer on
+    made = train(made=model(sees='settled', **two))
+    drawn = sampling.sample_mar(made, torch.tensor([1, 2]), (4, 4), steps=3, cfg=2., seed=0)
+    assert drawn.max() < 16 and not same_weights(made, train(made=model(**two)))
+    texts = model(sees='settled', text_width=8)
+    torch.nn.init.normal_(texts.head.weight)
+    padded = torch.randn(1, 3, 8) * torch.tensor([1., 1, 0])[:, None]
+    assert texts.logits(half_hidden(), padded).isfinite().all()
+
+
+def test_what_is_settled_apart_keeps_nothing_of_a_step():
+    with pytest.raises(ValueError, match="sees='all'"):
+        sampling.sample_mar(model(sees='settled'), torch.tensor([1]), (4, 4), steps=3, reuse='settled', seed=0)
+
+
 @pytest.mark.parametrize('changes, said', [
     (dict(null='masc'), "Did you mean 'mask'"), (dict(null='mask', causal=True), 'AR has no mask'),
-    (dict(null='mask', text_width=8), 'texts a null caption'),
+    (dict(null='mask', text_width=8), 'texts a null caption'), (dict(sees='hidden'), 'settled'),
+    (dict(sees='settled', causal=True), 'to AR nothing is hidden'),
 ])
-def test_a_null_that_cannot_be(changes, said):
+def test_a_model_that_cannot_be(changes, said):
     with pytest.raises(ValueError, match=said):
         ModelConfig('maskgil', layers=1, heads=1, width=8, codebook_size=4, **changes)
 
