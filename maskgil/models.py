@@ -94,10 +94,12 @@ for row in (
 SIZES['3b'] = Size(24, 32, 3200)      # LlamaGen only
 SIZES['besnier'] = Size(24, 16, 768)  # the published MaskGIT-pytorch weights
 
-# %% ../nbs/12_models.ipynb #3155b7ae
+# %% ../nbs/12_models.ipynb #112a11d8
 NULLS = ('class', 'mask') # a class more, or the mask's embedding
 SEES = ('all', 'settled')  # what a settled token sees: all tokens, or those that are settled too (ENAT)
 
+
+# %% ../nbs/12_models.ipynb #3155b7ae
 @dataclass(frozen=True)
 class ModelConfig:
     "What a model is, without its weights."

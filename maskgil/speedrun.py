@@ -42,11 +42,11 @@ class Entry:
 
 ENTRIES: dict[str, Entry] = {
     'paper': Entry('2026-11-29', "the paper's recipe", 'paper', 20, 2.),
-    'ours': Entry('2026-11-29', 'all rungs of our recipe', 'ours', 10, 1.5, 'paper'),
+    'ours': Entry('2026-11-29', 'a surer order, Muon, an average, no smoothing; drawn without guidance', 'ours', 20, 1., 'paper'),
 }
 
 SIZE = 'b'             # of the paper, in the profile
-TARGET = .6            # KID-EL0, a point that the paper's recipe reaches
+TARGET = 1.            # KID-EL0, a point that the paper's recipe reaches in half of its epochs
 EVERY = 100            # steps between two looks
 
 # %% ../nbs/50_speedrun.ipynb #80cc4950
@@ -117,7 +117,7 @@ def gain_of(
 # %% ../nbs/50_speedrun.ipynb #125bd889
 def speedrun(
     entry: str = 'ours', # a row of `ENTRIES`
-    seeds: list[int] = [0, 1, 2, 3, 4],
+    seeds: list[int] = [10, 11, 12, 13, 14], # not those that the recipe study runs
     profile: str = 'midi',
     target: float = TARGET, # KID-EL0
     every: int = EVERY, # steps between two looks
