@@ -42,7 +42,7 @@ class Entry:
 
 ENTRIES: dict[str, Entry] = {
     'paper': Entry('2026-11-29', "the paper's recipe", 'paper', 20, 2.),
-    'ours': Entry('2026-11-29', 'a surer order, Muon, an average, no smoothing; drawn without guidance', 'ours', 20, 1., 'paper'),
+    'ours': Entry('2026-11-29', 'our recipe, drawn without guidance', 'ours', 20, 1., 'paper'),
 }
 
 SIZE = 'b'             # of the paper, in the profile
