@@ -1,5 +1,5 @@
 """Execute the study notebooks with the records of the committed reference, and keep the outputs: `make notebooks`.
-Nothing is trained: each notebook runs with `run=False`, in the mini profile, without runs of yours."""
+Nothing is trained: each notebook runs with `run=False`, in the mini profile if it has records, without runs of yours."""
 import argparse
 import os
 import tempfile
@@ -9,6 +9,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
 
+from maskgil.records import records
 from maskgil.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +29,20 @@ def shown(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def profile_shown(study: str) -> str:
+    "The profile of the reference's records: mini where it has some."
+    there = {record.profile for record in records(study, ['reference'])}
+    return min(there or {'mini'}, key=lambda profile: (profile != 'mini', profile))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('studies', nargs='*', default=list(STUDIES), help='all unless named')
     for name in parser.parse_args().studies:
         path = ROOT/'nbs'/f'{name}.ipynb'
         with tempfile.TemporaryDirectory() as nothing_of_yours:
-            os.environ.update(MASKGIL_RESULTS=nothing_of_yours, MASKGIL_PROFILE='mini', MASKGIL_PROGRESS='off')
+            os.environ.update(MASKGIL_RESULTS=nothing_of_yours, MASKGIL_PROGRESS='off')
+            os.environ['MASKGIL_PROFILE'] = profile_shown(name)
             nbformat.write(shown(path), path)
         nbdev_clean(path)
         print(f'{path.relative_to(ROOT)}: {path.stat().st_size / 1e3:.0f} kB')
