@@ -1,5 +1,5 @@
 """Execute the study notebooks with the records of the committed reference, and keep the outputs: `make notebooks`.
-Nothing is trained: each notebook runs with `run=False`, in the mini profile if it has records, without runs of yours."""
+Nothing is trained: each notebook runs with `run=False`, in the mini profile if it has records, without your runs."""
 import argparse
 import os
 import tempfile
