@@ -22,12 +22,13 @@ from .kept import load_tensors, save_tensors
 
 # %% auto #0
 __all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'CMMD_SIGMA', 'CMMD_SCALE', 'METRICS', 'EL0_LAYERS',
-           'symmetric_root', 'frechet_distance', 'mean_and_covariance', 'load_statistics', 'principal_components',
-           'project', 'check_features', 'repeated_images', 'images_read', 'said_images', 'ReferenceData',
-           'StoredReference', 'Reference', 'bootstrap_counts', 'frechet_estimates', 'frechet_linearised',
-           'kernel_estimates', 'inception_estimates', 'in_manifold', 'mean_estimates', 'interval', 'clip_discrepancies',
-           'Metric', 'metric_key', 'fewest_images', 'check_measurable', 'evaluate', 'register_el0', 'real_floor',
-           'codebook_usage', 'usage_of', 'reconstruct', 'psnr', 'Rebuilt', 'reconstruction_metrics']
+           'check_covariance', 'symmetric_root', 'frechet_distance', 'mean_and_covariance', 'load_statistics',
+           'principal_components', 'project', 'check_features', 'repeated_images', 'images_read', 'said_images',
+           'ReferenceData', 'StoredReference', 'Reference', 'bootstrap_counts', 'frechet_estimates',
+           'principal_deviations', 'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold',
+           'mean_estimates', 'interval', 'clip_discrepancies', 'Metric', 'metric_key', 'fewest_images',
+           'check_measurable', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'usage_of', 'reconstruct',
+           'psnr', 'Rebuilt', 'reconstruction_metrics']
 
 # %% ../nbs/30_metrics.ipynb #ac328090
 def _float64(x: Any) -> Tensor: # an array, tensor or nested list -> a tensor on the CPU
@@ -43,13 +44,25 @@ def _check_positive(
         raise ValueError(f'a covariance has a direction of negative variance: {float(lowest.min()):.3g}')
 
 # %% ../nbs/30_metrics.ipynb #33a304f8
+def _check_symmetric(cov: Tensor) -> None:
+    largest = cov.abs().amax()
+    if not torch.isfinite(largest): raise ValueError('a covariance has numbers that are not finite')
+    if (cov - cov.mT).abs().amax() > 1e-6 * largest: raise ValueError('a covariance is not symmetric')
+
+def check_covariance(
+    cov: Tensor, # (k k)
+) -> None:
+    "A `ValueError` for what is no covariance."
+    _check_symmetric(cov)
+    lifted = cov + 1e-9 * cov.diagonal().amax() * torch.eye(len(cov), dtype=cov.dtype) # no variance at all is allowed
+    if torch.linalg.cholesky_ex(lifted).info: _check_positive(torch.linalg.eigvalsh(cov)) # ten times as long
+
 def symmetric_root(
     cov: Tensor, # (... k k), symmetric, no eigenvalue below 0 but by rounding
 ) -> Tensor: # (... k k)
     "The symmetric square root of a covariance; a `ValueError` for what is none."
-    largest = cov.abs().amax()
-    if not torch.isfinite(largest): raise ValueError('a covariance has numbers that are not finite')
-    if (cov - cov.mT).abs().amax() > 1e-6 * largest: raise ValueError('a covariance is not symmetric')
+    if not cov.numel(): return cov # of no directions
+    _check_symmetric(cov)
     values, vectors = torch.linalg.eigh(cov)
     _check_positive(values)
     return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
@@ -98,7 +111,7 @@ def _check_statistics(path: Path | str, mean: Tensor, cov: Tensor) -> None:
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(f'{path}: mu is {tuple(mean.shape)} and sigma {tuple(cov.shape)}, expected (k) and (k, k)')
     if not torch.isfinite(mean).all(): raise ValueError(f'{path}: mu has numbers that are not finite')
-    try: symmetric_root(cov)
+    try: check_covariance(cov)
     except ValueError as e: raise ValueError(f'{path}: sigma cannot be used, {e}') from None
 
 # %% ../nbs/30_metrics.ipynb #76ca09dd
@@ -392,6 +405,18 @@ def frechet_estimates(
     return frechet_distance(means, covs, torch.zeros_like(mean), cov)
 
 # %% ../nbs/30_metrics.ipynb #d32fad60
+def principal_deviations(
+    z: Tensor, # (n k) float64
+) -> tuple[Tensor, Tensor]: # standard deviations (d), largest first, and orthonormal directions (k d)
+    "The directions in which images differ; those without variance, which resampling cannot move, are left out."
+    n, k = z.shape
+    if n <= k: _, values, vectors = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    else:
+        squares, vectors = torch.linalg.eigh(mean_and_covariance(z)[1])
+        values, vectors = squares.clamp(min=0).sqrt().flip(-1) * (n - 1)**.5, vectors.mT.flip(0)
+    keep = values > 1e-5 * values[0]
+    return values[keep] / (n - 1)**.5, vectors[keep].mT
+
 def frechet_linearised(
     z: Tensor, # (n k) float64, projected features of generated images
     counts: Tensor, # (b n)
@@ -400,17 +425,14 @@ def frechet_linearised(
     rows: int = 4096, # a block: of 50,000 images, the terms of all would be gigabytes
 ) -> Tensor: # (b) float64
     "The Frechet distance under each row of counts, to first order; exact in the first row."
-    own, own_cov = mean_and_covariance(z)
-    values, vectors = torch.linalg.eigh(own_cov)
-    keep = values > 1e-10 * values[-1] # directions without variance cannot be moved by resampling
-    values, vectors = values[keep], vectors[:, keep]
-    root = (vectors * values ** 0.5) @ vectors.T
-    inverse_root = (vectors * values ** -0.5) @ vectors.T
-    middle = symmetric_root(root @ cov @ root)
-    value = (own - mean).square().sum() + own_cov.trace() + cov.trace() - 2 * middle.trace()
-    transport = inverse_root @ middle @ inverse_root
+    own, (deviations, directions) = z.mean(0), principal_deviations(z)
+    along = directions * deviations # k d
+    middle = symmetric_root(along.T @ cov @ along) # d d
+    value = (own - mean).square().sum() + deviations.square().sum() + cov.trace() - 2 * middle.trace()
+    whiten = directions / deviations # k d
     def influence_of(x: Tensor) -> Tensor: # (r k) -> (r)
-        return 2 * x @ (own - mean) + (x * (x - x @ transport)).sum(1)
+        white = x @ whiten
+        return 2 * x @ (own - mean) + x.square().sum(1) - (white * (white @ middle)).sum(1)
     influence = torch.cat([influence_of(part - own) for part in z.split(rows)])
     return value.clamp(min=0) + counts.double() @ (influence - influence.mean()) / len(z)
 

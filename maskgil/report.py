@@ -347,8 +347,9 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
         drawn = f.drawn_from(of)
         if drawn is None: waiting.append(f.title); continue
         save_figure(drawn, f.name, folder/'figures')
-        caption = f.caption(of)
-        yield 'figure', f'figures/{f.name}', f.title, '' if caption == answer else caption # said already
+        found = f.caption(of)
+        said = '' if found == answer else found # once is enough
+        yield 'figure', f'figures/{f.name}', f.title, ' '.join(filter(None, [f.shows, said]))
     if waiting: yield 'missing', f"Not drawn, for want of numbers: {', '.join(waiting)}."
     for t in study.tables:
         of = gathered[t.study or study.name]

@@ -53,14 +53,14 @@ from .versions import STAGES
 from .weights import find_folder
 
 # %% auto #0
-__all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'METHOD', 'Figure', 'Table', 'Cell',
-           'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'of_recipe', 'scaling_grid',
-           'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid', 'fusion_grid',
-           'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model', 'run_scaling',
-           'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures', 'run_recipe',
-           'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along', 'timed_systems',
-           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
-           'defaults', 'default_cells', 'second_cells']
+__all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'OF_CHANGES', 'METHOD', 'Figure',
+           'Table', 'Cell', 'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'of_recipe',
+           'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid',
+           'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model',
+           'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures',
+           'run_recipe', 'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along',
+           'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table',
+           'study_notebook', 'defaults', 'default_cells', 'second_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Figure:
     caption: Callable[[Evidence], str]
     reads: str = 'table'                 # what `draw` takes of the evidence: table, records, history, or '' for nothing
     study: str = ''                      # whose evidence, if not its own study's
+    shows: str = ''                      # how it is read
 
     @property
     def title(self) -> str: return self.name.replace('-', ' ').capitalize()
@@ -493,7 +494,8 @@ register_study(Study(
     paradigms_grid, run_paradigms, {'batches': 'evaluation.speed_batches'},
     figures=(
         Figure('figure-4', fid_by_model, model_finding, study='tokenizers'),
-        Figure('speed', speed_over_batch, speed_finding),
+        Figure('speed', speed_over_batch, speed_finding,
+               shows='Time of an image and images a second over the batch; bands are 95 % intervals.'),
     ),
     tables=(
         Table('Quality', three_columns('fid', ('tokenizer', 'architecture'),
@@ -558,7 +560,8 @@ register_study(Study(
     'Does the output norm grow without bound, and which of the two norms stops it?',
     stability_grid, run_stability,
     {'learning_rate': 'training.stability_learning_rate', 'steps': 'training.stability_steps'},
-    figures=(Figure('figure-5c', norm_over_steps, norm_finding, 'history'),),
+    figures=(Figure('figure-5c', norm_over_steps, norm_finding, 'history',
+                    shows='Norm of what the last block puts out, over the steps of training; a line is a seed.'),),
     tables=(Table('Growth of the output norm', norms_table), COST),
     finding=norm_finding, stages=('data', 'tokenizer', 'model', 'training')))
 
@@ -570,7 +573,8 @@ register_study(Study(
     steps_grid, lambda bench, cell, folder: steps_cell(bench, cell.size, cell.recipe, folder, **cell.changes),
     {'steps': 'evaluation.step_grid', 'cfg': 'evaluation.main_cfg', 'eval_images': 'evaluation.images'},
     figures=(
-        Figure('figure-10', fid_over_steps, decoding_finding('steps')),
+        Figure('figure-10', fid_over_steps, decoding_finding('steps'),
+               shows='Quality and time of an image over the steps; a ring marks the lowest, bands are 95 % intervals.'),
         Figure('orders', fid_by_order, decoding_finding('order')),
         Figure('images', fid_over_images, images_finding),
     ),
@@ -592,7 +596,9 @@ register_study(Study(
         Figure('figure-8', samples_and_seconds, fixed_text(
             'A row of samples for each number of tokens drawn by AR, and the time of one image (mean over seeds, a '
             'line from the fastest to the slowest); 0 is MAR alone, the last row AR alone.'), 'records'),
-        Figure('figure-9', fid_over_ar_tokens, fusion_finding),
+        Figure('figure-9', fid_over_ar_tokens, fusion_finding,
+               shows='Quality and time of an image over the tokens that AR draws first: none is MAR alone, all is AR '
+                     'alone.'),
     ),
     tables=(
         Table('By number of AR tokens', three_columns(('fid', 'kid', 'seconds_per_image'), ('size', 'ar_tokens'))),
@@ -623,7 +629,9 @@ register_study(Study(
         Figure('figure-6', lambda records: drawn_texts(records, 'stages'), fixed_text(
             'Texts that were not trained on, at three shapes: after the first stage, and below it after the second. '
             'On the left, height x width in pixels.'), 'records'),
-        Figure('texts', found_by_told, text_finding),
+        Figure('texts', found_by_told, text_finding,
+               shows='How often a judge finds the text of a picture among ten, by what the model was told; dashed is '
+                     'chance.'),
         Figure('fusion-of-texts', lambda records: drawn_texts(records, 'fusion'), fixed_text(
             'The same texts with none, more and more, and all of the tokens drawn by AR.'), 'records'),
     ),
@@ -642,12 +650,14 @@ register_study(Study(
     bench_takes=('fusion', 'lumina'), outline=outline_text))
 
 # %% ../nbs/53_studies.ipynb #9d861e1e
+OF_CHANGES = 'Changes with 95 % intervals: blue is better beyond its interval, orange worse, grey neither.'
+
 register_study(Study(
     'departures', 'What the released code does otherwise', 'beyond the paper',
     'The released code differs from the paper in the model, the training and the sampler. What is each difference '
     'worth, and what are all of them?',
     departures_grid, run_departures, TRAINED,
-    figures=(Figure('departures', fid_by_departure, departure_finding),),
+    figures=(Figure('departures', fid_by_departure, departure_finding, shows=OF_CHANGES),),
     tables=(Table('Each departure', departures_table), CARDS, COST),
     finding=departure_finding, shorter=True))
 
@@ -656,7 +666,7 @@ register_study(Study(
     'Work after the paper trains, draws and decides otherwise. What is each ingredient worth at the same cost of '
     'training, alone, added to the others and left out?',
     recipe_grid, run_recipe, TRAINED,
-    figures=(Figure('ladder', worth_of_rungs, recipe_finding, 'records'),),
+    figures=(Figure('ladder', worth_of_rungs, recipe_finding, 'records', shows=OF_CHANGES),),
     tables=(Table('Each rung', rungs_table), Table('Each recipe', recipes_table), CARDS, COST),
     finding=recipe_finding, shortest=True, asked=True))
 
@@ -665,7 +675,7 @@ register_study(Study(
     'Published FIDs are often not reproduced. The same model is measured by other rules, one at a time: by how much '
     'does FID move?',
     protocol_grid, run_protocol, {'eval_images': 'evaluation.images'},
-    figures=(Figure('protocol', fid_by_rule, rule_finding),),
+    figures=(Figure('protocol', fid_by_rule, rule_finding, shows=OF_CHANGES),),
     tables=(Table('Each rule', rules_table), CARDS, COST),
     finding=rule_finding, stages=('data', 'model', 'sampling', 'metrics'), groups=('data', 'evaluation'),
     bench=ProtocolBench, bench_takes=('checkpoint',)))

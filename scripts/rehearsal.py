@@ -138,7 +138,7 @@ class Part:
     profile: str = '' # another than the form's
     data: str = 'imagenet' # a folder of the rehearsal
     adm: str = 'adm-statistics' # the folder with ADM's file
-    programs: tuple[str, ...] = ('shards', 'jobs', 'evaluation') # that have to work on all ranks
+    programs: tuple[str, ...] = ('jobs', 'evaluation') # that have to work on all ranks
     wall: float = 0.
 
     @property
@@ -147,36 +147,44 @@ class Part:
         return job_name((self.study, short)) + (f' in {self.data}' if self.data != 'imagenet' else '')
 
 
+ENCODING = ('shards', 'jobs', 'evaluation') # of a part whose tokens no other one has made
+
 def shortest_parts() -> list[Part]:
-    return [Part('scaling', dict(size='b')),
-            Part('tokenizers', dict(tokenizer='llamagen-vq', architecture='causal LLaMA'),
-                 programs=('jobs', 'evaluation')), # the tokens are those of the first
-            Part('steps', dict(size='b'), programs=('jobs', 'evaluation')),
-            Part('fusion', dict(size='b'), programs=('jobs', 'evaluation'))]
+    return [Part('scaling', dict(size='b'), programs=ENCODING),
+            Part('tokenizers', dict(tokenizer='llamagen-vq', architecture='causal LLaMA')),
+            Part('steps', dict(size='b')),
+            Part('fusion', dict(size='b'))]
 
 
-def whole_parts(folder: Path) -> list[Part]:
+def first_parts() -> list[Part]:
+    "What others begin with: a trained B, and the tokens of two data sets."
+    return [
+        Part('scaling', dict(size='b'), adm='adm', programs=ENCODING),
+        Part('scaling', dict(size='b'), 'rehearsal-classes', 'imagenet-classes', 'adm-images', ENCODING),
+        Part('stability', {}, 'rehearsal-classes', 'imagenet-classes', programs=('jobs',)),
+    ]
+
+
+def other_parts(folder: Path) -> list[Part]: # the longest first
     text = dict(data=folder/'captions', encoder=folder/'gemma')
     fewer: dict[str, Any] = dict(epochs=1, cfg=2.0)
     one = dict(architecture='bidirectional LLaMA', cfg=2.0)
+    of_classes = ('rehearsal-classes', 'imagenet-classes', 'adm-images')
     return [
-        Part('scaling', dict(size='b'), 'rehearsal-classes', 'imagenet-classes', 'adm-images'),
-        Part('stability', {}, 'rehearsal-classes', 'imagenet-classes', programs=('jobs',)),
-        Part('scaling', dict(size='b'), adm='adm'),
-        *(Part('scaling', dict(size=size) | fewer) for size in ('l', 'xl', 'xxl')),
-        Part('scaling', dict(size='b', recipe='released') | fewer),
-        Part('scaling', dict(size='b', stage='512') | fewer),
-        *(Part('tokenizers', dict(tokenizer=name) | (dict(cfg=2.0) if name == 'open-magvit2-vq' else one))
-          for name in TOKENIZER_ROWS),
-        Part('scaling', dict(size='b') | fewer, data='imagenet-flat'),
-        Part('departures', dict(cfg=2.0)),
-        Part('steps', programs=('jobs', 'evaluation')),
-        Part('fusion', programs=('jobs', 'evaluation')),
-        Part('fusion', dict(size='b', ar='published'), 'rehearsal-classes', 'imagenet-classes', 'adm-images',
-             programs=('evaluation',)),
+        Part('fusion'),
+        Part('protocol', dict(checkpoint=folder/'pipeline'), programs=()),
+        Part('steps'),
         Part('text_to_image', text, programs=('jobs',)),
         Part('text_to_image', text | dict(fusion='lumina', lumina=folder/'lumina'), programs=('jobs', 'text_study')),
-        Part('protocol', programs=()),
+        Part('departures', dict(cfg=2.0)),
+        *(Part('tokenizers', dict(tokenizer=name) | (dict(cfg=2.0) if name == 'open-magvit2-vq' else one),
+               programs=('jobs', 'evaluation') if name == 'llamagen-vq' else ENCODING)
+          for name in reversed(TOKENIZER_ROWS)),
+        Part('scaling', dict(size='b', stage='512') | fewer, programs=ENCODING),
+        Part('fusion', dict(size='b', ar='published'), *of_classes, programs=('evaluation',)),
+        *(Part('scaling', dict(size=size) | fewer) for size in ('l', 'xl', 'xxl')),
+        Part('scaling', dict(size='b', recipe='released') | fewer),
+        Part('scaling', dict(size='b') | fewer, data='imagenet-flat', programs=ENCODING),
         Part('paradigms', programs=()),
     ]
 
@@ -363,20 +371,23 @@ def main() -> None:
         MASKGIL_CHECKPOINTS=str(folder/'adm-statistics'), MASKGIL_PROGRESS='off', PYTHONPATH=f'{ROOT}')
     prepare(folder, form)
     print(f'made in {time.monotonic() - began:.0f} s: {shown(folder)}', flush=True)
-    parts = [part for part in (shortest_parts() if form == 'shortest' else whole_parts(folder))
-             if not chosen.only or any(word in part.name for word in chosen.only)]
-    faults = run_parts(folder, parts, form, chosen.lanes)
-    found = records(sources=['yours'])
-    for part in parts:
-        if not faults[part.name]: faults[part.name] += look_at_records(part, form, found)
+    done: list[Part] = []
+
+    def run_those(parts: list[Part]) -> dict[str, list[str]]: # part -> faults
+        wanted = [part for part in parts if not chosen.only or any(word in part.name for word in chosen.only)]
+        done.extend(wanted)
+        return run_parts(folder, wanted, form, chosen.lanes)
+
+    faults = run_those(shortest_parts() if form == 'shortest' else first_parts())
     if faults.get('scaling size=b') == []: # there is a model to draw from
         faults['ADM npz through torchrun'] = draw_with_torchrun(folder, form)
-        if form == 'whole' and not faults['ADM npz through torchrun'] and chosen.only == []:
-            parts.append(Part('protocol', dict(checkpoint=folder/'pipeline'), programs=()))
-            faults |= run_parts(folder, parts[-1:], form, 1)
-    shown_parts = [part for part in parts if not faults[part.name] and not part.profile]
+    if form == 'whole': faults |= run_those(other_parts(folder))
+    found = records(sources=['yours'])
+    for part in done:
+        if not faults[part.name]: faults[part.name] += look_at_records(part, form, found)
+    shown_parts = [part for part in done if not faults[part.name] and not part.profile]
     faults['report'] = look_at_report(folder, form, shown_parts)
-    say(faults, {part.name: part.wall for part in parts}, len(found), time.monotonic() - began, folder)
+    say(faults, {part.name: part.wall for part in done}, len(found), time.monotonic() - began, folder)
     if any(faults.values()): sys.exit(1)
 
 
