@@ -255,7 +255,7 @@ def draw_dots(
         right = np.nanmax([value, high])
         ax.annotate(
             form.format(value), (right, y), xytext=(7, 0), textcoords='offset points', va='center', color=colour,
-            annotation_clip=False)
+            annotation_clip=False, bbox=dict(facecolor='white', edgecolor='none', pad=.5)) # lines do not cross it
     ax.set(yticks=rows, yticklabels=names, ylim=(.6 - len(part), .5))
     ax.tick_params(axis='y', length=0)
     ax.grid(axis='x')

@@ -64,7 +64,8 @@ def main() -> None:
         reached = dict(train=measure(tokenizer, train.batch(some), reference),
                        test=measure(tokenizer, test.batch(slice(0, len(test))), held_out))
         print(step, json.dumps(reached), flush=True)
-        made = dict(steps=step, arguments={key: str(value) for key, value in vars(chosen).items()}, reached=reached)
+        given = {key: str(value) for key, value in vars(chosen).items() if key != 'folder'} # which is of this machine
+        made = dict(steps=step, arguments=given, reached=reached)
         last = step == milestones[-1]
         path = chosen.folder/(f'{name}.safetensors' if last else f'{name}-{step}.safetensors')
         save_weights(path, tokenizer, made, torch.bfloat16)
