@@ -171,14 +171,14 @@ def other_parts(folder: Path) -> list[Part]: # the longest first
     one = dict(architecture='bidirectional LLaMA', cfg=2.0)
     of_classes = ('rehearsal-classes', 'imagenet-classes', 'adm-images')
     return [
-        Part('fusion'),
+        Part('fusion', dict(size='l')),
         Part('protocol', dict(checkpoint=folder/'pipeline'), programs=()),
         Part('steps'),
         Part('text_to_image', text, programs=('jobs',)),
         Part('text_to_image', text | dict(fusion='lumina', lumina=folder/'lumina'), programs=('jobs', 'text_study')),
         Part('departures', dict(cfg=2.0)),
         *(Part('tokenizers', dict(tokenizer=name) | (dict(cfg=2.0) if name == 'open-magvit2-vq' else one),
-               programs=('jobs', 'evaluation') if name == 'llamagen-vq' else ENCODING)
+               programs=() if name == 'llamagen-vq' else ENCODING) # its tokens and samples are those of departures
           for name in reversed(TOKENIZER_ROWS)),
         Part('scaling', dict(size='b', stage='512') | fewer, programs=ENCODING),
         Part('fusion', dict(size='b', ar='published'), *of_classes, programs=('evaluation',)),
