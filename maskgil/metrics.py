@@ -97,12 +97,15 @@ def frechet_distance(
     return ((mean1 - mean2).square().sum(-1) + trace - 2 * cross).clamp(min=0) # rounding may leave -1e-10
 
 # %% ../nbs/30_metrics.ipynb #c41f0908
+def _check_count(x: Tensor) -> None:
+    if len(x) < 2: raise ValueError(f'a covariance needs at least 2 images, and there is {len(x)}')
+
 def mean_and_covariance(
     features: Tensor, # (n k)
 ) -> tuple[Tensor, Tensor]: # (k), (k k), float64
     "Both in float64; the covariance with n - 1."
     x = _float64(features)
-    if len(x) < 2: raise ValueError(f'a covariance needs at least 2 images, and there is {len(x)}')
+    _check_count(x)
     return x.mean(0), torch.cov(x.T)
 
 # %% ../nbs/30_metrics.ipynb #749f5bca
@@ -409,13 +412,16 @@ def principal_deviations(
     z: Tensor, # (n k) float64
 ) -> tuple[Tensor, Tensor]: # standard deviations (d), largest first, and orthonormal directions (k d)
     "The directions in which images differ; those without variance, which resampling cannot move, are left out."
+    _check_count(z)
     n, k = z.shape
-    if n <= k: _, values, vectors = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    if n <= k:
+        _, singular, rows = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+        deviations, directions = singular / (n - 1)**.5, rows.mT
     else:
-        squares, vectors = torch.linalg.eigh(mean_and_covariance(z)[1])
-        values, vectors = squares.clamp(min=0).sqrt().flip(-1) * (n - 1)**.5, vectors.mT.flip(0)
-    keep = values > 1e-5 * values[0]
-    return values[keep] / (n - 1)**.5, vectors[keep].mT
+        variances, directions = torch.linalg.eigh(mean_and_covariance(z)[1])
+        deviations, directions = variances.clamp(min=0).sqrt().flip(0), directions.flip(1)
+    keep = deviations > 1e-5 * deviations[0]
+    return deviations[keep], directions[:, keep]
 
 def frechet_linearised(
     z: Tensor, # (n k) float64, projected features of generated images
@@ -425,6 +431,7 @@ def frechet_linearised(
     rows: int = 4096, # a block: of 50,000 images, the terms of all would be gigabytes
 ) -> Tensor: # (b) float64
     "The Frechet distance under each row of counts, to first order; exact in the first row."
+    z = _float64(z)
     own, (deviations, directions) = z.mean(0), principal_deviations(z)
     along = directions * deviations # k d
     middle = symmetric_root(along.T @ cov @ along) # d d

@@ -347,9 +347,7 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
         drawn = f.drawn_from(of)
         if drawn is None: waiting.append(f.title); continue
         save_figure(drawn, f.name, folder/'figures')
-        found = f.caption(of)
-        said = '' if found == answer else found # once is enough
-        yield 'figure', f'figures/{f.name}', f.title, ' '.join(filter(None, [f.shows, said]))
+        yield 'figure', f'figures/{f.name}', f.title, f.caption(of, answer)
     if waiting: yield 'missing', f"Not drawn, for want of numbers: {', '.join(waiting)}."
     for t in study.tables:
         of = gathered[t.study or study.name]

@@ -58,9 +58,9 @@ __all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', '
            'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid',
            'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model',
            'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures',
-           'run_recipe', 'ProtocolBench', 'run_protocol', 'fixed_text', 'of_paradigm', 'where_given', 'along',
-           'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table',
-           'study_notebook', 'defaults', 'default_cells', 'second_cells']
+           'run_recipe', 'ProtocolBench', 'run_protocol', 'of_paradigm', 'where_given', 'along', 'timed_systems',
+           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
+           'defaults', 'default_cells', 'second_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -68,13 +68,21 @@ class Figure:
     "A drawn figure."
     name: str                            # of the files, and of the figure
     draw: Callable                       # makes a matplotlib figure, or None if there is nothing to draw
-    caption: Callable[[Evidence], str]
+    finding: Callable[[Evidence], str] | None = None # what its numbers say
     reads: str = 'table'                 # what `draw` takes of the evidence: table, records, history, or '' for nothing
     study: str = ''                      # whose evidence, if not its own study's
     shows: str = ''                      # how it is read
 
     @property
     def title(self) -> str: return self.name.replace('-', ' ').capitalize()
+
+    def caption(self,
+        evidence: Evidence,
+        answer: str = '', # what stands above it
+    ) -> str:
+        "How it is read, and what its numbers say where the answer does not."
+        found = self.finding(evidence) if self.finding else ''
+        return ' '.join(filter(None, [self.shows, found if found != answer else '']))
 
     def drawn_from(self, evidence: Evidence) -> Any: # a matplotlib figure, or None
         "The figure of a study's records; None where there is nothing to draw."
@@ -400,10 +408,6 @@ def run_protocol(bench: ProtocolBench, cell: Cell, folder: Path) -> dict[str, An
 COST = Table('What the runs cost', cost_table, folded=True)
 CARDS = Table('What the numbers were measured on', protocol_table, 'From the protocol card of each record.', True)
 
-def fixed_text(text: str) -> Callable[[Evidence], str]:
-    "A caption that needs no numbers."
-    return lambda evidence: text
-
 def of_paradigm(paradigm: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     "Rows of Table 4 or 6."
     return lambda table: table[table.paradigm == paradigm] if 'paradigm' in table else table.iloc[:0]
@@ -469,8 +473,8 @@ register_study(Study(
         Figure('table-1', reconstruction_by_codebook, reconstruction_finding),
         Figure('figure-3', fid_by_tokenizer, tokenizer_values),
         Figure('table-5', head_cost, head_finding),
-        Figure('reconstructions', reconstruction_sheets, fixed_text(
-            'Held-out images in the upper row, what each tokenizer makes of them below.'), 'records'),
+        Figure('reconstructions', reconstruction_sheets, reads='records', shows=(
+            'Held-out images in the upper row, what each tokenizer makes of them below.')),
     ),
     tables=(
         Table('Table 1', three_columns(('rfid', 'codebook_usage_pct'), ('tokenizer',), part='point')),
@@ -526,10 +530,10 @@ register_study(Study(
     figures=(
         Figure('figure-5a', fid_over_epochs, curve_finding),
         Figure('figure-5b', fid_is_over_guidance, guidance_finding),
-        Figure('figure-1', sheets, fixed_text('Samples by class, one row for each, from each size.'), 'records'),
-        Figure('training', loss_over_steps, fixed_text('Whether a size has had enough of the training.'), 'history'),
-        Figure('weak-to-strong', sheets, fixed_text('Samples by class after the second stage, from each size.'),
-               'records', study='weak_to_strong'),
+        Figure('figure-1', sheets, reads='records', shows='Samples by class, one row for each, from each size.'),
+        Figure('training', loss_over_steps, reads='history', shows='Whether a size has had enough of the training.'),
+        Figure('weak-to-strong', sheets, reads='records', study='weak_to_strong',
+               shows='Samples by class after the second stage, from each size.'),
     ),
     tables=(
         Table('Table 2, the four sizes', sizes_table,
@@ -593,9 +597,9 @@ register_study(Study(
     fusion_grid, run_fusion,
     {'cfg': 'evaluation.main_cfg', 'eval_images': 'evaluation.images'},
     figures=(
-        Figure('figure-8', samples_and_seconds, fixed_text(
+        Figure('figure-8', samples_and_seconds, reads='records', shows=(
             'A row of samples for each number of tokens drawn by AR, and the time of one image (mean over seeds, a '
-            'line from the fastest to the slowest); 0 is MAR alone, the last row AR alone.'), 'records'),
+            'line from the fastest to the slowest); 0 is MAR alone, the last row AR alone.')),
         Figure('figure-9', fid_over_ar_tokens, fusion_finding,
                shows='Quality and time of an image over the tokens that AR draws first: none is MAR alone, all is AR '
                      'alone.'),
@@ -624,16 +628,16 @@ register_study(Study(
     {'size': 'text.size', 'encoder': 'text.encoder', 'stage_images': 'text.stage_images', 'cfg': 'evaluation.cfg',
      'steps': 'evaluation.steps'},
     figures=(
-        Figure('figure-1-texts', drawn_texts, fixed_text(
-            'Samples for texts that were not trained on, in three shapes; height x width on the left.'), 'records'),
-        Figure('figure-6', lambda records: drawn_texts(records, 'stages'), fixed_text(
+        Figure('figure-1-texts', drawn_texts, reads='records', shows=(
+            'Samples for texts that were not trained on, in three shapes; height x width on the left.')),
+        Figure('figure-6', lambda records: drawn_texts(records, 'stages'), reads='records', shows=(
             'Texts that were not trained on, at three shapes: after the first stage, and below it after the second. '
-            'On the left, height x width in pixels.'), 'records'),
+            'On the left, height x width in pixels.')),
         Figure('texts', found_by_told, text_finding,
                shows='How often a judge finds the text of a picture among ten, by what the model was told; dashed is '
                      'chance.'),
-        Figure('fusion-of-texts', lambda records: drawn_texts(records, 'fusion'), fixed_text(
-            'The same texts with none, more and more, and all of the tokens drawn by AR.'), 'records'),
+        Figure('fusion-of-texts', lambda records: drawn_texts(records, 'fusion'), reads='records', shows=(
+            'The same texts with none, more and more, and all of the tokens drawn by AR.')),
     ),
     tables=(
         Table('How often the text of a picture is found among ten',
@@ -682,12 +686,12 @@ register_study(Study(
 
 # %% ../nbs/53_studies.ipynb #6a3cce19
 METHOD = (
-    Figure('figure-2', method_schematic, fixed_text(
+    Figure('figure-2', method_schematic, reads='', shows=(
         "The tokenizer of the paper's choice, which positions attention sees, and what a step of MAR reveals. Drawn "
-        "from the code's own tables."), ''),
-    Figure('figure-7', fusion_timeline, fixed_text(
+        "from the code's own tables.")),
+    Figure('figure-7', fusion_timeline, reads='', shows=(
         'Fusion as the paper describes it: 128 tokens by AR (orange) and 4 steps of MAR (blue, new ones dark) are its '
-        '132 steps, AR alone takes 256. With the 8 steps used everywhere else it is 136.'), ''),
+        '132 steps, AR alone takes 256. With the 8 steps used everywhere else it is 136.')),
 )
 
 # %% ../nbs/53_studies.ipynb #6f124a10

@@ -172,13 +172,13 @@ def other_parts(folder: Path) -> list[Part]: # the longest first
     of_classes = ('rehearsal-classes', 'imagenet-classes', 'adm-images')
     return [
         Part('fusion', dict(size='l')),
-        Part('protocol', dict(checkpoint=folder/'pipeline'), programs=()),
+        *([Part('protocol', dict(checkpoint=folder/'pipeline'), programs=())] if (folder/'pipeline').exists() else []),
         Part('steps'),
         Part('text_to_image', text, programs=('jobs',)),
         Part('text_to_image', text | dict(fusion='lumina', lumina=folder/'lumina'), programs=('jobs', 'text_study')),
         Part('departures', dict(cfg=2.0)),
         *(Part('tokenizers', dict(tokenizer=name) | (dict(cfg=2.0) if name == 'open-magvit2-vq' else one),
-               programs=() if name == 'llamagen-vq' else ENCODING) # its tokens and samples are those of departures
+               programs=('jobs',) if name == 'llamagen-vq' else ENCODING) # departures has its tokens and samples
           for name in reversed(TOKENIZER_ROWS)),
         Part('scaling', dict(size='b', stage='512') | fewer, programs=ENCODING),
         Part('fusion', dict(size='b', ar='published'), *of_classes, programs=('evaluation',)),
