@@ -297,6 +297,7 @@ def run_all(
     with progress(**bar) as shown, contextlib.ExitStack() as stack:
         stack.callback(stop, running)
         stack.enter_context(as_ctrl_c('SIGTERM', 'SIGHUP'))
+        drawn = time.monotonic()
         while waiting or running:
             while len(running) < lanes and (fitting := [job for job in waiting if clock.fits(job)]):
                 waiting.remove(fitting[0])
@@ -313,7 +314,10 @@ def run_all(
                 else: clock.ended.append((job.age(), job.planned))
                 shown.write(job.report(), file=sys.stdout)
                 shown.update()
-            shown.set_postfix_str(' | '.join(f'{j.name}: {j.progress() or "running"}' for j in running))
+            shown.set_postfix_str(' | '.join(f'{j.name}: {j.progress() or "running"}' for j in running), refresh=False)
+            if time.monotonic() - drawn >= getattr(shown, 'mininterval', math.inf): # a minute for a file
+                shown.refresh()
+                drawn = time.monotonic()
             time.sleep(.5)
     return failed
 
