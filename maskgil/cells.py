@@ -33,7 +33,7 @@ from maskgil.models import (
     build_model, forward_flops, load_model, model_config, ModelConfig, parameter_count, SIZE_ROWS,
 )
 from .pipeline import decode_tokens, draw_tokens
-from .profiles import PROFILES, override, settings as settings_of
+from .profiles import override, Profile, PROFILES, settings as settings_of
 from .records import latest, once, outdated, Record, records
 from .sampling import SAMPLING_RECIPES, sample_fusion
 from .tokenizers import TOKENIZER_ROWS
@@ -42,11 +42,11 @@ from maskgil.training import (
 )
 
 # %% auto #0
-__all__ = ['SYSTEMS', 'PIXELS_THROUGH', 'USAGE_IMAGES', 'HEAD_LOSSES', 'STEP_IMAGES', 'FEW_IMAGES', 'STEP_BYTES',
+__all__ = ['SYSTEMS', 'PIXELS_THROUGH', 'USAGE_IMAGES', 'HEAD_LOSSES', 'HEAD_STEPS', 'STEP_IMAGES', 'FEW_IMAGES', 'STEP_BYTES',
            'STEP_OBJECTIVES', 'NORMS', 'TIMED_IMAGES', 'STUDIED_ORDERS', 'FIRST_MODELS', 'PARADIGMS', 'DEPARTURES',
            'generation_cell', 'began_with', 'generation_curve', 'images_through', 'reconstruction_cell',
-           'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_cell', 'step_config', 'step_row',
-           'PlainObjective', 'step_batch', 'TrainingStep', 'images_at_once', 'step_memory', 'least_seconds',
+           'reconstruction_card', 'memory_peak', 'plain_head', 'sliced_head', 'head_flops', 'head_cell', 'step_config',
+           'step_row', 'PlainObjective', 'step_batch', 'TrainingStep', 'images_at_once', 'step_memory', 'least_seconds',
            'step_cell', 'stability_cell', 'watched_history', 'timed_draw', 'steps_cell', 'by_image_count',
            'beginning_model', 'fusion_cell', 'speed_cell', 'record_to_publish', 'best_point', 'publish']
 
@@ -202,6 +202,12 @@ def sliced_head(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor: # 
     return token_loss(features, weight, targets)[0]
 
 HEAD_LOSSES = dict(plain=plain_head, sliced=sliced_head)
+HEAD_STEPS = 3 # the first one also warms up
+
+def head_flops(profile: Profile, codebook_size: int) -> float:
+    "Operations of `head_cell`, in float32."
+    width, tokens = profile.evaluation.head
+    return HEAD_STEPS * 3 * 2 * tokens * width * codebook_size
 
 # %% ../nbs/44_cells.ipynb #d12dfaf8
 def head_cell(
@@ -216,7 +222,7 @@ def head_cell(
     features = torch.randn(tokens, width, device=device, requires_grad=True)
     targets = torch.randint(codebook_size, (tokens,), device=device)
     seen = []
-    for _ in range(3): # the first one also warms up
+    for _ in range(HEAD_STEPS):
         layer.weight.grad = features.grad = None
         seen.append(memory_peak(lambda: loss(features, layer.weight, targets).backward(), device))
     (memory, seconds), n = zip(*seen), len(seen)

@@ -95,7 +95,8 @@ def _known(effect): # how well, for the sentence of a verdict
     if effect.variance is None: return 'point values, no interval'
     if effect.variance == 0 and not effect.seeds: return 'exact'
     low, high = effect.interval(LEVEL)
-    one = ', one seed with the spread of the reference' if effect.lent else ', one seed'
+    own = ', one seed, over its images' if math.isinf(effect.freedom) else ', one seed'
+    one = ', one seed with the spread of the reference' if effect.lent else own
     runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
     return f'[{low:.3g}, {high:.3g}]{runs}'
 
@@ -241,6 +242,7 @@ class Claim:
     kind: str = 'measured' # a row of `CLAIM_KINDS`
     unprinted: str = '' # why the paper's own numbers cannot be judged, where they cannot
     needs: str = '' # a row of `NEEDS`: what a setting has to reach before anything is worth a run
+    stage: str = '' # of the study, where its stages answer questions of their own
 
     @property
     def command(self) -> str: # that makes the records
@@ -324,7 +326,7 @@ def reconstruction(
 @claim(
     'as the codebook size increases, the relative rFID value decreases, '
     'indicating that the reconstruction image quality is gradually improving',
-    'Section 3.1, Table 1', 'tokenizers',
+    'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='each codebook has a lower rFID than the next smaller one')
 def rfid_falls(table: pd.DataFrame) -> Verdict:
     return decide(smaller - larger for smaller, larger in itertools.pairwise(reconstruction(table)))
@@ -333,7 +335,7 @@ def rfid_falls(table: pd.DataFrame) -> Verdict:
 @claim(
     'despite Open-MAGVIT2-VQ expanding its codebook size 16 × compared to LlamaGen-VQ, '
     'the rFID reduction is a mere 0.51',
-    'Section 3.1, Table 1', 'tokenizers',
+    'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='the last enlargement lowers rFID by less than either of the two before it')
 def rfid_saturates(table: pd.DataFrame) -> Verdict:
     maskgit, chameleon, llamagen, magvit = reconstruction(table)
@@ -345,7 +347,7 @@ FULLY_USED_CODEBOOKS = ('llamagen-vq', 'open-magvit2-vq') # codebooks, by Table 
 # %% ../nbs/50_claims.ipynb #59777d9c
 @claim(
     'In terms of codebook utilization, LlamaGen-VQ and Open-MAGVIT2-VQ achieve 100%',
-    'Section 3.1, Table 1', 'tokenizers',
+    'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='the usage of both, rounded, is 100 %')
 def full_usage(table: pd.DataFrame) -> Verdict:
     usage = [at(table, 'codebook_usage_pct', tokenizer=tokenizer) for tokenizer in FULLY_USED_CODEBOOKS]
@@ -364,7 +366,7 @@ def generation(
 @claim(
     'as the codebook size increases, the FID value initially decreases but then increases, '
     'both AR and MAR models exhibit this trend',
-    'Section 3.2, Figure 3', 'tokenizers',
+    'Section 3.2, Figure 3', 'tokenizers', stage='generation',
     reading='in every architecture a codebook between the smallest and the largest has a lower FID than both')
 def fid_falls_then_rises(table: pd.DataFrame) -> Verdict:
     fid, effects = generation(table), []
@@ -379,7 +381,7 @@ def fid_falls_then_rises(table: pd.DataFrame) -> Verdict:
 @claim(
     'LlamaGen-VQ emerges as the superior choice, delivering the best performance in both AR and MAR '
     'image generation tasks',
-    'Section 3.2, Tables 4 and 6', 'tokenizers',
+    'Section 3.2, Tables 4 and 6', 'tokenizers', stage='generation',
     reading='in every architecture it has the lowest FID, each tokenizer at its best guidance scale')
 def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
     fid = generation(table)
@@ -389,7 +391,7 @@ def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #7cf9b69b
 @claim(
     'especially on the Transformer architecture of the MAR generation task, where it performs very poorly',
-    'Section 3.2, Table 6', 'tokenizers', needs='a factor of two',
+    'Section 3.2, Table 6', 'tokenizers', stage='generation', needs='a factor of two',
     reading='on the bidirectional Transformer the FID of Open-MAGVIT2-VQ is more than twice that of any other '
             'tokenizer')
 def magvit_poor_on_transformer(table: pd.DataFrame) -> Verdict:
@@ -410,7 +412,7 @@ def paradigms(
 # %% ../nbs/50_claims.ipynb #35a66351
 @claim(
     'Based on the FID scores, it is clear that the performance of the MAR paradigm is not inferior to AR',
-    'Section 4.1, Figure 4', 'tokenizers',
+    'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='with LLaMA and each tokenizer, the FID of MAR is less than 5 % above that of AR; the margin is ours')
 def mar_not_inferior(table: pd.DataFrame) -> Verdict:
     margin = exactly(math.log(1.05), 'log 1.05')
@@ -419,7 +421,7 @@ def mar_not_inferior(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #1583e188
 @claim(
     'it outperforms AR on certain image tokenizers',
-    'Section 4.1, Figure 4', 'tokenizers',
+    'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='with LLaMA and at least one tokenizer, MAR has the lower FID')
 def mar_outperforms_somewhere(table: pd.DataFrame) -> Verdict:
     return decide((ar - mar for ar, mar in paradigms(table).values()), any)
@@ -427,7 +429,7 @@ def mar_outperforms_somewhere(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #d070221a
 @claim(
     'despite our advancements, a performance gap remains when compared to AR models',
-    'Section 5', 'tokenizers',
+    'Section 5', 'tokenizers', stage='generation',
     reading='with LLaMA and the tokenizer the paper chose, LlamaGen-VQ, MAR has the higher FID')
 def gap_to_ar_remains(table: pd.DataFrame) -> Verdict:
     ar, mar = paradigms(table)['llamagen-vq']
@@ -436,7 +438,7 @@ def gap_to_ar_remains(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #4b880489
 @claim(
     'the Bidirectional LLaMA architecture outperforms the Bidirectional Transformer in terms of generation quality',
-    'Section 4.1, Figure 4', 'tokenizers',
+    'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='it has the lower FID with every tokenizer')
 def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
     fid = generation(table)
@@ -447,7 +449,7 @@ def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
 @claim(
     'the FID and Recall of MakGIL are slightly inferior to the LlamaGen, '
     'it demonstrates significantly high IS and Precision',
-    'Section 4.3, Table 3', 'tokenizers', needs='room for precision',
+    'Section 4.3, Table 3', 'tokenizers', stage='generation', needs='room for precision',
     reading='with LlamaGen-VQ, MAR has the higher IS and precision and the lower recall, '
             'both at their best guidance scale; where images are judged by class, that share takes the place of IS',
     unprinted='Table 3, the only one with precision and recall, is not in the text of the paper that we have.')
@@ -791,7 +793,7 @@ def near(
 @claim(
     'Open-MAGVIT2-VQ, with 201.32M parameters, has a parameter count 16 times greater than that of LlamaGen-VQ, '
     'which has 12.58M parameters',
-    'Appendix C, Table 5', 'tokenizers',
+    'Appendix C, Table 5', 'tokenizers', stage='head',
     reading='the ratio of the two output layers, rounded, is 16')
 def head_is_16_times_larger(table: pd.DataFrame) -> Verdict:
     return near(head_ratio(table, 'head_parameters'), 15.5, 16.5)
@@ -799,7 +801,7 @@ def head_is_16_times_larger(table: pd.DataFrame) -> Verdict:
 # %% ../nbs/50_claims.ipynb #7ea021fe
 @claim(
     'Open-MAGVIT2-VQ requires twice the GPU resources compared to LlamaGen-VQ',
-    'Appendix C, Table 5', 'tokenizers',
+    'Appendix C, Table 5', 'tokenizers', stage='head',
     reading='the memory of a training step, of 192 images or else through the output layer, has a ratio between 1.5 '
             'and 2.5',
     unprinted='Table 5 is not in the text of the paper that we have; the sentence cannot be held against itself.')
@@ -974,6 +976,7 @@ def claim_rows(
     "The rows a claim is judged on; `NoData` if there are none."
     rows = of_paper(where(table, source=source))
     if 'study' in rows: rows = where(rows, study=row.study)
+    if row.stage and 'stage' in rows: rows = rows[rows.stage.isna() | (rows.stage == row.stage)]
     if rows.empty: raise NoData(f'no record of the study {row.study}')
     rows = of_profile(rows, profile)
     if 'recipe' in rows: rows = rows[rows.recipe.isna() | (rows.recipe == 'paper')]

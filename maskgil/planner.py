@@ -98,7 +98,7 @@ def plan_cell(
 ) -> dict[str, Any]: # one row of a plan; hours are of the whole machine
     "What one cell takes."
     speed, speed32 = (hardware.count * peak * hardware.share for peak in (hardware.peak, hardware.peak32))
-    if cell.flops: return _of_flops(cell, hardware, cell.flops(), speed)
+    if cell.flops: return _of_flops(cell, hardware, cell.flops(), speed if cell.size else speed32)
     if not cell.size: return dict(cell=str(cell), layout='one device, minutes', hours=0., gpu_hours=0.)
     config, steps = cell_config(profile, cell), 0 if trained else training_steps(profile, cell)
     training, (parameters, _) = profile.training, parameter_counts(config)
@@ -133,8 +133,8 @@ def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[st
     name, images, settings = profile.row(tokenizer), image_count(profile), profile.tokenizer
     encode, decode = tokenizer_flops(name, profile.data.resolution)
     training = 0 if profile.first else 3 * settings.steps * settings.batch_size * (encode + decode)
-    work = images * profile.data.copies * encode + training
-    hours = work / (hardware.count * hardware.peak32 * hardware.share) / 3600
+    whole = training / hardware.peak + images * profile.data.copies * encode / hardware.peak32
+    hours = whole / (hardware.count * hardware.share) / 3600
     side = profile.data.resolution // TOKENIZERS[name].downsample
     tokens = images * profile.data.copies * side**2
     number = 2 if TOKENIZERS[name].codebook_size <= 2**16 else 4 # bytes

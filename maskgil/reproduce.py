@@ -14,7 +14,7 @@ from .checks import check_choice, look_at_folder, printable, run_function
 from .claims import CLAIMS, verdicts
 from .core import as_ctrl_c, pick_dtype, progress, results_dir
 from .machines import Hardware, HARDWARE, this_machine
-from .planner import has_record, plan_cell
+from .planner import has_record, plan_cell, plan_tokens
 from .profiles import PROFILES, Profile, resolve_profile
 from .records import latest, Record, records, write_index
 from .remeasure import REFERENCE, REMEASURED, compare_again, not_yet_again, quickest, reference_records, within
@@ -37,10 +37,11 @@ def planned_jobs(
     seed: int | None = None, # whose records make a cell cost nothing; none unless told otherwise
     studies: Sequence[str] = (), # rows of `STUDIES`; all of them if empty
 ) -> list[tuple[StudyJob, float]]: # and the seconds that its operations take there
-    "Every cell of these studies, grouped to processes."
+    "Every cell of these studies, grouped to processes; what cells share is in the first that needs it."
     wanted = dict(seed=seed, profile=profile.name)
     held: dict[str, StudyJob] = {}
     seconds: dict[str, float] = {}
+    made: set[tuple] = set() # tokenizers and their tokens
     for name in studies or [name for name, study in STUDIES.items() if not study.asked]:
         study = STUDIES[name]
         at, cells = default_cells(study, profile)
@@ -48,8 +49,11 @@ def planned_jobs(
             job = (name, {k: cell.arguments[k] for k in study.apart})
             held[str(job)] = job
             done = seed is not None and has_record(cell.study or name, cell.parameters | wanted)
-            takes = 0. if done else 3600 * plan_cell(at, cell, hardware)['hours']
-            seconds[str(job)] = seconds.get(str(job), 0.) + takes
+            takes = [] if done else [plan_cell(at, cell, hardware)]
+            needed = {(cell.tokenizer, at.prefix, at.data.resolution)} - made if cell.steps != 0 else set()
+            if needed and not done: takes.append(plan_tokens(at, cell.tokenizer, hardware))
+            made |= needed
+            seconds[str(job)] = seconds.get(str(job), 0.) + 3600 * sum(row['hours'] for row in takes)
     return [(held[k], seconds[k]) for k in held]
 
 # %% ../nbs/57_reproduce.ipynb #f0a0148c

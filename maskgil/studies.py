@@ -19,7 +19,7 @@ from maskgil.bench import (
 )
 from maskgil.cells import (
     DEPARTURES, HEAD_LOSSES, NORMS, PARADIGMS, STEP_OBJECTIVES, STUDIED_ORDERS, SYSTEMS, fusion_cell, generation_cell,
-    head_cell, reconstruction_cell, speed_cell, stability_cell, step_cell, steps_cell,
+    head_cell, head_flops, reconstruction_cell, speed_cell, stability_cell, step_cell, steps_cell,
 )
 from .checks import check_choice, check_parameters, ParameterError, study_declarations
 from .claims import CLAIMS, Claim
@@ -268,9 +268,13 @@ def tokenizers_grid(profile: Profile, p: Any) -> Iterator[Cell]:
             yield Cell(dict(stage='reconstruction', **codes), at | dict(stage='reconstruction'), tokenizer=t)
         if 'generation' in stages: yield from _generation_cells(profile, p, t)
         for head in HEAD_LOSSES if 'head' in stages else ():
-            published = dict(tokenizer=t, codebook_size=TOKENIZER_ROWS[t].published.codebook_size)
-            yield Cell(dict(stage='head', **published, head=head), at | dict(stage='head'), tokenizer=t, steps=0)
+            size = TOKENIZER_ROWS[t].published.codebook_size
+            cell = dict(stage='head', tokenizer=t, codebook_size=size, head=head)
+            yield Cell(cell, at | dict(stage='head'), tokenizer=t, steps=0,
+                       flops=functools.partial(head_flops, profile, size), columns=_one_device)
         if 'step' in stages: yield from _step_cells(p, t)
+
+def _one_device() -> dict[str, Any]: return dict(layout='one device, minutes')
 
 def _step_cells(p: Any, tokenizer: str) -> Iterator[Cell]:
     for head in STEP_OBJECTIVES:

@@ -122,6 +122,8 @@ def main_profile(
     ran = set(table.profile[table.source == 'yours']) & {*known}
     rows = table[(table.source == 'reference') & table.profile.isin(known)]
     seeds = rows.groupby('profile').seed.nunique() if 'seed' in rows else rows.groupby('profile').seeds.max()
+    if set(rows.get('stage', [])) == {'reconstruction'}: # of tokenizers trained before, one seed says all
+        seeds[[not PROFILES[name].tokenizer.steps for name in seeds.index]] = seeds.max()
     if len(seeds): ran.add(max(seeds.index, key=lambda name: (seeds[name], known.index(name))))
     return max(ran, key=known.index, default=None)
 
@@ -129,8 +131,12 @@ def of_profile(
     table: pd.DataFrame, # as `main_profile` takes it
     profile: str | None = None, # `main_profile` unless told otherwise
 ) -> pd.DataFrame: # the paper's rows, and the measured ones of one profile
-    "Leave out what other profiles measured."
-    return table[(table.source == 'paper') | (table.profile == (profile or main_profile(table)))]
+    "Leave out what other profiles measured; each stage of a study has a main profile of its own."
+    stage = table.groupby('stage', dropna=False).ngroup() if 'stage' in table else pd.Series(0, table.index)
+    kept = table.source == 'paper'
+    for one in stage.unique():
+        kept |= (stage == one) & (table.profile == (profile or main_profile(table[stage == one])))
+    return table[kept]
 
 # %% ../nbs/42_tables.ipynb #cfeef3d4
 ORDER = dict(architecture=('causal LLaMA', 'bidirectional Transformer', 'bidirectional LLaMA')) # AR, MAR, MAR
