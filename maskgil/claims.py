@@ -95,7 +95,7 @@ def _known(effect): # how well, for the sentence of a verdict
     if effect.variance is None: return 'point values, no interval'
     if effect.variance == 0 and not effect.seeds: return 'exact'
     low, high = effect.interval(LEVEL)
-    own = ', one seed, over its images' if math.isinf(effect.freedom) else ', one seed'
+    own = ', one seed, within its run' if math.isinf(effect.freedom) else ', one seed'
     one = ', one seed with the spread of the reference' if effect.lent else own
     runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
     return f'[{low:.3g}, {high:.3g}]{runs}'
@@ -999,11 +999,15 @@ def judge(
             if source != 'paper' and row.needs and (why := NEEDS[row.needs](reach_of(table, rows), rows)):
                 return Verdict('cannot be shown here', says=f'{why}.')
             if source == 'yours' and rows.seed.nunique() == 1: _look_at_reference(row, table, rows)
-            return row.check(rows)
+            return _told_where(row.check(rows), rows, source)
     except NoData as missing:
         if source == 'paper' and row.unprinted: return Verdict('no data', says=row.unprinted)
         reason = str(missing)
         return Verdict('no data', says=f'{reason[:1].upper()}{reason[1:]}.')
+
+def _told_where(verdict, rows, source): # claims of one study may be judged in different profiles
+    if source == 'paper' or 'profile' not in rows: return verdict
+    return dataclasses.replace(verdict, says=f'{verdict.says} In the profile {rows.profile.iloc[0]}.')
 
 def _look_at_reference(row, table, rows): # what it measured of the same claim on the same data, to borrow from
     with contextlib.suppress(NoData):

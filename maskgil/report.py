@@ -94,9 +94,12 @@ def grid_of(study: Study, profile: str) -> list[Cell]:
     return list(by_name.values())
 
 def lacking(study: Study, evidence: Evidence, source: str) -> list[Cell]:
-    "Cells without a record of a source, in the profile of that source's newest record."
+    "Cells without a record of a source, in the profile of its newest record of the same stage."
     held = evidence.of(source)
-    cells = grid_of(study, held[-1].profile if held else 'mini')
+    main = held[-1].profile if held else 'mini'
+    profiles = {r.parameters.get('stage'): r.profile for r in held}
+    cells = [c for profile in dict.fromkeys((main, *profiles.values())) for c in grid_of(study, profile)
+             if profiles.get(c.parameters.get('stage'), main) == profile]
     return [c for c in cells if not any(_same(c, r) for r in held)]
 
 def _same(cell: Cell, record: Record) -> bool: # a file of weights may be another one, the cell is the same

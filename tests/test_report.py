@@ -7,6 +7,7 @@ import pytest
 
 from maskgil import report, studies
 from maskgil.figures import fid_over_images
+from maskgil.findings import Evidence
 from maskgil.profiles import PROFILES, settings
 from maskgil.records import PAPER_TABLES, Record, published, reference_dir, save_record
 from maskgil.versions import versions_of
@@ -127,6 +128,17 @@ def test_the_whole_paper(pages, tmp_path):
             for value in frame[column].dropna(): assert repr(float(value)) in text, (name, column, value)
     assert len(list((tmp_path/'reports'/'figures').glob('*.svg'))) >= 15
 
+
+def test_what_lacks_is_counted_in_the_profile_of_its_stage():
+    study = studies.STUDIES['tokenizers']
+    of = lambda profile, stage: [cell.parameters for cell in report.grid_of(study, profile)
+                                 if cell.parameters['stage'] == stage]
+    made = [*((p, 'midi') for p in of('midi', 'reconstruction')), *((p, 'mini') for p in of('mini', 'generation')[1:])]
+    held = [Record('tokenizers', profile, parameters, {}, source='reference') for parameters, profile in made]
+    without = report.lacking(study, Evidence(held, pd.DataFrame()), 'reference')
+    stages = [cell.parameters['stage'] for cell in without]
+    assert stages.count('reconstruction') == 0 and stages.count('generation') == 1
+    assert stages.count('head') == len(of('mini', 'head'))
 
 def test_what_a_gpu_did():
     "Its section is there when such records are, and a run of the tiny form is none."
