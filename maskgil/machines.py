@@ -41,6 +41,7 @@ class Hardware:
     share: float # of the peak, in training
     source: str # of the share
     fused: bool = True # attention without a matrix of scores
+    beside: float = 0. # seconds of one process for each token of a step, that are no product
 
 # %% ../nbs/24_machines.ipynb #e99f0da3
 FOUNDRY = 'MosaicML, llm-foundry, scripts/train/benchmarking'
@@ -93,9 +94,10 @@ def this_machine() -> Hardware:
     "The machine this runs on; its speed is measured once in a process."
     device = pick_device()
     speed, speed32 = (product_speed(device, dtype) for dtype in (pick_dtype('auto', device), torch.float32))
-    source = 'half of a 1024 x 1024 product timed now; benchmarks/training.py measures the share'
-    gpus = torch.cuda.device_count()
-    return Hardware(max(1, gpus), device_memory(device), speed, speed32, 0.5, source, fused=device.type != 'cpu')
+    source = 'of a 1024 x 1024 product timed now; benchmarks/training.py measures the share'
+    gpus, fused = torch.cuda.device_count(), device.type != 'cpu'
+    share, beside = (.5, 0.) if fused else (.6, 2e-5)
+    return Hardware(max(1, gpus), device_memory(device), speed, speed32, share, source, fused, beside)
 
 # %% ../nbs/24_machines.ipynb #c5b471dc
 def find_hardware(

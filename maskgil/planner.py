@@ -32,7 +32,7 @@ from .tokenizers import TOKENIZERS
 
 # %% auto #0
 __all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OF_STAGE', 'OURS', 'STATES', 'USAGE',
-           'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_flops',
+           'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_passes',
            'looking_flops', 'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record',
            'both_stages', 'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands',
            'PrintedCell', 'paper_cells', 'notebook_of', 'printed_grid', 'command_for', 'paper_figures', 'missing_table',
@@ -78,11 +78,9 @@ def training_steps(profile: Profile, cell: Cell) -> int:
     return max(1, round(images / profile.training.batch_size))
 
 # %% ../nbs/54_planner.ipynb #a75fde78
-def drawing_flops(profile: Profile, cell: Cell, config: ModelConfig) -> float:
-    "Operations of drawing all images of a cell."
-    settings = profile.evaluation
-    passes = cell.passes or cell.images * (1 if config.causal else settings.steps)
-    return sampling_flops(config, 1, settings.main_cfg) * passes
+def drawing_passes(profile: Profile, cell: Cell, config: ModelConfig) -> int:
+    "Decoding steps of all images of a cell, AR taking one for all tokens of an image."
+    return cell.passes or cell.images * (1 if config.causal else profile.evaluation.steps)
 
 def looking_flops(profile: Profile, cell: Cell) -> float:
     "Operations of decoding them and of the feature extractor, in float32."
@@ -110,8 +108,10 @@ def plan_cell(
     if steps: setup, used = choose_layout(config, hardware, training.batch_size, bool(fitted['ema']), bf16, **also)
     flops = step_flops(config, training.batch_size, cell.recipe, learned)
     again = 4/3 if setup and setup.checkpointing else 1 # a checkpointed block is computed twice
-    seconds = (steps * flops * again + drawing_flops(profile, cell, config)) / speed
-    hours = (seconds + looking_flops(profile, cell) / speed32) / 3600
+    drawn = drawing_passes(profile, cell, config)
+    seconds = (steps * flops * again + drawn * sampling_flops(config, 1, profile.evaluation.main_cfg)) / speed
+    beside = hardware.beside * math.prod(config.grid) * (steps * training.batch_size + drawn)
+    hours = (seconds + looking_flops(profile, cell) / speed32 + beside) / 3600
     kept = kept_bytes(profile, parameters) if steps and cell.steps is None else 0
     without = 'does not fit' if steps else 'trained by another cell' if trained else 'no training'
     return dict(

@@ -78,7 +78,8 @@ def priced_jobs(
     *which: Any, # seed and studies, as `planned_jobs` takes them
 ) -> list[tuple[StudyJob, float]]: # and the seconds of the whole machine
     "What `planned_jobs` says, and what a process takes beside its operations."
-    return [(job, takes + SECONDS_A_JOB / lanes) for job, takes in planned_jobs(profile, hardware, *which)]
+    shared = dataclasses.replace(hardware, beside=hardware.beside / lanes)
+    return [(job, takes + SECONDS_A_JOB / lanes) for job, takes in planned_jobs(profile, shared, *which)]
 
 # %% ../nbs/57_reproduce.ipynb #59aee516
 def quickest_jobs(

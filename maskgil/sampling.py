@@ -230,7 +230,7 @@ def sample_categorical(
     u: Tensor, # (k,) uniform in (0, 1)
 ) -> Tensor: # (k,) int64
     "The code at which the cumulative probability passes `u`."
-    cumulative = log_p.exp().cumsum(-1)
+    cumulative = log_p.exp().cumsum_(-1) # in place: the codes of all images are the largest numbers there are
     target = u[:, None] * cumulative[:, -1:] # the sum is 1 up to rounding only
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)
 
@@ -798,10 +798,10 @@ def sample_mar(
         logits = ask(model, x, labels, hidden, scales[t], cache=cache)[:, :v]
         check_logits(logits, model, f'step {t + 1} of {steps}', dtype, scales[t])
         log_p = filter_logits(logits, temperatures[t], top_k, top_p)                          # k v
-        # 2. a candidate for each of them
+        # 2. a candidate for each of them; 3. how sure it is of each, with noise that fades
         ids = sample_categorical(log_p, uniform[:, t][hidden])                                # k
-        # 3. how sure it is of each, with noise that fades
         confidence = at_hidden(confidence_in(ids, log_p, logits, confidence_from), hidden)    # b n
+        del logits, log_p # before the next step asks for its own
         scores = score(confidence, taus[t] * gumbel(noise[:, t]), grid)
         # 4. keep the surest, hide the rest again, and of those settled before what remasking says
         again = hidden_again(t, hidden)                                                       # b n
