@@ -24,7 +24,7 @@ from .studies import Cell, METHOD, SECOND_STAGES, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
 from .speedrun import log_of
 from .gpu import gpu_line, GPU_WORKS
-from .tables import history_table, long_table, over_seeds
+from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
@@ -75,7 +75,7 @@ def summary() -> str: # Markdown
     measured, other = card[card.kind == 'measured'], card[card.reference == '–']
     scaling = [r for r in found if r.study == 'scaling']
     count = lambda verdicts, verdict: (verdicts == verdict).sum()
-    sizes = size_finding(Evidence(scaling, over_seeds(long_table(scaling))))
+    sizes = size_finding(Evidence(scaling, over_seeds(of_profile(long_table(scaling)))))
     unreachable = count(measured.reference, 'cannot be shown here')
     beyond = f'; {unreachable} cannot be shown in its setting' if unreachable else ''
     repeated = (f"Of {len(measured)} sentences that a run can repeat, the paper's own tables support "
