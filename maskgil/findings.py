@@ -55,11 +55,11 @@ def lost_sentence(evidence: Evidence) -> str: # '' where nothing is lost
     return f"Not finite, and left out: {'; '.join(said)}." if said else ''
 
 def mixed_sentence(evidence: Evidence) -> str: # '' where all is alike
-    "Which settings differ between the records of one source that stand in one table."
+    "Which settings differ between the records of one source and profile, which stand in one table."
     said = []
-    for source in SOURCES[1:]:
+    for source, profile in dict.fromkeys((r.source, r.profile) for r in evidence.records if r.source != 'paper'):
         values: dict[str, dict[str, str]] = {} # setting: value: a record's key
-        for r in evidence.of(source):
+        for r in [r for r in evidence.of(source) if r.profile == profile]:
             for name, value in r.settings.items(): values.setdefault(name, {}).setdefault(str(value), r.key)
         differ = [f"{name} {' and '.join(f'{value} ({key})' for value, key in found.items())}"
                   for name, found in values.items() if len(found) > 1]

@@ -128,7 +128,9 @@ def status_table(gathered: dict[str, Evidence]) -> pd.DataFrame:
         if not found: return '–' if source == 'paper' else 'none yet'
         if source == 'paper': return many(len(found), 'cell')
         seeds = len({r.seed for r in found})
-        return f"{many(len(found), 'run')}, {found[-1].profile} profile, {many(seeds, 'seed')}"
+        ran = sorted({r.profile for r in found}) # a stage may have one of its own
+        profiles = f"{' and '.join(ran)} profile{'s' * (len(ran) > 1)}"
+        return f"{many(len(found), 'run')}, {profiles}, {many(seeds, 'seed')}"
     return pd.DataFrame([
         {'study': s.title, 'covers': s.covers} | {NAMES[c].lower(): has(gathered[s.name], c) for c in SOURCES}
         for s in STUDIES.values()])
