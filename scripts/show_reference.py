@@ -1,5 +1,5 @@
 """Execute the study notebooks with the records of the committed reference, and keep the outputs: `make notebooks`.
-Nothing is trained: each notebook runs with `run=False`, in the mini profile if it has records, without your runs."""
+Nothing is trained: each notebook runs with `run=False`, in the profile that the report shows, without your runs."""
 import argparse
 import os
 import tempfile
@@ -11,6 +11,7 @@ from nbdev.clean import nbdev_clean
 
 from maskgil.records import records
 from maskgil.studies import STUDIES
+from maskgil.tables import long_table, main_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,9 +31,8 @@ def shown(path: Path) -> nbformat.NotebookNode:
 
 
 def profile_shown(study: str) -> str:
-    "The profile of the reference's records: mini where it has some."
-    there = {record.profile for record in records(study, ['reference'])}
-    return min(there or {'mini'}, key=lambda profile: (profile != 'mini', profile))
+    "The main profile of the reference: that with most seeds."
+    return main_profile(long_table(records(study, ['reference']))) or 'mini'
 
 
 def main() -> None:
