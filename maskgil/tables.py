@@ -117,10 +117,14 @@ def best_guidance(
 def main_profile(
     table: pd.DataFrame, # with columns `profile` and `source`, and `seed` or `seeds`
 ) -> str | None: # None where nothing was measured
-    "The largest that you ran, or that of the reference if it is larger: the one with most seeds, the larger of equals."
+    """The largest that you ran, if the reference has it too; else the larger of that and of the reference's own.
+
+    That is the one with most seeds, the larger of equals."""
     known = list(PROFILES)
     ran = set(table.profile[table.source == 'yours']) & {*known}
     rows = table[(table.source == 'reference') & table.profile.isin(known)]
+    mine = max(ran, key=known.index, default=None)
+    if mine in set(rows.profile): return mine # side by side
     seeds = rows.groupby('profile').seed.nunique() if 'seed' in rows else rows.groupby('profile').seeds.max()
     if set(rows.get('stage', [])) == {'reconstruction'}: # of tokenizers trained before, one seed says all
         seeds[[not PROFILES[name].tokenizer.steps for name in seeds.index]] = seeds.max()
