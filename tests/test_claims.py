@@ -476,7 +476,7 @@ def test_a_loss_that_is_no_number():
     is_lost = (rows.norms == 'both') & (rows.seed == 2)
     lost = judge(bounded, rows.assign(diverged_at=np.where(is_lost, 60, None)), 'yours')
     assert lost.verdict == 'contradicted'
-    assert lost.says == 'With both norms the loss stopped being finite in 1 of 3 runs.'
+    assert lost.says == 'With both norms the loss stopped being finite in 1 of 3 runs. In the profile mini.'
     nan = pd.concat([rows, rows[rows.norms == 'none'].assign(name='loss', value=None)])
     assert judge(grows, nan, 'yours').says.startswith('Without norms the loss stopped being finite in 3 of 3')
     assert judge(bounded, nan, 'yours').verdict == 'supported'
