@@ -31,12 +31,12 @@ from .text import list_part
 from .tokenizers import TOKENIZERS
 
 # %% auto #0
-__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OF_STAGE', 'OURS', 'STATES', 'USAGE',
-           'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps', 'drawing_passes',
-           'looking_flops', 'plan_cell', 'plan_tokens', 'plan', 'all_cells', 'as_plan', 'print_table', 'has_record',
-           'both_stages', 'print_plan', 'plan_study', 'grid_cells', 'papermill_command', 'kept_where', 'commands',
-           'PrintedCell', 'paper_cells', 'notebook_of', 'printed_grid', 'command_for', 'paper_figures', 'missing_table',
-           'second_stage_lines', 'print_missing', 'main']
+__all__ = ['IMAGENET_IMAGES', 'IMAGENET_CLASSES', 'ONE_DEVICE', 'SHOWN', 'MADE_BY', 'IN_PLACE_OF', 'OF_STAGE', 'OURS', 'STATES',
+           'USAGE', 'image_count', 'class_count', 'images_and_classes', 'cell_config', 'training_steps',
+           'drawing_passes', 'looking_flops', 'plan_cell', 'tokens_of', 'plan_tokens', 'plan', 'all_cells', 'as_plan',
+           'print_table', 'has_record', 'both_stages', 'print_plan', 'plan_study', 'grid_cells', 'papermill_command',
+           'kept_where', 'commands', 'PrintedCell', 'paper_cells', 'notebook_of', 'printed_grid', 'command_for',
+           'paper_figures', 'missing_table', 'second_stage_lines', 'print_missing', 'main']
 
 # %% ../nbs/54_planner.ipynb #faa2204f
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1_000 # of the training split
@@ -88,6 +88,8 @@ def looking_flops(profile: Profile, cell: Cell) -> float:
     return cell.images * (decode + EXTRACTOR_FLOPS[profile.evaluation.extractor])
 
 # %% ../nbs/54_planner.ipynb #b37c44ea
+ONE_DEVICE = 'one device, minutes' # the layout of a cell without a model
+
 def plan_cell(
     profile: Profile,
     cell: Cell,
@@ -97,7 +99,7 @@ def plan_cell(
     "What one cell takes."
     speed, speed32 = (hardware.count * peak * hardware.share for peak in (hardware.peak, hardware.peak32))
     if cell.flops: return _of_flops(cell, hardware, cell.flops(), speed if cell.size else speed32)
-    if not cell.size: return dict(cell=str(cell), layout='one device, minutes', hours=0., gpu_hours=0.)
+    if not cell.size: return dict(cell=str(cell), layout=ONE_DEVICE, hours=0., gpu_hours=0.)
     config, steps = cell_config(profile, cell), 0 if trained else training_steps(profile, cell)
     training, (parameters, _) = profile.training, parameter_counts(config)
     bf16 = hardware.fused or has_fast_bfloat16(torch.device('cpu'))
@@ -123,11 +125,18 @@ def plan_cell(
 
 def _of_flops(cell: Cell, hardware: Hardware, flops: float, speed: float) -> dict[str, Any]:
     hours = flops / speed / 3600
-    row = dict(cell=str(cell), layout='two stages: see nbs/text_to_image', training_flops=flops, hours=hours,
-               gpu_hours=hours * hardware.count)
+    layout = 'two stages: see nbs/text_to_image' if cell.size else ONE_DEVICE
+    row = dict(cell=str(cell), layout=layout, training_flops=flops, hours=hours, gpu_hours=hours * hardware.count)
     return row | (cell.columns() if cell.columns else {})
 
 # %% ../nbs/54_planner.ipynb #921d648c
+def tokens_of(
+    profile: Profile,
+    cell: Cell,
+) -> tuple[str, str, int] | None: # tokenizer, prefix of its row, and pixels; None for a cell that trains nothing
+    "What a cell shares with all others that are trained on the same tokens."
+    return None if cell.steps == 0 else (cell.tokenizer, profile.prefix, profile.data.resolution)
+
 def plan_tokens(profile: Profile, tokenizer: str, hardware: Hardware) -> dict[str, Any]:
     "What all cells with a tokenizer share: its training, if it is trained, and the tokens."
     name, images, settings = profile.row(tokenizer), image_count(profile), profile.tokenizer
@@ -158,8 +167,7 @@ def plan(
             key = (cell.size, cell.kind, cell.recipe, cell.tokenizer, cell.variant, trained, side)
             made.append(plan_cell(profile, cell, hardware, key in seen))
             seen.add(key)
-        tokenizers = {(cell.tokenizer, profile.prefix, profile.data.resolution): profile
-                      for profile, cell in cells if cell.steps != 0}
+        tokenizers = {needed: profile for profile, cell in cells if (needed := tokens_of(profile, cell))}
         made += [plan_tokens(profile, t, hardware) for (t, *_), profile in tokenizers.items()]
         sums = ('images', 'training_flops', 'hours', 'gpu_hours', 'disk_gib')
         made.append(dict(cell='total') | {k: sum(row.get(k) or 0 for row in made) for k in sums})

@@ -14,7 +14,7 @@ from .checks import check_choice, look_at_folder, printable, run_function
 from .claims import CLAIMS, verdicts
 from .core import as_ctrl_c, pick_dtype, progress, results_dir
 from .machines import Hardware, HARDWARE, this_machine
-from .planner import has_record, plan_cell, plan_tokens
+from .planner import has_record, plan_cell, plan_tokens, tokens_of
 from .profiles import PROFILES, Profile, resolve_profile
 from .records import latest, Record, records, write_index
 from .remeasure import REFERENCE, REMEASURED, compare_again, not_yet_again, quickest, reference_records, within
@@ -41,7 +41,7 @@ def planned_jobs(
     wanted = dict(seed=seed, profile=profile.name)
     held: dict[str, StudyJob] = {}
     seconds: dict[str, float] = {}
-    made: set[tuple] = set() # tokenizers and their tokens
+    made: set[Any] = set() # as `tokens_of` names them
     for name in studies or [name for name, study in STUDIES.items() if not study.asked]:
         study = STUDIES[name]
         at, cells = default_cells(study, profile)
@@ -50,9 +50,9 @@ def planned_jobs(
             held[str(job)] = job
             done = seed is not None and has_record(cell.study or name, cell.parameters | wanted)
             takes = [] if done else [plan_cell(at, cell, hardware)]
-            needed = {(cell.tokenizer, at.prefix, at.data.resolution)} - made if cell.steps != 0 else set()
-            if needed and not done: takes.append(plan_tokens(at, cell.tokenizer, hardware))
-            made |= needed
+            needed = tokens_of(at, cell)
+            if needed and needed not in made and not done: takes.append(plan_tokens(at, cell.tokenizer, hardware))
+            made.add(needed)
             seconds[str(job)] = seconds.get(str(job), 0.) + 3600 * sum(row['hours'] for row in takes)
     return [(held[k], seconds[k]) for k in held]
 

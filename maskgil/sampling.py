@@ -230,7 +230,7 @@ def sample_categorical(
     u: Tensor, # (k,) uniform in (0, 1)
 ) -> Tensor: # (k,) int64
     "The code at which the cumulative probability passes `u`."
-    cumulative = log_p.exp().cumsum_(-1) # in place: the codes of all images are the largest numbers there are
+    cumulative = log_p.exp().cumsum_(-1) # in place: as large as the logits
     target = u[:, None] * cumulative[:, -1:] # the sum is 1 up to rounding only
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_p.shape[-1] - 1)
 

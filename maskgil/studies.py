@@ -271,10 +271,8 @@ def tokenizers_grid(profile: Profile, p: Any) -> Iterator[Cell]:
             size = TOKENIZER_ROWS[t].published.codebook_size
             cell = dict(stage='head', tokenizer=t, codebook_size=size, head=head)
             yield Cell(cell, at | dict(stage='head'), tokenizer=t, steps=0,
-                       flops=functools.partial(head_flops, profile, size), columns=_one_device)
+                       flops=functools.partial(head_flops, profile, size))
         if 'step' in stages: yield from _step_cells(p, t)
-
-def _one_device() -> dict[str, Any]: return dict(layout='one device, minutes')
 
 def _step_cells(p: Any, tokenizer: str) -> Iterator[Cell]:
     for head in STEP_OBJECTIVES:

@@ -140,6 +140,7 @@ def test_what_lacks_is_counted_in_the_profile_of_its_stage():
     assert stages.count('reconstruction') == 0 and stages.count('generation') == 1
     assert stages.count('head') == len(of('mini', 'head'))
 
+
 def test_what_a_gpu_did():
     "Its section is there when such records are, and a run of the tiny form is none."
     metrics = dict(images_per_second=metric(150., 'images a second'), images=metric(64., 'images at a time'),
