@@ -5,7 +5,7 @@
 # %% ../nbs/17_external.ipynb #0739c0bb
 from __future__ import annotations
 
-import math, re
+import inspect, math, re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
@@ -317,9 +317,10 @@ class LuminaMGPT(PromptedModel):
 
     def read(self, words: Tensor, cache: PromptCache) -> Tensor: # (b s) -> (b s d)
         "The network's last hidden layer; the cache already masks the new words."
-        positions = cache.positions(words.shape[1])
-        return self.network.model(input_ids=words, attention_mask=cache.mask.long(), position_ids=positions,
-                                  past_key_values=cache.past, use_cache=True).last_hidden_state
+        positions, model = cache.positions(words.shape[1]), self.network.model
+        given = 'cache' if 'cache' in inspect.signature(model.forward).parameters else 'past_key_values' # by its age
+        return model(input_ids=words, attention_mask=cache.mask.long(), position_ids=positions, use_cache=True,
+                     **{given: cache.past}).last_hidden_state
 
     def head(self, x: Tensor) -> Tensor: # (... d) -> (... v)
         "Logits of the image words, in the order of the codes."

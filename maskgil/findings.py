@@ -14,7 +14,8 @@ import pandas as pd
 
 from maskgil.figures import (
     HEAD_COSTS, HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid,
-    in_order, in_units, ladders, largest_timed, last_and_best, look, looks, one_at_a_time, told_rows,
+    in_order, in_units, ladders, largest_timed, last_and_best, look, looks, one_at_a_time, sorted_by_look,
+    told_rows,
 )
 from .recipes import ladder, RUNGS
 from .records import Record, SOURCES, latest, lost_numbers, published, records
@@ -468,8 +469,9 @@ def frame_table(evidence: Evidence) -> pd.DataFrame:
     "Before training, after it, and what nothing that draws tokens, or nothing at all, can go below."
     table = evidence.table
     table = table[(table.source != 'paper') & table.family.isin(['fid', 'kid'])]
+    each = sorted_by_look(table, ['source', 'size']).groupby(['source', 'size', 'label'], sort=False)
     rows = []
-    for (source, size, label), part in table.groupby(['source', 'size', 'label'], sort=False):
+    for (source, size, label), part in each:
         curve = part[part.part == 'curve']
         last = curve[curve.epoch == curve.epoch.max()].nsmallest(1, 'value')
         cells = [part[part.part == 'untrained'], last, part[part.part == 'through'], part[part.part == 'floor']]

@@ -24,6 +24,7 @@ from .studies import Cell, METHOD, SECOND_STAGES, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
 from .speedrun import log_of
 from .gpu import gpu_line, GPU_WORKS
+from .statistics import LEVEL, SEED_LOOKS
 from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
@@ -152,13 +153,14 @@ def older_records(gathered: dict[str, Evidence]) -> list[str]: # sentences
     return said
 
 # %% ../nbs/56_report.ipynb #6c4d9f37
+_LOOKS = f'{", ".join(map(str, SEED_LOOKS[:-1]))} and {SEED_LOOKS[-1]}'
 LEAD = (
     "The paper, the committed reference run and your own run, side by side. The paper's numbers are FID on ImageNet "
     'from 50,000 images. The small profiles measure FID-EL0 and KID-EL0 on OpenMoji, with features of '
     "EfficientNet-Lite0: their shape may be held against the paper's, their size may not. Brackets and bands are 95 % "
     'intervals by bootstrap over the generated images; over several seeds they reach from the lowest to the highest. '
-    'Verdicts on claims use the interval of a difference of means instead, of 97.5 %, since the reference is looked at '
-    'twice: with three seeds, and with five where a claim is open. A dash is a cell that was not run, or not printed.')
+    f'Verdicts on claims use the interval of a difference of means instead, of {100*LEVEL:.1f} %, since the reference '
+    f'is looked at with {_LOOKS} seeds, as long as a claim is open. A dash is a cell that was not run, or not printed.')
 CREDIT = ('Emoji in samples are by OpenMoji (openmoji.org), CC BY-SA 4.0; what a model drew after them is shared under '
           'the same licence.')
 TITLE, CLAIMED, RUNS = 'MaskGIL: what the paper says and what runs here', 'What the paper claims', 'What was run'

@@ -164,19 +164,22 @@ def test_jobs_that_share_the_machine_are_planned_longer():
 
 def test_open_claims_get_seeds_and_decided_ones_do_not(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('MASKGIL_RESULTS', str(tmp_path))
-    ran = []
+    first, read, ran = SEED_LOOKS[0], reproduce_module.records, []
+    looked_at_once = lambda **asked: [record for record in read(**asked) if record.seed in range(first)]
+    monkeypatch.setattr(reproduce_module, 'records', looked_at_once)
     run = lambda profile, seed, lanes, minutes, studies: ran.append((seed, studies))
     monkeypatch.setattr(reproduce_module, 'reproduce', run)
-    profile = PROFILES['mini'] # whose reference has been looked at once
+    profile = PROFILES['mini']
     found = undecided(profile)
-    assert not undecided(profile, SEED_LOOKS[0]) and found
+    assert not undecided(profile, first) and found
     assert all(CLAIMS[key].study == study for study, keys in found.items() for key in keys)
     decide_open_claims('mini', dry_run=True)
     assert not ran
-    decide_open_claims('mini')
-    assert ran == [(seed, list(found)) for seed in range(SEED_LOOKS[1])]
+    decide_open_claims('mini') # no run adds a record, so that the claims are open at each look
+    assert ran == [(seed, list(found)) for look in SEED_LOOKS[1:] for seed in range(look)]
     said = capsys.readouterr().out
-    assert all(f'{study}: 5 seeds for {", ".join(keys)}' in said for study, keys in found.items())
+    for look in SEED_LOOKS[1:]:
+        assert all(f'{study}: {look} seeds for {", ".join(keys)}' in said for study, keys in found.items())
 
 
 def test_a_schedule_is_a_row(monkeypatch, tmp_path):
