@@ -324,7 +324,7 @@ def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Itera
                    'the grey line is zero, and what lies right of it speaks for the claim.')
     yield 'finding', verdict_counts(cards['measured'])
     for kind, card in cards.items():
-        columns = [c for c in card if c not in SOURCES or (card[c] != '–').any()]
+        columns = [c for c in card if c not in SOURCES or c in sources and (card[c] != '–').any()]
         title = 'Claims that runs can repeat' if kind == 'measured' else f'Claims {CLAIM_KINDS[kind]}'
         yield 'table', title, card[columns], '', kind != 'measured'
     odd = paper_inconsistencies().rename(columns=dict(stated='what is stated', found='what is found'))

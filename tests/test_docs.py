@@ -87,6 +87,16 @@ def test_start_page_is_the_front_page(site):
     assert start.count('<li>') == len(re.findall(r'^- ', front, re.M))
 
 
+def test_front_page_lists_every_notebook():
+    front = (ROOT/'README.md').read_text(encoding='utf-8')
+    lines = re.search(r'^nbs/ .*?(?=^maskgil/)', front, re.M | re.S)[0].splitlines()
+    modules = [line[len('nbs/        5x to a page '):] for line in lines[:-1]]
+    numbered = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+    assert re.findall(r'\w+', ' '.join(modules)) == [notebook.stem.split('_', 1)[1] for notebook in numbered]
+    count = {9: 'nine', 10: 'ten', 11: 'eleven', 12: 'twelve'}[len([n for n in STUDIES if n.stem != 'demo'])]
+    assert f'{count} studies' in lines[-1]
+
+
 def test_studies_show_figures(site):
     "Once they have outputs, pages of studies show pictures."
     from notebooks import Notebook
