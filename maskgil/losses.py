@@ -19,11 +19,11 @@ from .models import code_digits, compute_dtype
 from .sampling import SCHEDULES
 
 # %% auto #0
-__all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'TRAINING_RECIPES', 'beta_quantile', 'mean_ratio', 'hide_tokens',
-           'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target', 'OutputLayer', 'stream_block',
-           'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy', 'block_sizes', 'token_loss',
-           'Objective', 'check_number', 'NotFinite', 'random_copies', 'drop_conditions', 'MaskedObjective',
-           'WatchedObjective', 'CausalObjective']
+__all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'FEWEST_TOKENS', 'TRAINING_RECIPES', 'beta_quantile', 'mean_ratio',
+           'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target', 'OutputLayer',
+           'stream_block', 'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy', 'block_sizes',
+           'token_loss', 'Objective', 'check_number', 'NotFinite', 'random_copies', 'drop_conditions',
+           'MaskedObjective', 'WatchedObjective', 'CausalObjective']
 
 # %% ../nbs/20_losses.ipynb #604a2ae7
 @functools.cache
@@ -256,17 +256,18 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return *gradients, None, None, None, None, None
 
 # %% ../nbs/20_losses.ipynb #ba5538f0
-LOGITS_AT_ONCE = dict(cpu=2**20, gpu=2**27)
+LOGITS_AT_ONCE = dict(cpu=2**21, gpu=2**27)
+FEWEST_TOKENS = 128 # for which all codes are worth it: each block adds to the gradient of all weights
 
 # %% ../nbs/20_losses.ipynb #46b11235
 def block_sizes(
     codes: int, # of the output layer
     device: torch.device,
 ) -> tuple[int, int]: # tokens and codes at a time
-    "All codes for 512 tokens or more, if `LOGITS_AT_ONCE` holds them; else a slice of the codes for 2,048 tokens."
+    "All codes for a block of tokens, if `LOGITS_AT_ONCE` holds them; else a slice of the codes for 2,048 tokens."
     budget = LOGITS_AT_ONCE['cpu' if device.type == 'cpu' else 'gpu']
     tokens = budget // codes
-    return (tokens, codes) if tokens >= 512 else (2048, budget // 2048)
+    return (tokens, codes) if tokens >= FEWEST_TOKENS else (2048, budget // 2048)
 
 # %% ../nbs/20_losses.ipynb #a3dd1652
 def token_loss(
