@@ -487,16 +487,25 @@ def promote(
     former = records(study or None, ['reference'])
     made = [path for r in mine.values() for path in _copied(r, reference/r.study)]
     for old in former: # last, so that an interruption loses nothing
-        if cell(old) in mine and mine[cell(old)].key != old.key:
-            for path in record_files(old): path.unlink(missing_ok=True)
+        if cell(old) in mine:
+            for path in {*record_files(old)} - {*made}: path.unlink(missing_ok=True)
     if made: write_index('reference')
     return made
 
 def _copied(record: Record, folder: Path) -> list[Path]: # the new files; the record is the last to be there
-    files = record_files(record)
-    for path in reversed(files):
-        with write_atomic(folder/path.name) as tmp: shutil.copyfile(path, tmp)
-    return [folder/path.name for path in files]
+    path, *files = record_files(record)
+    pictures = {file.name for file in files if file.suffix == '.png'} if record.seed else set() # are left out
+    kept = [*(file for file in files if file.name not in pictures), path]
+    for file in kept:
+        with write_atomic(folder/file.name) as tmp: shutil.copyfile(file, tmp)
+    if pictures: write_json(folder/path.name, _without(read_json(path), pictures))
+    return [folder/file.name for file in kept]
+
+def _without(record: dict[str, Any], files: set[str]) -> dict[str, Any]: # record: as it is stored; files: names
+    names_one = lambda value: isinstance(value, str) and value in files
+    listed = record.get('files', {}) # older ones have no list
+    left = {name: digest for name, digest in listed.items() if name not in files}
+    return record | dict(files=left, metrics={k: v for k, v in record['metrics'].items() if not names_one(v)})
 
 def _check_promoted(study: str, profile: str, mine: list[Record]) -> None:
     "Refuse what others should not be shown: damaged files, numbers that are not finite, a study that nobody ran."

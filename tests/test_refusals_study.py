@@ -600,6 +600,20 @@ def test_promote_refuses_what_is_damaged_lost_or_unknown(reference_project):
     assert not list(reference_project.rglob('*.json'))
 
 
+def test_promote_keeps_pictures_of_the_first_seed(reference_project):
+    "Also where a reference has them of all: they go, and no record names one that is not there."
+    seeds = [run(with_sheet(), seed=seed) for seed in range(3)]
+    promote('demo')
+    shutil.copyfile(seeds[1].path, reference_project/'demo'/Path(seeds[1].path).name) # as it was committed before
+    sheet = record_file(seeds[1], 'samples')
+    shutil.copyfile(sheet, reference_project/'demo'/sheet.name)
+    promote('demo')
+    held = records('demo', ['reference'])
+    assert [bool(record_file(r, 'samples')) for r in sorted(held, key=lambda r: r.seed)] == [True, False, False]
+    assert not any(wrong_files(r) for r in held) and len(list(reference_project.rglob('*.png'))) == 1
+    assert all(r.metrics['fid_el0'] == seeds[0].metrics['fid_el0'] for r in held)
+
+
 def test_promote_keeps_other_profiles(reference_project):
     run()
     promote('demo')
