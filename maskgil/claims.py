@@ -23,7 +23,7 @@ from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
 from .tables import of_profile, ORDER
 from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, LEVEL, NoData, RESULTS
-from .statistics import seeds_to_decide, spread_of_table
+from .statistics import MOST_SEEDS, seeds_to_decide, spread_of_table
 
 # %% auto #0
 __all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'ROOM', 'NEEDS', 'CLAIMS',
@@ -85,7 +85,7 @@ def decide(
     sign = f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
     undecided = verdict == 'inconclusive' and not by_chance and effect.seeds and effect.variance
     needed = (seeds_to_decide(effect, LEVEL) or 0) if undecided else 0
-    more = f'; about {needed} seeds would decide it' if needed else '; more seeds would hardly decide it'
+    more = f'; about {needed} seeds would decide it' if needed else f'; {MOST_SEEDS} seeds would not decide it'
     says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}{more * bool(undecided)}.'
     if effect.variance is None: return Verdict(verdict, effect.value, None, None, effect.unit, effect.seeds, says)
     return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says, needed)
