@@ -245,6 +245,10 @@ class Claim:
     stage: str = '' # of the study, where its stages answer questions of their own
 
     @property
+    def title(self) -> str: # in a few words
+        return (self.check.__doc__ or self.key.replace('_', ' ')).rstrip('.')
+
+    @property
     def command(self) -> str: # that makes the records
         return f'papermill nbs/{self.study}.ipynb' if self.judged_on != ('paper',) else ''
 
@@ -307,7 +311,7 @@ def claim(
     quote: str, place: str, study: str = '', # fields of `Claim`
     **row: str, # its other fields
 ) -> Callable: # leaves the function as it is
-    "Put the function below into `CLAIMS`."
+    "Put the function below into `CLAIMS`; its docstring is the claim in a few words."
     check_choice('kind of claim', row.get('kind', 'measured'), CLAIM_KINDS)
     if row.get('needs'): check_choice('need of a claim', row['needs'], NEEDS)
     def register(check):
@@ -329,6 +333,7 @@ def reconstruction(
     'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='each codebook has a lower rFID than the next smaller one')
 def rfid_falls(table: pd.DataFrame) -> Verdict:
+    "rFID falls with the size of the codebook."
     return decide(smaller - larger for smaller, larger in itertools.pairwise(reconstruction(table)))
 
 # %% ../nbs/50_claims.ipynb #bb92a182
@@ -338,6 +343,7 @@ def rfid_falls(table: pd.DataFrame) -> Verdict:
     'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='the last enlargement lowers rFID by less than either of the two before it')
 def rfid_saturates(table: pd.DataFrame) -> Verdict:
+    "The largest codebook brings rFID little."
     maskgit, chameleon, llamagen, magvit = reconstruction(table)
     return decide([(maskgit + magvit) - (chameleon + llamagen), (chameleon + magvit) - 2*llamagen])
 
@@ -350,6 +356,7 @@ FULLY_USED_CODEBOOKS = ('llamagen-vq', 'open-magvit2-vq') # codebooks, by Table 
     'Section 3.1, Table 1', 'tokenizers', stage='reconstruction',
     reading='the usage of both, rounded, is 100 %')
 def full_usage(table: pd.DataFrame) -> Verdict:
+    "LlamaGen-VQ and Open-MAGVIT2-VQ use all of their codes."
     usage = [at(table, 'codebook_usage_pct', tokenizer=tokenizer) for tokenizer in FULLY_USED_CODEBOOKS]
     return decide(share - exactly(99.5) for share in usage)
 
@@ -369,6 +376,7 @@ def generation(
     'Section 3.2, Figure 3', 'tokenizers', stage='generation',
     reading='in every architecture a codebook between the smallest and the largest has a lower FID than both')
 def fid_falls_then_rises(table: pd.DataFrame) -> Verdict:
+    "FID falls, then rises with the codebook."
     fid, effects = generation(table), []
     for model in ARCHITECTURES:
         smallest, largest = fid('maskgit-vq', model), fid('open-magvit2-vq', model)
@@ -384,6 +392,7 @@ def fid_falls_then_rises(table: pd.DataFrame) -> Verdict:
     'Section 3.2, Tables 4 and 6', 'tokenizers', stage='generation',
     reading='in every architecture it has the lowest FID, each tokenizer at its best guidance scale')
 def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
+    "LlamaGen-VQ generates best."
     fid = generation(table)
     rivals = ('maskgit-vq', 'chameleon-vq', 'open-magvit2-vq')
     return decide(fid(rival, model) - fid('llamagen-vq', model) for model in ARCHITECTURES for rival in rivals)
@@ -395,6 +404,7 @@ def llamagen_vq_best(table: pd.DataFrame) -> Verdict:
     reading='on the bidirectional Transformer the FID of Open-MAGVIT2-VQ is more than twice that of any other '
             'tokenizer')
 def magvit_poor_on_transformer(table: pd.DataFrame) -> Verdict:
+    "Open-MAGVIT2-VQ does very poorly on the Transformer."
     fid, model = generation(table, log=True), 'bidirectional Transformer'
     others = ('maskgit-vq', 'chameleon-vq', 'llamagen-vq')
     twice = exactly(math.log(2), 'log 2')
@@ -415,6 +425,7 @@ def paradigms(
     'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='with LLaMA and each tokenizer, the FID of MAR is less than 5 % above that of AR; the margin is ours')
 def mar_not_inferior(table: pd.DataFrame) -> Verdict:
+    "MAR is not inferior to AR."
     margin = exactly(math.log(1.05), 'log 1.05')
     return decide((ar + margin) - mar for ar, mar in paradigms(table, log=True).values())
 
@@ -424,6 +435,7 @@ def mar_not_inferior(table: pd.DataFrame) -> Verdict:
     'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='with LLaMA and at least one tokenizer, MAR has the lower FID')
 def mar_outperforms_somewhere(table: pd.DataFrame) -> Verdict:
+    "MAR outperforms AR with some tokenizer."
     return decide((ar - mar for ar, mar in paradigms(table).values()), any)
 
 # %% ../nbs/50_claims.ipynb #d070221a
@@ -432,6 +444,7 @@ def mar_outperforms_somewhere(table: pd.DataFrame) -> Verdict:
     'Section 5', 'tokenizers', stage='generation',
     reading='with LLaMA and the tokenizer the paper chose, LlamaGen-VQ, MAR has the higher FID')
 def gap_to_ar_remains(table: pd.DataFrame) -> Verdict:
+    "A gap to AR remains."
     ar, mar = paradigms(table)['llamagen-vq']
     return decide([mar - ar])
 
@@ -441,6 +454,7 @@ def gap_to_ar_remains(table: pd.DataFrame) -> Verdict:
     'Section 4.1, Figure 4', 'tokenizers', stage='generation',
     reading='it has the lower FID with every tokenizer')
 def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
+    "LLaMA outperforms the Transformer."
     fid = generation(table)
     pairs = [(fid(name, 'bidirectional Transformer'), fid(name, 'bidirectional LLaMA')) for name in PAPER_TOKENIZERS]
     return decide(transformer - llama for transformer, llama in pairs)
@@ -454,6 +468,7 @@ def llama_beats_transformer(table: pd.DataFrame) -> Verdict:
             'both at their best guidance scale; where images are judged by class, that share takes the place of IS',
     unprinted='Table 3, the only one with precision and recall, is not in the text of the paper that we have.')
 def precise_but_less_diverse(table: pd.DataFrame) -> Verdict:
+    "MAR is more precise and less diverse than AR."
     last = final(table, 'tokenizer', 'architecture') # all tokenizers tell how far seeds lie apart
     of = lambda family, architecture: at(last, family, tokenizer='llamagen-vq', architecture=architecture)
     ar, mar = (functools.partial(of, architecture=f'{kind} LLaMA') for kind in ('causal', 'bidirectional'))
@@ -468,6 +483,7 @@ def precise_but_less_diverse(table: pd.DataFrame) -> Verdict:
             'at every size and batch that was timed',
     unprinted='The paper prints no times apart from those inside Figure 8, whose drawing was not extracted.')
 def mar_is_faster(table: pd.DataFrame) -> Verdict:
+    "MAR is faster than AR."
     timed = where(table, family='seconds_per_image')
     if timed.empty: return decide([])
     seconds = lambda system, place: at(timed, 'seconds_per_image', log=True, system=system, **place)
@@ -488,6 +504,7 @@ def fid_by_size(
     'Section 4.3, Figure 5a', 'scaling',
     reading='FID falls from B to L and from L to XL')
 def better_up_to_xl(table: pd.DataFrame) -> Verdict:
+    "FID improves from B to XL."
     fid = fid_by_size(table)
     return decide([fid['b'] - fid['l'], fid['l'] - fid['xl']])
 
@@ -497,6 +514,7 @@ def better_up_to_xl(table: pd.DataFrame) -> Verdict:
     'Section 4.3, Figure 5a', 'scaling',
     reading='XL to XXL lowers FID by less than either of the two steps before it')
 def marginal_beyond_xl(table: pd.DataFrame) -> Verdict:
+    "XXL improves little on XL."
     b, l, xl, xxl = fid_by_size(table).values()
     return decide([(b + xxl) - (l + xl), (l + xxl) - 2*xl])
 
@@ -506,6 +524,7 @@ def marginal_beyond_xl(table: pd.DataFrame) -> Verdict:
     'Figure 5', 'scaling',
     reading='at every epoch, each size has a lower FID than the next smaller one, both at their best guidance scale')
 def better_throughout_training(table: pd.DataFrame) -> Verdict:
+    "Larger is better throughout training."
     fid_by_size(table) # or one is missing
     curves, effects = where(table, part='curve'), []
     for epoch in sorted(curves.epoch.unique()):
@@ -532,6 +551,7 @@ def _ends_of_training(table, size): # the first and the last epoch of a size, at
     reading='the last evaluation of each size has a lower FID than the first, '
             'at the best guidance scale among those measured at both')
 def better_with_training(table: pd.DataFrame) -> Verdict:
+    "FID improves with training."
     ends = pd.concat([_ends_of_training(table, size) for size in PAPER_SIZES])
     epochs = ends.groupby('size').epoch
     fid = lambda size, epoch: at(ends, size=size, epoch=epoch)
@@ -553,6 +573,7 @@ def by_scale(
     'Section 4.3, Figure 5b', 'scaling',
     reading='at the end of training, every other scale has a higher FID')
 def guidance_best_at_2(table: pd.DataFrame) -> Verdict:
+    "L is best at a guidance of 2."
     fid = by_scale(table, 'l')
     if 2. not in fid: raise NoData('guidance 2.0 was not measured')
     return decide(fid[scale] - fid[2.] for scale in fid if scale != 2.)
@@ -563,6 +584,7 @@ def guidance_best_at_2(table: pd.DataFrame) -> Verdict:
     'Section 4.3, Figure 5b', 'scaling',
     reading='at the end of training, FID of L rises from each scale to the next from 2.0 on')
 def guidance_hurts_beyond_2(table: pd.DataFrame) -> Verdict:
+    "More guidance than 2 hurts L."
     fid = [estimate for scale, estimate in by_scale(table, 'l').items() if scale >= 2.]
     return decide(higher - lower for lower, higher in itertools.pairwise(fid))
 
@@ -579,6 +601,7 @@ def _gain_of_own_scale(fid, own, other_fid, other): # the less certain of two; N
     reading='the best scale depends on the size: two sizes each do better at their own best scale '
             "than at the other's")
 def guidance_depends_on_size(table: pd.DataFrame) -> Verdict:
+    "The best guidance depends on the size."
     curves = [by_scale(table, size) for size in PAPER_SIZES]
     best = [min(fid, key=lambda scale: fid[scale].value) for fid in curves]
     gains = [_gain_of_own_scale(*one, *other) for one, other in itertools.combinations(zip(curves, best), 2)]
@@ -593,6 +616,7 @@ def guidance_depends_on_size(table: pd.DataFrame) -> Verdict:
     reading='at the end of training, IS of every size rises from each scale to the next; where images are judged by '
             'class, the share of recognised ones')
 def is_rises_with_guidance(table: pd.DataFrame) -> Verdict:
+    "Classes get clearer with guidance."
     scores = [by_scale(table, size, class_score(table)).values() for size in PAPER_SIZES]
     return decide(higher - lower for score in scores for lower, higher in itertools.pairwise(score))
 
@@ -602,6 +626,7 @@ def is_rises_with_guidance(table: pd.DataFrame) -> Verdict:
     'Abstract', 'scaling', needs='ImageNet',
     reading='the lowest FID of XXL, rounded, is 3.71 or less; only an FID on ImageNet at 256 px can tell')
 def fid_of_3_71(table: pd.DataFrame) -> Verdict:
+    "XXL has an FID of 3.71."
     rows = where(table, size='xxl', part='curve', family='fid', label='FID', data='ImageNet 256 px')
     if rows.empty: raise NoData('no FID of XXL on ImageNet at 256 px')
     check_measured(rows, 'FID of XXL')
@@ -614,6 +639,7 @@ def fid_of_3_71(table: pd.DataFrame) -> Verdict:
     'Appendix B, Table 7', 'scaling', kind='paper',
     reading='MaskGIL-XXL is meant: its rows in Table 7 end at 300 epochs')
 def xxl_ends_at_300(table: pd.DataFrame) -> Verdict:
+    "XXL ends at 300 epochs."
     last = where(table, part='curve').groupby('size').epoch.max().to_dict()
     ends = [f'{last[size]:g} for {size.upper()}' for size in PAPER_SIZES if size in last]
     if not ends: raise NoData('no curve over training in Table 7')
@@ -669,6 +695,7 @@ DRAWING = 'Its numbers are in a drawing that was not extracted: '
     reading='without both, the output norm at least doubles after the first tenth of training, grows more than with '
             'both and ends higher; or the loss of most runs stops being finite')
 def norm_grows_without_both(history: pd.DataFrame) -> Verdict:
+    "Without norms the output norm grows."
     lost, runs = len(diverged(history, 'none')), where(history, norms='none').seed.nunique()
     if 2*lost > runs: return stated(True, f'Without norms the loss stopped being finite in {lost} of {runs} runs.')
     return decide([doublings(history, 'none') - exactly(1.), *grows_less(history, 'both', 'none')])
@@ -681,6 +708,7 @@ def norm_grows_without_both(history: pd.DataFrame) -> Verdict:
     reading='with QK-Norm alone the output norm grows less than with neither and more than with both, and its end lies '
             'between theirs')
 def qk_norm_only_mitigates(history: pd.DataFrame) -> Verdict:
+    "QK-Norm alone only mitigates that."
     return decide([*grows_less(history, 'qk', 'none'), *grows_less(history, 'both', 'qk')])
 
 # %% ../nbs/50_claims.ipynb #2f921ac5
@@ -690,6 +718,7 @@ def qk_norm_only_mitigates(history: pd.DataFrame) -> Verdict:
     reading='with both, the output norm less than doubles after the first tenth of training, '
             'and the loss stays finite')
 def both_norms_bound_it(history: pd.DataFrame) -> Verdict:
+    "Both norms together bound it."
     lost, runs = len(diverged(history, 'both')), where(history, norms='both').seed.nunique()
     if lost: return stated(False, f'With both norms the loss stopped being finite in {lost} of {runs} runs.')
     return decide([exactly(1.) - doublings(history, 'both')])
@@ -711,6 +740,7 @@ def by_steps(
     'Appendix D.2, Figure 10', 'steps', unprinted=DRAWING + 'Figure 10.',
     reading='every other number of steps has a higher FID')
 def eight_steps_best(table: pd.DataFrame) -> Verdict:
+    "8 steps are best."
     fid = by_steps(table)
     return decide(fid[steps] - fid[8] for steps in fid if steps != 8)
 
@@ -720,6 +750,7 @@ def eight_steps_best(table: pd.DataFrame) -> Verdict:
     'Appendix D.2, Figure 10', 'steps', unprinted=DRAWING + 'Figure 10.',
     reading='at least one larger number of steps has a higher FID than 8')
 def more_steps_do_not_help(table: pd.DataFrame) -> Verdict:
+    "More than 8 steps need not help."
     fid = by_steps(table)
     return decide((fid[steps] - fid[8] for steps in fid if steps > 8), any)
 
@@ -744,6 +775,7 @@ def by_share(
     'Section 5, Figure 9', 'fusion', unprinted=DRAWING + 'Figure 9.',
     reading='FID at half is lower than with MAR alone and with AR alone')
 def fusion_is_convex(table: pd.DataFrame) -> Verdict:
+    "Half AR and half MAR is better than either."
     fid, half = by_share(table)
     if not {0., 1.} <= set(fid): raise NoData('an end of the curve is missing')
     return decide([fid[0.] - fid[half], fid[1.] - fid[half]])
@@ -754,6 +786,7 @@ def fusion_is_convex(table: pd.DataFrame) -> Verdict:
     'Figure 9', 'fusion', unprinted=DRAWING + 'Figure 9.',
     reading='no share further than a quarter from half has a lower FID than half')
 def fusion_best_near_half(table: pd.DataFrame) -> Verdict:
+    "Fusion is best near half."
     fid, half = by_share(table)
     return decide(fid[share] - fid[half] for share in fid if abs(share - half) >= .25)
 
@@ -763,6 +796,7 @@ def fusion_best_near_half(table: pd.DataFrame) -> Verdict:
     'Figure 8', 'fusion', unprinted=DRAWING + 'Figure 8.',
     reading='an image takes fewer seconds with half of its tokens from AR than with all')
 def fusion_saves_time(table: pd.DataFrame) -> Verdict:
+    "Fusion saves time."
     seconds, half = by_share(table, 'seconds_per_image')
     if 1. not in seconds: raise NoData('AR alone was not timed')
     return decide([seconds[1.] - seconds[half]])
@@ -796,6 +830,7 @@ def near(
     'Appendix C, Table 5', 'tokenizers', stage='head',
     reading='the ratio of the two output layers, rounded, is 16')
 def head_is_16_times_larger(table: pd.DataFrame) -> Verdict:
+    "The output layer of Open-MAGVIT2-VQ is 16 times larger."
     return near(head_ratio(table, 'head_parameters'), 15.5, 16.5)
 
 # %% ../nbs/50_claims.ipynb #7ea021fe
@@ -806,6 +841,7 @@ def head_is_16_times_larger(table: pd.DataFrame) -> Verdict:
             'and 2.5',
     unprinted='Table 5 is not in the text of the paper that we have; the sentence cannot be held against itself.')
 def head_costs_twice(table: pd.DataFrame) -> Verdict:
+    "Open-MAGVIT2-VQ takes twice the memory."
     whole = (table.family == 'step_memory_gib').any()
     return near(head_ratio(table, 'step_memory_gib' if whole else 'head_memory_gib'), 1.5, 2.5)
 
@@ -825,6 +861,7 @@ def counted(
     'Table 2', kind='system',
     reading='the counts, rounded as they are printed')
 def parameters_of_table_2(_) -> Verdict:
+    "The sizes have the parameters of Table 2."
     as_printed = lambda count, like: f'{count:.0f}M' if like.endswith('M') else f'{count/1e3:.1f}B'
     printed_counts = published('table2')[['size', 'parameters']].values
     rows = [(size, printed, counted('maskgil', size.lower())) for size, printed in printed_counts]
@@ -837,6 +874,7 @@ def parameters_of_table_2(_) -> Verdict:
     'Section 3.2', kind='system',
     reading='with each tokenizer, each of the three models has between 50M and 200M parameters')
 def about_100m_each(_) -> Verdict:
+    "All architectures have about 100M parameters."
     models = itertools.product(PAPER_TOKENIZERS, ('llamagen', 'maskgit-transformer', 'maskgil'))
     counts = [(tokenizer, kind, counted(kind, tokenizer=tokenizer)) for tokenizer, kind in models]
     sizes = [exactly(count, f'{tokenizer} {kind} {count:.1f}', 'M parameters') for tokenizer, kind, count in counts]
@@ -849,6 +887,7 @@ def about_100m_each(_) -> Verdict:
     'Section 3.1', kind='system',
     reading='both tokenizers with full usage, LlamaGen-VQ and Open-MAGVIT2-VQ, are lookup-free')
 def full_usage_by_lookup_free(_) -> Verdict:
+    "Full usage comes from lookup-free quantization."
     quantizers = {tokenizer: TOKENIZERS[tokenizer].quantizer for tokenizer in FULLY_USED_CODEBOOKS}
     found = ', '.join(f'{tokenizer} {quantizer}' for tokenizer, quantizer in quantizers.items())
     return stated(
@@ -869,6 +908,7 @@ RFID_ON_VALIDATION_SET = {
     'Section 3.1, Table 1', 'tokenizers', kind='system',
     reading='the rFIDs of Table 1 are within 0.5 of those published for the same tokenizers on the validation set')
 def table_1_on_validation_set(table: pd.DataFrame) -> Verdict:
+    "Table 1 is of the validation set."
     published_rfid = {name: exactly(rfid, f'published {rfid:g}') for name, rfid in RFID_ON_VALIDATION_SET.items()}
     return decide(exactly(.5) + rfid - at(table, 'rfid', tokenizer=name) for name, rfid in published_rfid.items())
 
@@ -877,6 +917,7 @@ def table_1_on_validation_set(table: pd.DataFrame) -> Verdict:
     'All tokenizers use a downsampling ratio of 16 and are trained on the ImageNet dataset',
     'Section 3, Table 1', kind='system')
 def all_trained_on_imagenet(_) -> Verdict:
+    "All tokenizers were trained on ImageNet."
     return stated(False, 'Chameleon-VQ was trained on licensed images at 512 px (Chameleon, arXiv 2405.09818, '
                   'section 2.1; resolution 512 in configuration_chameleon.py, Alpha-VLLM/Lumina-mGPT 104abe4).')
 
@@ -886,6 +927,7 @@ def all_trained_on_imagenet(_) -> Verdict:
     'Section 1', kind='system',
     reading='it is the tokenizer of Chang et al.')
 def maskgit_vq_is_maskgits(_) -> Verdict:
+    "MaskGIT-VQ is that of Chang et al."
     return stated(False, 'The tokenizer of Besnier & Chen, which Section 3 cites, is the f16-1024 VQGAN of '
                   "taming-transformers (valeoai/Maskgit-pytorch, README), not Google's MaskGIT tokenizer.")
 
@@ -895,6 +937,7 @@ def maskgit_vq_is_maskgits(_) -> Verdict:
     'Section 4.3', kind='paper',
     reading='also those of Appendix C and of the released script')
 def batch_of_256(_) -> Verdict:
+    "All models were trained with batches of 256."
     return stated(False, 'Appendix C says 192, and so does the released train.sh: 6 GPUs of 32 '
                   '(synbol/MaskGIL 4edf674).')
 
@@ -904,6 +947,7 @@ def batch_of_256(_) -> Verdict:
     'Section 5', kind='system',
     reading='its published weights suffice for Figures 8 and 9')
 def fusion_uses_llamagen(_) -> Verdict:
+    "Fusion takes LlamaGen as it was published."
     return Verdict('inconclusive', says=(
         'Only B and L of LlamaGen are published for a 16x16 grid; XL, XXL and 3B are for 24x24 '
         '(FoundationVision/LlamaGen ce98ec4, README). The size behind the figures is not said.'))
@@ -914,6 +958,7 @@ def fusion_uses_llamagen(_) -> Verdict:
     'Appendix D.2', kind='paper',
     reading='also Figure 7, where half of 256 tokens come from AR')
 def always_8_steps(_) -> Verdict:
+    "All results are of 8 steps."
     left = 132 - 128 # Figure 7: 'only 132 inference steps are needed'; Section 5: 128 tokens, one step each
     return stated(left == 8, f'Figure 7 counts 132 steps: 128 of AR leave {left} for MAR.')
 
@@ -923,6 +968,7 @@ def always_8_steps(_) -> Verdict:
     'Section 4.1', kind='system',
     reading='so does the released code')
 def rope_is_2d(_) -> Verdict:
+    "RoPE has two dimensions."
     rope = RECIPES['released'].get('rope', '2d')
     return stated(rope == '2d', f"The recipe 'released' of `maskgil.models` has rope {rope!r}, "
                   'as Network/gpt.py has (synbol/MaskGIL 4edf674).')
@@ -933,6 +979,7 @@ def rope_is_2d(_) -> Verdict:
     'Section 2.3', kind='system',
     reading='so does the released code')
 def loss_on_hidden_tokens(_) -> Verdict:
+    "The loss is on hidden tokens alone."
     return stated(False, 'Trainer/vit.py takes the cross-entropy over all 256 positions (synbol/MaskGIL 4edf674).')
 
 # %% ../nbs/50_claims.ipynb #5215bafc
@@ -941,6 +988,7 @@ def loss_on_hidden_tokens(_) -> Verdict:
     'Section 4.3', kind='system',
     reading='in the released code too, the class stands in front of the image')
 def class_comes_first(_) -> Verdict:
+    "The class stands in front."
     first = RECIPES['released'].get('class_first', True)
     return stated(first, f"The recipe 'released' of `maskgil.models` has class_first {first}: "
                   'the class stands behind the image (Network/gpt.py, synbol/MaskGIL 4edf674).')
@@ -951,6 +999,7 @@ def class_comes_first(_) -> Verdict:
     'Section 4', kind='system',
     reading='so does XXL in the released code')
 def xxl_has_both_norms(_) -> Verdict:
+    "XXL has both norms."
     has = {norm: RECIPES['released'].get(norm, True) for norm in ('qk_norm', 'post_norm')}
     found = ' and '.join(f'{norm} {used}' for norm, used in has.items())
     return stated(all(has.values()), f"The recipe 'released' of `maskgil.models` has {found}, "
@@ -962,6 +1011,7 @@ def xxl_has_both_norms(_) -> Verdict:
     'nbs/recipe.ipynb', 'recipe', kind='ours',
     reading='after the last epoch and at the best guidance of each, ours has at most 0.7 times the FID')
 def ours_is_30_percent_better(table: pd.DataFrame) -> Verdict:
+    "Our recipe is 30 % better."
     last = final(usual(table, 'size'), 'rung')
     paper, ours = (at(last, log=True, rung=recipe) for recipe in ('paper', 'ours'))
     return decide([paper - ours - exactly(math.log(1 / .7))])
@@ -1037,7 +1087,7 @@ def check_claims(
     profile: str | None = None,
 ) -> pd.DataFrame: # index: key; fields of `Claim`; then a verdict for each source, and `says_<source>`
     "The scorecard: one row a claim, one verdict a source, '–' where a run has no say."
-    fields = ('key', 'quote', 'place', 'reading', 'kind', 'study', 'command')
+    fields = ('key', 'title', 'quote', 'place', 'reading', 'kind', 'study', 'command')
     card = pd.DataFrame([{field: getattr(row, field) for field in fields} for row in CLAIMS.values()]).set_index('key')
     found = verdicts(table, history, profile).pivot(index='key', columns='source', values=['verdict', 'says'])
     for source in SOURCES: card[source] = found['verdict', source].reindex(card.index).fillna('–')

@@ -29,11 +29,11 @@ from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
-           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdict_counts', 'summary', 'grid_of', 'lacking',
-           'missing', 'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor', 'shown_prices',
-           'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks', 'compose', 'claim_blocks', 'method_blocks',
-           'study_blocks', 'anchor', 'effect_picture', 'html_table', 'embedded', 'smaller', 'html_renderers', 'to_html',
-           'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
+           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdicts_in', 'verdict_counts', 'at_a_glance',
+           'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'newest_of', 'speed_blocks',
+           'processor', 'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks', 'compose',
+           'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture', 'html_table', 'embedded',
+           'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -45,7 +45,7 @@ def scorecard(
     table: pd.DataFrame, # from `tables.long_table`, a row for each seed
     history: pd.DataFrame | None = None, # from `tables.history_table`
     profile: str | None = None, # of the measured rows; the largest that was run unless told otherwise
-) -> dict[str, pd.DataFrame]: # by kind of claim; columns claim, place, paper, reference, yours
+) -> dict[str, pd.DataFrame]: # by kind of claim; columns claim, as printed, paper, reference, yours
     "What the paper claims, with a verdict of each source and the numbers that decided."
     def says(row: pd.Series, source: str) -> str:
         decided = row[source] not in ('–', 'no data') and row[f'says_{source}']
@@ -54,19 +54,33 @@ def scorecard(
     for _, row in check_claims(table, history, profile).iterrows():
         reading = f' Read as: {row.reading}.' if row.reading else ''
         cells = {source: says(row, source) for source in SOURCES}
-        rows.append(dict(kind=row.kind, claim=f'“{row.quote}”{reading}', place=row.place) | cells)
+        printed = f'“{row.quote}” ({row.place}).{reading}'
+        rows.append({'kind': row.kind, 'claim': row.title, 'as printed': printed} | cells)
     return {kind: part.drop(columns='kind') for kind, part in pd.DataFrame(rows).groupby('kind', sort=False)}
 
 # %% ../nbs/56_report.ipynb #ab6eec53
+def verdicts_in(cells: pd.Series) -> pd.Series: # one source's column of `scorecard`
+    "The verdict that each cell begins with."
+    return cells.str.extract(f"^({'|'.join(VERDICT_COLOURS)})")[0]
+
 def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
     "How many claims each source supports, contradicts, or leaves open."
     said = []
     for source in SOURCES:
-        found = card[source].str.extract(f"^({'|'.join(VERDICT_COLOURS)})")[0].value_counts()
+        found = verdicts_in(card[source]).value_counts()
         if found.drop('no data', errors='ignore').empty: continue
         counts = ', '.join(f'{found[v]} {v}' for v in VERDICT_COLOURS if v in found)
         said.append(f'{NAMES[source]}: {counts}.')
     return ' '.join(said)
+
+# %% ../nbs/56_report.ipynb #80440c05
+def at_a_glance(card: pd.DataFrame) -> pd.DataFrame: # card: a table of `scorecard`; a row for each verdict
+    "Which claims each source supports, contradicts, or leaves open, in a few words each."
+    sources = [source for source in SOURCES if source in card]
+    named = lambda source, verdict: '; '.join(card.claim[verdicts_in(card[source]) == verdict]) or '–'
+    reached = [verdict for verdict in VERDICT_COLOURS if verdict != 'no data']
+    return pd.DataFrame([dict(verdict=verdict) | {source: named(source, verdict) for source in sources}
+                         for verdict in reached])
 
 # %% ../nbs/56_report.ipynb #2eacfbd9
 def summary() -> str: # Markdown
@@ -326,6 +340,7 @@ def claim_blocks(profile: str | None, sources: Iterable[str] = SOURCES) -> Itera
     for kind, card in cards.items():
         columns = [c for c in card if c not in SOURCES or c in sources and (card[c] != '–').any()]
         title = 'Claims that runs can repeat' if kind == 'measured' else f'Claims {CLAIM_KINDS[kind]}'
+        if kind == 'measured': yield 'table', 'At a glance', at_a_glance(card[columns]), '', False
         yield 'table', title, card[columns], '', kind != 'measured'
     odd = paper_inconsistencies().rename(columns=dict(stated='what is stated', found='what is found'))
     yield ('table', f'Where the paper disagrees with itself: {len(odd)} findings', odd,
