@@ -172,7 +172,7 @@ LEAD = (
     "The paper, the committed reference run and your own run, side by side. The paper's numbers are FID on ImageNet "
     'from 50,000 images. The small profiles measure FID-EL0 and KID-EL0 on OpenMoji, with features of '
     "EfficientNet-Lite0: their shape may be held against the paper's, their size may not. Brackets and bands are 95 % "
-    'intervals by bootstrap over the generated images; over several seeds they reach from the lowest to the highest. '
+    'intervals by bootstrap over the generated images; over several seeds they are of the mean. '
     f'Verdicts on claims use the interval of a difference of means instead, of {100*LEVEL:.1f} %, since the reference '
     f'is looked at with {_LOOKS} seeds, as long as a claim is open. A dash is a cell that was not run, or not printed.')
 CREDIT = ('Emoji in samples are by OpenMoji (openmoji.org), CC BY-SA 4.0; what a model drew after them is shared under '

@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
+import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from .checks import printable
 from .models import SIZE_ROWS
@@ -91,13 +93,24 @@ def history_table(
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
-    "One row for each point: mean over seeds, envelope of their intervals."
+    "One row for each point: the mean over seeds, and its interval where the seeds have intervals."
     if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
-    group = table.groupby(by, dropna=False, sort=False)
+    group = table.assign(variance_of_images=_variance_of_images(table)).groupby(by, dropna=False, sort=False)
     merged = group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'),
-                       seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'))
-    return merged.reset_index()
+                       seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'),
+                       variance_of_images=('variance_of_images', 'mean'), variance_of_seeds=('value', 'var'))
+    return _narrowed(merged.reset_index()).drop(columns=['variance_of_images', 'variance_of_seeds'])
+
+def _variance_of_images(table): # that a run's own interval of 95 % stands for
+    return ((table.high.astype(float) - table.low.astype(float)) / (2 * 1.96))**2
+
+def _narrowed(merged): # to the interval of the mean, where that is narrower than from the lowest to the highest
+    variance = merged[['variance_of_images', 'variance_of_seeds']].astype(float).max(axis=1) / merged.seeds
+    half = stdtrit(merged.seeds - 1, .975) * np.sqrt(variance)
+    of_mean = dict(low=np.fmax(merged.low, merged.value - half), high=np.fmin(merged.high, merged.value + half))
+    several = (merged.seeds > 1) & merged.low.notna() & merged.high.notna()
+    return merged.assign(**{end: merged[end].where(~several, of_mean[end]) for end in of_mean})
 
 # %% ../nbs/42_tables.ipynb #e7096e97
 def best_guidance(
