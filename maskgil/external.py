@@ -313,14 +313,16 @@ class LuminaMGPT(PromptedModel):
         super().__init__(tokenizer)
         self.network: Any = network
         self.config = network_config(network.config, len(self.words), grid)
+        model: Any = network.model
+        takes_cache = 'cache' in inspect.signature(model.forward).parameters
+        self.cache_argument = 'cache' if takes_cache else 'past_key_values' # its former name
         self.describe([])
 
     def read(self, words: Tensor, cache: PromptCache) -> Tensor: # (b s) -> (b s d)
         "The network's last hidden layer; the cache already masks the new words."
-        positions, model = cache.positions(words.shape[1]), self.network.model
-        given = 'cache' if 'cache' in inspect.signature(model.forward).parameters else 'past_key_values' # by its age
-        return model(input_ids=words, attention_mask=cache.mask.long(), position_ids=positions, use_cache=True,
-                     **{given: cache.past}).last_hidden_state
+        positions = cache.positions(words.shape[1])
+        return self.network.model(input_ids=words, attention_mask=cache.mask.long(), position_ids=positions,
+                                  use_cache=True, **{self.cache_argument: cache.past}).last_hidden_state
 
     def head(self, x: Tensor) -> Tensor: # (... d) -> (... v)
         "Logits of the image words, in the order of the codes."

@@ -256,18 +256,18 @@ class SmoothedCrossEntropy(torch.autograd.Function):
         return *gradients, None, None, None, None, None
 
 # %% ../nbs/20_losses.ipynb #ba5538f0
-LOGITS_AT_ONCE = dict(cpu=2**21, gpu=2**27)
-FEWEST_TOKENS = 128 # for which all codes are worth it: each block adds to the gradient of all weights
+LOGITS_AT_ONCE = dict(cpu=2**20, gpu=2**27)
+FEWEST_TOKENS = 128 # in a block, even where their logits are twice as many: each adds to the gradient of all weights
 
 # %% ../nbs/20_losses.ipynb #46b11235
 def block_sizes(
     codes: int, # of the output layer
     device: torch.device,
 ) -> tuple[int, int]: # tokens and codes at a time
-    "All codes for a block of tokens, if `LOGITS_AT_ONCE` holds them; else a slice of the codes for 2,048 tokens."
+    "All codes for a block of tokens, if about `LOGITS_AT_ONCE` holds them; else a slice of them for 2,048 tokens."
     budget = LOGITS_AT_ONCE['cpu' if device.type == 'cpu' else 'gpu']
-    tokens = budget // codes
-    return (tokens, codes) if tokens >= FEWEST_TOKENS else (2048, budget // 2048)
+    tokens = max(budget // codes, FEWEST_TOKENS)
+    return (tokens, codes) if tokens * codes <= 2 * budget else (2048, budget // 2048)
 
 # %% ../nbs/20_losses.ipynb #a3dd1652
 def token_loss(

@@ -495,11 +495,11 @@ def promote(
 def _copied(record: Record, folder: Path) -> list[Path]: # the new files; the record is the last to be there
     path, *files = record_files(record)
     pictures = {file.name for file in files if file.suffix == '.png'} if record.seed else set() # are left out
-    kept = [*(file for file in files if file.name not in pictures), path]
-    for file in kept:
+    kept = [file for file in files if file.name not in pictures]
+    for file in kept if pictures else [*kept, path]:
         with write_atomic(folder/file.name) as tmp: shutil.copyfile(file, tmp)
     if pictures: write_json(folder/path.name, _without(read_json(path), pictures))
-    return [folder/file.name for file in kept]
+    return [folder/file.name for file in (*kept, path)]
 
 def _without(record: dict[str, Any], files: set[str]) -> dict[str, Any]: # record: as it is stored; files: names
     names_one = lambda value: isinstance(value, str) and value in files

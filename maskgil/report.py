@@ -28,12 +28,13 @@ from .statistics import LEVEL, SEED_LOOKS
 from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
-__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
-           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdicts_in', 'verdict_counts', 'at_a_glance',
-           'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'newest_of', 'speed_blocks',
-           'processor', 'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks', 'compose',
-           'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture', 'html_table', 'embedded',
-           'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown', 'write_report']
+__all__ = ['VERDICT_COLOURS', 'BEGINS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE',
+           'FAULTY', 'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdicts_in', 'verdict_counts',
+           'at_a_glance', 'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'newest_of',
+           'speed_blocks', 'processor', 'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks',
+           'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture', 'html_table',
+           'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown',
+           'write_report']
 
 # %% ../nbs/56_report.ipynb #a1b1c1d1
 VERDICT_COLOURS = { # word -> colour on the page
@@ -59,9 +60,11 @@ def scorecard(
     return {kind: part.drop(columns='kind') for kind, part in pd.DataFrame(rows).groupby('kind', sort=False)}
 
 # %% ../nbs/56_report.ipynb #ab6eec53
+BEGINS = f"^({'|'.join(VERDICT_COLOURS)})(?:: |$)" # a cell of `scorecard`
+
 def verdicts_in(cells: pd.Series) -> pd.Series: # one source's column of `scorecard`
     "The verdict that each cell begins with."
-    return cells.str.extract(f"^({'|'.join(VERDICT_COLOURS)})")[0]
+    return cells.str.extract(BEGINS)[0]
 
 def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
     "How many claims each source supports, contradicts, or leaves open."
@@ -77,7 +80,8 @@ def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
 def at_a_glance(card: pd.DataFrame) -> pd.DataFrame: # card: a table of `scorecard`; a row for each verdict
     "Which claims each source supports, contradicts, or leaves open, in a few words each."
     sources = [source for source in SOURCES if source in card]
-    named = lambda source, verdict: '; '.join(card.claim[verdicts_in(card[source]) == verdict]) or '–'
+    found = {source: verdicts_in(card[source]) for source in sources}
+    named = lambda source, verdict: '; '.join(card.claim[found[source] == verdict]) or '–'
     reached = [verdict for verdict in VERDICT_COLOURS if verdict != 'no data']
     return pd.DataFrame([dict(verdict=verdict) | {source: named(source, verdict) for source in sources}
                          for verdict in reached])
@@ -456,7 +460,7 @@ def effect_picture(
 
 # %% ../nbs/56_report.ipynb #c0c719f8
 def _cell(text: str) -> str:
-    verdict = re.match(f"({'|'.join(VERDICT_COLOURS)})(?:: |$)", text)
+    verdict = re.match(BEGINS, text)
     if not verdict:
         short = ' class=short' if len(text) < 30 else ''
         return f'<td{short}>{_plain(text)}</td>'

@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from .tables import variance_of_images
+
 # %% auto #0
 __all__ = ['RESULTS', 'MOST_SEEDS', 'SEED_LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined',
            'variance_of', 'exactly', 'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed', 'pooled',
@@ -181,7 +183,7 @@ def estimate(
     _check_one_point(rows, name)
     check_measured(rows, name)
     value, runs = float(rows.value.mean()), rows.dropna(subset='seed').sort_values('seed')
-    sampling = float((((rows.high - rows.low) / (2 * 1.96))**2).mean()) # NaN without intervals
+    sampling = float(variance_of_images(rows).mean()) # NaN without intervals
     point = Point(dict(zip(runs.seed, runs.value.astype(float))), None if math.isnan(sampling) else sampling, spread)
     unit = next(str(label) for label in (rows.label.iloc[0], rows.family.iloc[0]) if pd.notna(label))
     text = f'{name} {value:,.0f}' if abs(value) >= 1e5 else f'{name} {value:.5g}'
@@ -263,4 +265,4 @@ def level_of_a_look(
     return math.erf(np.quantile(farthest, level) / math.sqrt(2))
 
 SEED_LOOKS = (3, 5, 8)               # seeds at which a reference is looked at; after the first only what is open
-LEVEL = level_of_a_look(SEED_LOOKS)  # of the intervals that verdicts use: 97.8 %
+LEVEL = .977747                      # of the intervals that verdicts use, as `level_of_a_look(SEED_LOOKS)` finds it

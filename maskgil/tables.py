@@ -20,8 +20,8 @@ from .tokenizers import tokenizer_names
 
 # %% auto #0
 __all__ = ['FIRST_MODEL_LABELS', 'COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table',
-           'history_table', 'over_seeds', 'best_guidance', 'main_profile', 'of_profile', 'in_table_order', 'compare',
-           'as_text']
+           'history_table', 'variance_of_images', 'over_seeds', 'best_guidance', 'main_profile', 'of_profile',
+           'in_table_order', 'compare', 'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
@@ -90,20 +90,23 @@ def history_table(
     return pd.DataFrame(rows, columns=None if rows else HISTORY)
 
 # %% ../nbs/42_tables.ipynb #819a422d
+def variance_of_images(
+    rows: pd.DataFrame, # with columns `low` and `high`
+) -> pd.Series: # NaN without an interval
+    "The variance that a run's own interval of 95 % stands for."
+    return ((rows.high.astype(float) - rows.low.astype(float)) / (2 * 1.96))**2
+
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
     "One row for each point: the mean over seeds, and its interval where the seeds have intervals."
     if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
-    group = table.assign(variance_of_images=_variance_of_images(table)).groupby(by, dropna=False, sort=False)
+    group = table.assign(variance_of_images=variance_of_images(table)).groupby(by, dropna=False, sort=False)
     merged = group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'),
                        seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'),
                        variance_of_images=('variance_of_images', 'mean'), variance_of_seeds=('value', 'var'))
     return _narrowed(merged.reset_index()).drop(columns=['variance_of_images', 'variance_of_seeds'])
-
-def _variance_of_images(table): # that a run's own interval of 95 % stands for
-    return ((table.high.astype(float) - table.low.astype(float)) / (2 * 1.96))**2
 
 def _narrowed(merged): # to the interval of the mean, where that is narrower than from the lowest to the highest
     variance = merged[['variance_of_images', 'variance_of_seeds']].astype(float).max(axis=1) / merged.seeds
