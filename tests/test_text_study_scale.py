@@ -1,5 +1,5 @@
 "Text to image on a folder as it comes: shapes that are rare, one caption of a shape, many rows, several ranks."
-import dataclasses, io, tarfile, tracemalloc
+import dataclasses, io, tarfile
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from maskgil.text_study import (
     candidates, check_texts, largest_shape, measured_sets, rows_of_shapes, shape_floor, shapes_of, square_of, text_card,
     text_cell, TextBench,
 )
+from memory import peak_of
 
 WIDE, SQUARE, TALL = (20, 40), (24, 24), (40, 20) # height, width
 
@@ -209,16 +210,6 @@ def stored_texts(folder, count):
     return data, data.stored(folder)
 
 
-def peak_of(work):
-    "Bytes that Python and numpy take at most while something is done."
-    work() # what is made once
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally: tracemalloc.stop()
-
-
 def test_a_rank_holds_no_captions(tmp_path, monkeypatch):
     "Ten times the rows take no more memory; a list of the captions alone would take three megabytes."
     monkeypatch.setattr(maskgil.text, 'load_text_encoder', lambda *args: Reader())
@@ -285,7 +276,7 @@ def test_a_long_list_lies_on_the_disk(tmp_path, clean_cache, monkeypatch):
             files = list_captioned(tmp_path/str(count))
             images = CaptionedFolder(tmp_path/str(count), files, 1, 'many')
             assert isinstance(files, Listing) and len(files) == count and images.captions[-1] == text_of(99)
-            return images.fingerprint, images.stamp()
+            assert images.fingerprint and images.stamp()
         peaks.append(peak_of(look))
     of_sets = 5_000 * 9 # eight bytes for a label, and whether it may be flipped
     as_texts = 500_000 # what the captions alone would take
