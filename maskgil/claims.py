@@ -708,7 +708,7 @@ def norm_grows_without_both(history: pd.DataFrame) -> Verdict:
     reading='with QK-Norm alone the output norm grows less than with neither and more than with both, and its end lies '
             'between theirs')
 def qk_norm_only_mitigates(history: pd.DataFrame) -> Verdict:
-    "QK-Norm alone only mitigates that."
+    "QK-Norm alone only mitigates the growth of the output norm."
     return decide([*grows_less(history, 'qk', 'none'), *grows_less(history, 'both', 'qk')])
 
 # %% ../nbs/50_claims.ipynb #2f921ac5
@@ -718,7 +718,7 @@ def qk_norm_only_mitigates(history: pd.DataFrame) -> Verdict:
     reading='with both, the output norm less than doubles after the first tenth of training, '
             'and the loss stays finite')
 def both_norms_bound_it(history: pd.DataFrame) -> Verdict:
-    "Both norms together bound it."
+    "Both norms together bound the output norm."
     lost, runs = len(diverged(history, 'both')), where(history, norms='both').seed.nunique()
     if lost: return stated(False, f'With both norms the loss stopped being finite in {lost} of {runs} runs.')
     return decide([exactly(1.) - doublings(history, 'both')])
