@@ -19,7 +19,9 @@ from torch import Tensor
 
 from .bench import proportional_labels, published_file
 from .checks import check_choice, one_line_errors, options
-from .core import fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now
+from maskgil.core import (
+    check_whole, fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now,
+)
 from .features import extract
 from .judge import as_judged, judged_metrics
 from .metrics import evaluate, fewest_images, Reference
@@ -31,7 +33,7 @@ from .shards import open_images
 from .speed import in_turns, load_peers
 from .statistics import Estimate, Point, spread_of
 from .tokenizers import load_tokenizer
-from .weights import check_whole
+
 
 # %% auto #0
 __all__ = ['FAST_MAR', 'KEPT', 'FAST_AR', 'CHOICES', 'Draw', 'DRAW', 'PRICED_TOKENIZER', 'PRICED_MODEL', 'LOST', 'PEER',

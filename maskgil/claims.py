@@ -27,7 +27,7 @@ from .statistics import MOST_SEEDS, seeds_to_decide, spread_of_table
 
 # %% auto #0
 __all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'ROOM', 'NEEDS', 'CLAIMS',
-           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Finding', 'INCONSISTENCIES', 'Verdict',
+           'FULLY_USED_CODEBOOKS', 'DRAWING', 'RFID_ON_VALIDATION_SET', 'Inconsistency', 'INCONSISTENCIES', 'Verdict',
            'decide', 'stated', 'where', 'of_paper', 'at', 'at_end', 'rows_at_best_guidance', 'final', 'usual',
            'class_score', 'Claim', 'Reach', 'reach_of', 'not_imagenet', 'no_factor_of_two', 'no_room_for_precision',
            'claim', 'reconstruction', 'rfid_falls', 'rfid_saturates', 'full_usage', 'generation',
@@ -42,9 +42,9 @@ __all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAI
            'head_costs_twice', 'counted', 'parameters_of_table_2', 'about_100m_each', 'full_usage_by_lookup_free',
            'table_1_on_validation_set', 'all_trained_on_imagenet', 'maskgit_vq_is_maskgits', 'batch_of_256',
            'fusion_uses_llamagen', 'always_8_steps', 'rope_is_2d', 'loss_on_hidden_tokens', 'class_comes_first',
-           'xxl_has_both_norms', 'ours_is_30_percent_better', 'claim_rows', 'judge', 'verdicts', 'check_claims',
-           'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals', 'text_on_sizes', 'text_on_tokenizers',
-           'paper_inconsistencies']
+           'xxl_has_both_norms', 'ours_is_30_percent_better', 'claim_rows', 'verdict_of', 'verdicts_by_claim',
+           'verdicts', 'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals',
+           'text_on_sizes', 'text_on_tokenizers', 'paper_inconsistencies']
 
 # %% ../nbs/50_claims.ipynb #7d2c5603
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'cannot be shown here', 'no data')
@@ -62,6 +62,9 @@ class Verdict:
     says: str = '' # one sentence with the numbers that decided
     would_do: int = 0 # seeds that would decide an inconclusive one; 0 where none would, or nobody knows
 
+    def __str__(self) -> str: # as the scorecard shows it
+        return f'{self.verdict}: {self.says}' if self.says and self.verdict != 'no data' else self.verdict
+
 # %% ../nbs/50_claims.ipynb #c4dbcf6c
 def decide(
     effects: Iterable[Estimate], # each positive where it speaks for the claim
@@ -73,29 +76,33 @@ def decide(
     if lost := [effect.text for effect in effects if not math.isfinite(effect.value)]:
         raise NoData(f'{lost[0]} is not finite')
     alone = [effect.interval(LEVEL) for effect in effects]
-    among = [effect.interval(1 - (1 - LEVEL)/len(effects)) for effect in effects]
-    for_it, against_it = (alone, among) if need is all else (among, alone)
+    corrected = [effect.interval(1 - (1 - LEVEL)/len(effects)) for effect in effects] # where any one decides
+    for_it, against_it = (alone, corrected) if need is all else (corrected, alone)
     holds = need(low > 0 for low, _ in for_it)
     fails = not need(high >= 0 for _, high in against_it)
-    strength = [high for _, high in against_it] if fails else [low for low, _ in for_it]
-    decided = strength.index((min if need is all else max)(strength))
-    effect, (low, high) = effects[decided], alone[decided]
-    by_chance = not holds and not fails and (high < 0 if need is all else low > 0)
     verdict = 'supported' if holds else 'contradicted' if fails else 'inconclusive'
-    sign = f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
-    undecided = verdict == 'inconclusive' and not by_chance and effect.seeds and effect.variance
-    needed = (seeds_to_decide(effect, LEVEL) or 0) if undecided else 0
-    more = f'; about {needed} seeds would decide it' if needed else f'; {MOST_SEEDS} seeds would not decide it'
-    says = f'{sign} ({_known(effect)}){_counted_for(alone, by_chance)}{more * bool(undecided)}.'
-    if effect.variance is None: return Verdict(verdict, effect.value, None, None, effect.unit, effect.seeds, says)
-    return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says, needed)
+    bounds = [high for _, high in against_it] if fails else [low for low, _ in for_it]
+    decisive = bounds.index((min if need is all else max)(bounds))
+    effect, (low, high) = effects[decisive], alone[decisive]
+    by_chance = verdict == 'inconclusive' and (high < 0 if need is all else low > 0)
+    noisy = verdict == 'inconclusive' and not by_chance and effect.seeds and effect.variance
+    more_seeds = (seeds_to_decide(effect, LEVEL) or 0) if noisy else None
+    says = f'{_sign(effect)} ({_known(effect)}){_counted_for(alone, by_chance)}{_asked_for(more_seeds)}.'
+    if effect.variance is None: low = high = None
+    return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says, more_seeds or 0)
+
+def _sign(effect: Estimate) -> str: return f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
+
+def _asked_for(seeds: int | None) -> str: # that would decide; 0: more than `MOST_SEEDS`; None: seeds are not what lacks
+    if seeds is None: return ''
+    return f'; about {seeds} seeds would decide it' if seeds else f'; {MOST_SEEDS} seeds would not decide it'
 
 # %% ../nbs/50_claims.ipynb #6218fa22
 def _known(effect): # how well, for the sentence of a verdict
     if effect.variance is None: return 'point values, no interval'
     if effect.variance == 0 and not effect.seeds: return 'exact'
     low, high = effect.interval(LEVEL)
-    own = ', one seed, within its run' if math.isinf(effect.freedom) else ', one seed'
+    own = ', one seed, within its run' if math.isinf(effect.dof) else ', one seed'
     one = ', one seed with the spread of the reference' if effect.lent else own
     runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
     return f'[{low:.3g}, {high:.3g}]{runs}'
@@ -1034,7 +1041,7 @@ def claim_rows(
     return rows[rows.data == rows.data.iloc[-1]]
 
 # %% ../nbs/50_claims.ipynb #deb91038
-def judge(
+def verdict_of(
     row: Claim, # a row of `CLAIMS`
     table: pd.DataFrame, # as for `claim_rows`
     source: str, # a name of `SOURCES`
@@ -1048,7 +1055,7 @@ def judge(
         with lending():
             if source != 'paper' and row.needs and (why := NEEDS[row.needs](reach_of(table, rows), rows)):
                 return Verdict('cannot be shown here', says=f'{why}.')
-            if source == 'yours' and rows.seed.nunique() == 1: _look_at_reference(row, table, rows)
+            if source == 'yours' and rows.seed.nunique() == 1: _leave_spread_of_reference(row, table, rows)
             return _told_where(row.check(rows), rows, source)
     except NoData as missing:
         if source == 'paper' and row.unprinted: return Verdict('no data', says=row.unprinted)
@@ -1059,26 +1066,33 @@ def _told_where(verdict, rows, source): # claims of one study may be judged in d
     if source == 'paper' or 'profile' not in rows: return verdict
     return dataclasses.replace(verdict, says=f'{verdict.says} In the profile {rows.profile.iloc[0]}.')
 
-def _look_at_reference(row, table, rows): # what it measured of the same claim on the same data, to borrow from
+def _leave_spread_of_reference(row, table, rows):
+    # the verdict is not wanted: while `lending`, a check leaves the spread of each table that it reads
     with contextlib.suppress(NoData):
         reference = claim_rows(row, table, 'reference', rows.profile.iloc[0])
         if set(reference.data) == set(rows.data): row.check(reference)
 
 # %% ../nbs/50_claims.ipynb #1bd004bc
+def verdicts_by_claim(
+    table: pd.DataFrame, # these three as `verdicts` takes them
+    history: pd.DataFrame | None = None,
+    profile: str | None = None,
+) -> dict[str, dict[str, Verdict]]: # key of a claim -> source that can bear on it -> verdict
+    "The verdict of each source on each claim."
+    history = pd.DataFrame(columns=['source']) if history is None else history
+    read = lambda row: history if row.study == 'stability' else table
+    return {key: {source: verdict_of(row, read(row), source, profile) for source in row.judged_on}
+            for key, row in CLAIMS.items()}
+
 def verdicts(
     table: pd.DataFrame, # from `tables.long_table`, a row for each seed
     history: pd.DataFrame | None = None, # from `tables.history_table`, for the study 'stability'
     profile: str | None = None, # of the measured rows; the largest that was run of each study unless told otherwise
 ) -> pd.DataFrame: # one row for each claim and source that can bear on it
     "Everything a verdict knows."
-    history = pd.DataFrame(columns=['source']) if history is None else history
-    found = []
-    for row in CLAIMS.values():
-        read = history if row.study == 'stability' else table
-        for source in row.judged_on:
-            verdict = judge(row, read, source, profile)
-            found.append(dict(key=row.key, source=source) | dataclasses.asdict(verdict))
-    return pd.DataFrame(found)
+    found = verdicts_by_claim(table, history, profile)
+    return pd.DataFrame([dict(key=key, source=source) | dataclasses.asdict(verdict)
+                         for key, of_claim in found.items() for source, verdict in of_claim.items()])
 
 # %% ../nbs/50_claims.ipynb #cb22ac33
 def check_claims(
@@ -1113,10 +1127,10 @@ def name_cell(
     return f"{metric.upper()} {row[metric]} for {row['who']}, epoch {row['epochs']}, CFG {row['cfg']}"
 
 # %% ../nbs/50_claims.ipynb #67b83545
-Finding = tuple[str, str] # what is stated, what is found
+Inconsistency = tuple[str, str] # what is stated, what is found
 
 # %% ../nbs/50_claims.ipynb #dba26811
-def two_tables() -> Iterator[Finding]:
+def two_tables() -> Iterator[Inconsistency]:
     "The B model at 50 to 200 epochs stands in Table 6 and in Table 7."
     in_table_6 = printed('table6').query("tokenizer == 'llamagen-vq' and architecture == 'bidirectional LLaMA'")
     in_table_7 = printed('table7').query("size == 'b'")
@@ -1129,7 +1143,7 @@ def two_tables() -> Iterator[Finding]:
 def _last_digits(score): return round(score*1e4) % 10**5 # of a number with four decimals
 
 # %% ../nbs/50_claims.ipynb #3a2523ff
-def same_digits() -> Iterator[Finding]:
+def same_digits() -> Iterator[Inconsistency]:
     "Two cells of a table with the same FID, or with an IS that ends in the same five digits."
     for table in ('table4', 'table6', 'table7'):
         for one, other in itertools.combinations(printed(table).to_dict('records'), 2):
@@ -1139,7 +1153,7 @@ def same_digits() -> Iterator[Finding]:
                 yield stated_in('is'), f"the same last five digits as {name_cell(other, 'is')}"
 
 # %% ../nbs/50_claims.ipynb #3005fe35
-def reversals() -> Iterator[Finding]:
+def reversals() -> Iterator[Inconsistency]:
     "More training at one scale, and a worse FID or IS."
     for table in ('table4', 'table6', 'table7'):
         for _, curve in printed(table).sort_values('epochs').groupby(['who', 'cfg']):
@@ -1172,7 +1186,7 @@ def _larger_is_better(rows):
                    f"Table 7: {name_cell(larger, 'fid')}, against {smaller['fid']} for {smaller['who']}")
 
 # %% ../nbs/50_claims.ipynb #11ae93f7
-def text_on_sizes() -> Iterator[Finding]:
+def text_on_sizes() -> Iterator[Inconsistency]:
     "Sentences on Table 7 that it bears out only in part, or not at all."
     rows = printed('table7')
     for search in (_abstract_on_fid, _best_scale_of_l, _larger_is_better): yield from search(rows)
@@ -1205,7 +1219,7 @@ def _mar_is_level(fid): # by architecture, epoch and tokenizer
         else: yield "Section 5: 'a performance gap remains when compared to AR models'", says
 
 # %% ../nbs/50_claims.ipynb #5b5ccab0
-def text_on_tokenizers() -> Iterator[Finding]:
+def text_on_tokenizers() -> Iterator[Inconsistency]:
     "Sentences on Tables 4 and 6, likewise."
     rows = printed('table4', 'table6')
     yield from _llamagen_is_best(rows)
@@ -1214,7 +1228,7 @@ def text_on_tokenizers() -> Iterator[Finding]:
     yield from _mar_is_level(fid)
 
 # %% ../nbs/50_claims.ipynb #f79654eb
-INCONSISTENCIES: dict[str, Callable[[], Iterator[Finding]]] = {
+INCONSISTENCIES: dict[str, Callable[[], Iterator[Inconsistency]]] = {
     'two tables':          two_tables,
     'same digits':         same_digits,
     'text on sizes':       text_on_sizes,

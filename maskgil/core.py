@@ -5,8 +5,8 @@
 # %% ../nbs/01_core.ipynb #c994322e
 from __future__ import annotations
 
-import contextlib, ctypes, dataclasses, errno, hashlib, importlib.util, io, json, os, platform, random, shutil, signal
-import subprocess, sys, warnings
+import contextlib, ctypes, dataclasses, errno, hashlib, importlib.util, io, json, math, numbers, operator, os
+import platform, random, shutil, signal, subprocess, sys, warnings
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +20,12 @@ from .checks import check_choice, printable
 
 # %% auto #0
 __all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir',
-           'checkpoints_dir', 'shipped', 'shown', 'fingerprint', 'came_later', 'at_default', 'fields_told',
-           'weights_fingerprint', 'naming_full_disk', 'write_atomic', 'DamagedFile', 'write_json', 'read_json',
-           'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c',
-           'pick_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions',
-           'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
+           'checkpoints_dir', 'shipped', 'shown', 'check_whole', 'check_real', 'check_number', 'fingerprint',
+           'file_digest', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
+           'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'take_lock', 'locked', 'set_seed', 'derived_seed',
+           'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16',
+           'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory',
+           'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -69,6 +70,59 @@ def shown(
     "A path as it is printed."
     return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
 
+# %% ../nbs/01_core.ipynb #23dbbb32
+def _as_number(value: Any, convert: Callable) -> Any: # None for what is no finite number
+    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
+    if is_bool or isinstance(value, (str, bytes)): return None
+    try: number = convert(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError): return None
+    return number if isinstance(number, int) or math.isfinite(number) else None
+
+def _outside(number: float, least: float, most: float) -> bool: return not least <= number <= most
+
+def _range(least: float, most: float, above: float = -math.inf, below: float = math.inf) -> str: # for a message
+    if math.isfinite(least) and math.isfinite(most): return f' from {least} to {most}'
+    named = {'of at least': least, 'above': above, 'of at most': most, 'below': below}
+    bounds = ' and '.join(f'{words} {bound}' for words, bound in named.items() if math.isfinite(bound))
+    return f' {bounds}' if bounds else ''
+
+# %% ../nbs/01_core.ipynb #d7e20606
+def check_whole(
+    what: str, # how the message calls it
+    value: Any, # an int, or one of numpy or torch
+    least: float = -math.inf, most: float = math.inf,
+) -> int:
+    "A whole number in a range; anything else, 8.0 and True included, is a `ValueError`."
+    number = _as_number(value, operator.index)
+    if number is not None and not _outside(number, least, most): return number
+    raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
+
+# %% ../nbs/01_core.ipynb #21659661
+def check_real(
+    what: str, # how the message calls it
+    value: Any, # a number, or one of numpy or torch
+    least: float = -math.inf, most: float = math.inf,
+) -> float:
+    "A finite number in a range; anything else, texts and True included, is a `ValueError`."
+    number = _as_number(value, float)
+    if number is not None and not _outside(number, least, most): return number
+    raise ValueError(f'{what} must be a finite number{_range(least, most)}, not {value!r:.80}')
+
+# %% ../nbs/01_core.ipynb #47d7f423
+def check_number(
+    what: str, # how the message calls it
+    value: Any, # Python's, or of numpy
+    least: float = -math.inf, most: float = math.inf,
+    below: float = math.inf, above: float = -math.inf, # as `most` and `least`, themselves left out
+    whole: bool = False, # 2.0 is no whole number either
+) -> Any: # `value`, as it is
+    "A finite number within its bounds; anything else, tensors and True included, is a `ValueError`."
+    kind: Any = numbers.Integral if whole else numbers.Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if fits and least <= value <= most and above < value < below: return value
+    wanted = f"{'whole' if whole else 'finite'} number{_range(least, most, above, below)}"
+    raise ValueError(f'{what} must be a {wanted}, not {value!r:.80}')
+
 # %% ../nbs/01_core.ipynb #87425a12
 def fingerprint(
     *parts: Any, # JSON-able values, bytes, numpy arrays or tensors
@@ -81,6 +135,13 @@ def fingerprint(
         if not isinstance(part, bytes): part = json.dumps(part, sort_keys=True, default=_jsonable).encode()
         digest.update(len(part).to_bytes(8, 'little') + part) # with its length: ('a', 'b') is not ('ab',)
     return digest.hexdigest()[:16]
+
+def file_digest(path: Path) -> str: # 64 hexadecimal digits
+    "SHA-256 of a file."
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**24): digest.update(block)
+    return digest.hexdigest()
 
 def _jsonable(value: Any) -> Any:
     if isinstance(value, (np.integer, np.floating, np.bool_)): return value.item()
@@ -201,16 +262,21 @@ def read_json(
 # %% ../nbs/01_core.ipynb #639954bb
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) # what some network file systems say
 
-def _take_lock(file: Any) -> None:
-    "Wait for the lock of an open file. Where there are no locks, as on Windows, a warning says what to avoid."
+def take_lock(
+    file: Any, # open
+    wait: bool = True, # until it is free
+) -> bool: # False: another process has it
+    "Take the lock of an open file. Where there are no locks, as on Windows, a warning says what to avoid."
     try:
         import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX)
-        return
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
     except ImportError: pass
+    except BlockingIOError: return False
     except OSError as e:
         if e.errno not in NO_LOCKS: raise OSError(e.errno, f'no lock for {file.name}: {e.strerror}') from None
-    warnings.warn(f'{Path(file.name).parent} has no file locks: let one process at a time work there', stacklevel=3)
+    warnings.warn(f'{Path(file.name).parent} has no file locks: let one process at a time work there', stacklevel=4)
+    return True
 
 # %% ../nbs/01_core.ipynb #e4c62ca3
 @contextlib.contextmanager
@@ -220,7 +286,7 @@ def locked(
     "Hold a lock: another process that wants the same one waits."
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'ab') as f:
-        _take_lock(f)
+        take_lock(f)
         yield f
 
 # %% ../nbs/01_core.ipynb #3d61ee31

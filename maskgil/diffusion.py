@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .weights import check_whole, CheckpointError, find_folder, read_header
+from .core import check_whole
+from .weights import CheckpointError, find_folder, read_header
 from maskgil.sampling import (
     at_hidden, check_call, check_logits, codes_of, fading, filter_logits, first_step_logits, guidance_scales,
     guided_logits, gumbel, image_seeds, ORDERS, readying_weights, sample_categorical, sample_mar, start_tokens,

@@ -5,7 +5,7 @@
 # %% ../nbs/14_features.ipynb #6a27ca15
 from __future__ import annotations
 
-import functools, hashlib, importlib, os, socket, tempfile
+import functools, importlib, os, socket, tempfile
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import pick_device, progress, write_atomic
+from .core import check_whole, file_digest, pick_device, progress, write_atomic
 from .data import to_float, to_rgb
-from .weights import check_finite, check_whole, CheckpointError, only_shapes, read_weights
+from .weights import check_finite, CheckpointError, only_shapes, read_weights
 from .checkpoints import synthetic_weights
 from .tokenizers import SameConv
 
 # %% auto #0
 __all__ = ['EL0_STAGES', 'EL0_PACKAGE', 'EL0_DIGEST', 'INCEPTION_FILE', 'SPATIAL_CHANNELS', 'MEANS', 'EXTRACTORS',
            'InvertedBottleneck', 'EfficientNetLite0', 'fold_batchnorm', 'needed_module', 'el0_file',
-           'efficientnet_lite0', 'resize_bytes', 'sha256', 'inception_weights', 'write_synthetic_inception',
-           'folder_of_network', 'normalised', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'GrowingRows',
-           'extract']
+           'efficientnet_lite0', 'resize_bytes', 'inception_weights', 'write_synthetic_inception', 'folder_of_network',
+           'normalised', 'Extractor', 'load_extractor', 'in_batches', 'Features', 'GrowingRows', 'extract']
 
 # %% ../nbs/14_features.ipynb #3572fafc
 EL0_STAGES = ( # kernel, stride, expansion, channels, blocks
@@ -153,20 +152,13 @@ def resize_bytes(
 # %% ../nbs/14_features.ipynb #e928c736
 EL0_DIGEST = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db' # of the file in 0.1.0
 
-def sha256(file: Path) -> str: # 64 hexadecimal digits
-    "The hash of a file."
-    digest = hashlib.sha256()
-    with open(file, 'rb') as f:
-        while part := f.read(2**20): digest.update(part)
-    return digest.hexdigest()
-
 # %% ../nbs/14_features.ipynb #94ed8f98
 _Look = Callable[[Tensor], tuple[Tensor, Tensor]] # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c)
 
 def _load_el0(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
     if weights: raise ValueError('EfficientNet-Lite0 takes no weights file: a pip package brings its weights')
     net, file = efficientnet_lite0(str(device)), el0_file()
-    which, digest = f'{EL0_PACKAGE} {metadata.version(EL0_PACKAGE)}', sha256(file)
+    which, digest = f'{EL0_PACKAGE} {metadata.version(EL0_PACKAGE)}', file_digest(file)
     if digest != EL0_DIGEST: which += f' with other weights, sha256 {digest[:16]}' # a package of the same version
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +209,7 @@ def _inception(device: torch.device, weights: Path | str | None) -> tuple[Any, s
     except (RuntimeError, KeyError) as error:
         what = f"{file} does not hold Inception's weights as torch-fidelity names them"
         raise CheckpointError(f'{what} ({str(error).splitlines()[0]}). Give {INCEPTION_FILE}') from None
-    return net.to(device), f'{INCEPTION_FILE} sha256 {sha256(file)[:16]}'
+    return net.to(device), f'{INCEPTION_FILE} sha256 {file_digest(file)[:16]}'
 
 # %% ../nbs/14_features.ipynb #76a9c685
 def _load_inception(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
@@ -296,7 +288,7 @@ def _load_transformer(
     module = needed_module('transformers', 'transformers', architecture)
     net = getattr(module, architecture).from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     net, side = net.to(device).eval().requires_grad_(False), size or net.config.image_size
-    digests = [sha256(file)[:16] for file in sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin'))]
+    digests = [file_digest(file)[:16] for file in sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin'))]
 
     def look(images: Tensor) -> tuple[Tensor, Tensor]:
         features = read(net(pixel_values=normalised(images, side, of).to(device)))

@@ -18,7 +18,7 @@ from maskgil.figures import (
     told_rows,
 )
 from .recipes import ladder, RUNGS
-from .records import Record, SOURCES, latest, lost_numbers, published, records
+from .records import Record, SOURCES, latest, null_metrics, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
 
@@ -50,7 +50,7 @@ class Evidence:
 # %% ../nbs/52_findings.ipynb #bafa565c
 def lost_sentence(evidence: Evidence) -> str: # '' where nothing is lost
     "Which numbers are missing since they were not finite."
-    found = {r.key: lost for r in evidence.records if r.basis == 'measured' and (lost := lost_numbers(r))}
+    found = {r.key: lost for r in evidence.records if r.basis == 'measured' and (lost := null_metrics(r))}
     said = [f"{', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''} of record {key}"
             for key, lost in found.items()]
     return f"Not finite, and left out: {'; '.join(said)}." if said else ''

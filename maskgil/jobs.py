@@ -17,8 +17,8 @@ from torch import nn
 
 from .checks import check_choice, error_line
 from maskgil.core import (
-    as_ctrl_c, fingerprint, load_extensions, peak_memory, pick_device, pick_dtype, provenance, read_json, utc_now,
-    weights_fingerprint, write_json,
+    as_ctrl_c, check_number, fingerprint, load_extensions, peak_memory, pick_device, pick_dtype, provenance,
+    read_json, utc_now, weights_fingerprint, write_json,
 )
 from maskgil.processes import (
     device_count, end_with_parent, words_of_ending, local_device, perhaps_memory, place, settings_alone, this_rank,
@@ -28,7 +28,7 @@ from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import load_model, model_config, ModelConfig, parameter_count, training_flops
 from .text import TEXTS, TextTokens
 from .pipeline import decode_tokens, draw_tokens
-from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, WatchedObjective
+from .losses import CausalObjective, MaskedObjective, NotFinite, WatchedObjective
 from maskgil.preflight import (
     check_run_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
 )

@@ -17,7 +17,9 @@ import torch
 from .bench import as_line, Bench, check_real_images, profile_options, REFERENCE_IMAGES, share_pipeline
 from .cells import best_point, generation_cell, reconstruction_cell
 from .checks import check_choice, printable, run_function
-from .core import cache_dir, fingerprint, locked, naming_full_disk, pick_device, read_json, write_json
+from maskgil.core import (
+    cache_dir, check_real, check_whole, fingerprint, locked, naming_full_disk, pick_device, read_json, write_json,
+)
 from .data import class_folders, FolderSet, image_folder, TokenSet, tried
 from .features import extract
 from .losses import MaskedObjective, TRAINING_RECIPES
@@ -35,7 +37,7 @@ from .text import as_caption, LISTS, TEXT_KEYS
 from .text_study import dry_run, text_cell, text_pipeline, TextBench
 from .tokenizers import load_tokenizer
 from .training import fit, TrainConfig
-from .weights import check_real, check_whole
+
 
 # %% auto #0
 __all__ = ['ACCEPTED', 'ENDINGS', 'UNPACKS', 'FEWEST', 'FEWEST_HELD_OUT', 'TIMED_STEPS', 'EVALUATED', 'TOKENIZER_SHARE',

@@ -5,7 +5,7 @@
 # %% ../nbs/20_losses.ipynb #3e8632a0
 from __future__ import annotations
 
-import functools, math, numbers
+import functools, math
 from collections import ChainMap
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Protocol, Sequence
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 
 from .checks import check_choice
+from .core import check_number
 from .models import code_digits, compute_dtype
 from .sampling import SCHEDULES
 
@@ -22,8 +23,8 @@ from .sampling import SCHEDULES
 __all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'FEWEST_TOKENS', 'TRAINING_RECIPES', 'beta_quantile', 'mean_ratio',
            'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target', 'OutputLayer',
            'stream_block', 'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy', 'block_sizes',
-           'token_loss', 'Objective', 'check_number', 'NotFinite', 'random_copies', 'drop_conditions',
-           'MaskedObjective', 'WatchedObjective', 'CausalObjective']
+           'token_loss', 'Objective', 'NotFinite', 'random_copies', 'drop_conditions', 'MaskedObjective',
+           'WatchedObjective', 'CausalObjective']
 
 # %% ../nbs/20_losses.ipynb #604a2ae7
 @functools.cache
@@ -310,23 +311,6 @@ class Objective(Protocol):
         batch: dict[str, Tensor], # or a part of it
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "Sum of losses, and sums to log."
-
-# %% ../nbs/20_losses.ipynb #47d7f423
-def check_number(
-    what: str, # as the message should call it
-    value: Any,
-    least: float = -math.inf, most: float = math.inf,
-    below: float = math.inf, above: float = -math.inf, # as `most` and `least`, themselves left out
-    whole: bool = False, # 2.0 is no whole number either
-) -> Any: # `value`
-    "Return a finite number within its bounds, or raise a `ValueError` that names them."
-    kind: Any = numbers.Integral if whole else numbers.Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if fits and least <= value <= most and above < value < below: return value
-    named = {'at least': least, 'above': above, 'at most': most, 'below': below}
-    bounds = ' and '.join(f'{word} {bound:g}' for word, bound in named.items() if math.isfinite(bound))
-    wanted = f"a {'whole' if whole else 'finite'} number {bounds}".strip()
-    raise ValueError(f'{what} takes {wanted}, not {value!r}')
 
 # %% ../nbs/20_losses.ipynb #c5615ed6
 class NotFinite(FloatingPointError):

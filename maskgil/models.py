@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
-from .core import came_later
-from .weights import check_real, check_whole, load_model_weights, only_shapes
+from .core import came_later, check_real, check_whole
+from .weights import load_model_weights, only_shapes
 from .recipes import ladder
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 

@@ -16,11 +16,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .checks import check_choice, printable
-from .core import fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json
+from maskgil.core import (
+    check_real, check_whole, fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json,
+)
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
-    check_real, check_whole, CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names,
-    read_header, save_weights, send_folder, unwrapped,
+    CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names, read_header, save_weights,
+    send_folder, unwrapped,
 )
 from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count

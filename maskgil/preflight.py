@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice, printable
-from .core import at_default, came_later, fingerprint, locked, NO_LOCKS, pick_dtype
+from .core import at_default, came_later, check_number, fingerprint, locked, pick_dtype, take_lock
 from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
 from .text import texts_fingerprint
 from .versions import VERSIONS, versions_of
-from .losses import CausalObjective, check_number, MaskedObjective, Objective
+from .losses import CausalObjective, MaskedObjective, Objective
 
 # %% auto #0
 __all__ = ['FOR_MEMORY', 'DECAYS', 'OPTIMIZERS', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig', 'check_settings',
@@ -307,7 +307,7 @@ def alone_in(
     "Hold the folder; an `OSError` says who has it, if there is no waiting."
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder/'training.lock', 'a+b') as file:
-        while not _take_at_once(file):
+        while not take_lock(file, wait=False):
             file.seek(0)
             who = printable(file.read(200).decode(errors='replace')) or 'another process'
             if not wait: raise OSError(f'{folder} is in use, {who} trains there: wait for it, or give another folder')
@@ -317,19 +317,6 @@ def alone_in(
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
-
-def _take_at_once(file: Any) -> bool: # False: somebody else has it
-    "Take the lock of an open file, if it is free. Where there are no locks, a warning says what to avoid."
-    try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except ImportError: pass # Windows
-    except BlockingIOError: return False
-    except OSError as e:
-        if e.errno not in NO_LOCKS: raise OSError(e.errno, f'no lock for {file.name}: {e.strerror}') from None
-    warnings.warn(f'{Path(file.name).parent} has no file locks: let one process at a time train there', stacklevel=4)
-    return True
 
 # %% ../nbs/22_preflight.ipynb #ba5a803b
 MEETING = ('LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') # what torchrun tells its ranks, beside their place

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import package_versions
+from .core import check_number, package_versions
 from .processes import all_gather, all_reduce_sum, broadcast, rank_count
 from .data import augment
 from .tokenizers import Tokenizer, TokenizerConfig, VectorQuantizer
 from .features import efficientnet_lite0, EfficientNetLite0
-from .losses import check_number, NotFinite
+from .losses import NotFinite
 
 # %% auto #0
 __all__ = ['LOSSES', 'RECONSTRUCTIONS', 'LossConfig', 'bit_probabilities', 'code_entropies', 'PatchDiscriminator', 'hinge',
@@ -176,8 +176,8 @@ def redraw_codes(
 ) -> int: # how many were moved
     "Move `dead` codes onto latents that are far from every other code, k-means++ fashion."
     if not z.isfinite().all(): raise NotFinite('latents are not finite: no code was moved onto one')
-    table, z, missing = quantizer.embedding.weight, quantizer.on_space(z.float()), int(dead.sum())
-    if missing < len(dead): placed, moved = quantizer.on_space(table[~dead].float()), z[:0]
+    table, z, missing = quantizer.embedding.weight, quantizer.to_code_space(z.float()), int(dead.sum())
+    if missing < len(dead): placed, moved = quantizer.to_code_space(table[~dead].float()), z[:0]
     else: placed = moved = z[torch.randint(len(z), (1,)).to(z.device)]
     while len(moved) < missing:
         drawn = far_latents(z, placed, min(len(placed), missing - len(moved)))

@@ -5,7 +5,7 @@
 # %% ../nbs/41_records.ipynb #4fef21dd
 from __future__ import annotations
 
-import dataclasses, difflib, functools, glob, hashlib, math, re, shutil, time, warnings
+import dataclasses, difflib, functools, glob, math, re, shutil, time, warnings
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -15,18 +15,18 @@ import pandas as pd
 
 from .checks import check_choice, printable
 from maskgil.core import (
-    DamagedFile, fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance, read_json,
-    results_dir, shown, utc_now, write_atomic, write_json,
+    DamagedFile, file_digest, fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance,
+    read_json, results_dir, shown, utc_now, write_atomic, write_json,
 )
 from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, settings
 from .versions import STAGES, VERSIONS, versions_of
 
 # %% auto #0
 __all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'PROGRAMS',
-           'Record', 'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'numbers_lost',
-           'lost_numbers', 'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published',
+           'Record', 'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'not_finite_paths',
+           'null_metrics', 'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published',
            'published_records', 'moment', 'record_folders', 'records', 'latest', 'index_table', 'write_index',
-           'run_cell', 'measure_cell', 'file_digest', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
+           'run_cell', 'measure_cell', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
 BASES = ('measured', 'published', 'simulated', 'planned')
@@ -131,12 +131,12 @@ def _leaves(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
     else:
         for name, part in items: yield from _leaves(part, (*at, str(name)))
 
-def numbers_lost(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.fid.value', ...
-    "Where numbers are that are not finite, apart from the history of a training."
+def not_finite_paths(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.fid.value', ...
+    "Paths of numbers that are NaN or infinite, apart from the history of a training."
     return ['.'.join(at) for at, value in _leaves(metrics) if at[:1] != ('history',) and _is_lost(value)]
 
-def lost_numbers(record: Record) -> list[str]: # 'curve.0.metrics.fid', ...
-    "The metrics of a record whose value is missing, since it was not finite when it was measured."
+def null_metrics(record: Record) -> list[str]: # 'curve.0.metrics.fid', ...
+    "Paths of metrics that are stored as null, since they were not finite when they were measured."
     return ['.'.join(at[:-1]) for at, value in _leaves(record.metrics) if at[-1:] == ('value',) and value is None]
 
 # %% ../nbs/41_records.ipynb #bb8a1787
@@ -376,7 +376,7 @@ def _after_the_others(record: Record) -> int: # nanoseconds since 1970
 
 def _told(record: Record) -> Record: # the record itself
     "Say what is wrong with a record that is not made again."
-    lost, gone = lost_numbers(record), wrong_files(record)
+    lost, gone = null_metrics(record), wrong_files(record)
     if lost: print(f"not finite when it was measured, and left out of tables: {', '.join(lost)}")
     if gone: print(f"{'; '.join(gone)}: force makes it again")
     return record
@@ -397,15 +397,11 @@ def measure_cell(
     for name in COSTS:
         if name in metrics: setattr(record, name, metrics.pop(name))
     record.provenance = provenance(device) | metrics.pop('provenance', {})
-    if lost := numbers_lost(metrics): print(f"not finite, and stored as null: {', '.join(lost)}")
+    if lost := not_finite_paths(metrics): print(f"not finite, and stored as null: {', '.join(lost)}")
     record.metrics, record.files = keep_files(metrics, results_dir()/'runs'/record.study/record_name(record))
     record.ended = utc_now()
 
 # %% ../nbs/41_records.ipynb #2cc41218
-def file_digest(path: Path) -> str: # 64 hexadecimal digits
-    "SHA-256 of a file."
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
 def keep_files(
     metrics: dict[str, Any],
     beside: Path, # the record's path without suffix
@@ -426,11 +422,12 @@ def keep_files(
 # %% ../nbs/41_records.ipynb #3352ffb1
 def wrong_files(record: Record) -> list[str]: # one line for each
     "Files that belong to a record and are gone, or are not as they were written."
-    folder, found = Path(record.path).parent, []
-    for name, digest in record.files.items():
-        if not (folder/name).is_file(): found.append(f'{folder/name} is gone')
-        elif file_digest(folder/name) != digest: found.append(f'{folder/name} is damaged or was changed')
-    return found
+    folder = Path(record.path).parent
+    return [wrong for name, digest in record.files.items() if (wrong := _wrong_file(folder/name, digest))]
+
+def _wrong_file(path: Path, digest: str) -> str: # empty where nothing is wrong
+    if not path.is_file(): return f'{path} is gone'
+    return '' if file_digest(path) == digest else f'{path} is damaged or was changed'
 
 def record_file(
     record: Record,
@@ -440,8 +437,8 @@ def record_file(
     named = record.metrics.get(name)
     if not isinstance(named, str) or not named: return None
     path = Path(record.path).parent/Path(named).name # never a file elsewhere
-    wrong = [line for line in wrong_files(record) if line.startswith(f'{path} is ')]
-    for line in wrong: warnings.warn(f'{line}, and is not shown: run the cell of {record.path} again', stacklevel=2)
+    wrong = _wrong_file(path, record.files[path.name]) if path.name in record.files else ''
+    if wrong: warnings.warn(f'{wrong}, and is not shown: run the cell of {record.path} again', stacklevel=2)
     return path if path.is_file() and not wrong else None
 
 def _remove_former_files(record: Record) -> None: # of the record whose place this one took
@@ -510,7 +507,7 @@ def _without(record: dict[str, Any], files: set[str]) -> dict[str, Any]: # recor
 def _check_promoted(study: str, profile: str, mine: list[Record]) -> None:
     "Refuse what others should not be shown: damaged files, numbers that are not finite, a study that nobody ran."
     wrong = [line for r in mine for line in wrong_files(r)]
-    wrong += [f"{r.path} has numbers that are not finite: {', '.join(lost)}" for r in mine if (lost := lost_numbers(r))]
+    wrong += [f"{r.path} has numbers that are not finite: {', '.join(lost)}" for r in mine if (lost := null_metrics(r))]
     if wrong: raise ValueError(f"nothing was promoted: {'; '.join(wrong)}")
     there = sorted({p.parent.name for p in _listed(results_dir()/'runs', '*/*.json')})
     if study and not mine:

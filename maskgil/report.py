@@ -14,7 +14,7 @@ from PIL import Image
 
 from .approximate import JUDGES, price_table
 from .checks import check_choice, printable, run_function
-from .claims import CLAIM_KINDS, check_claims, paper_inconsistencies
+from .claims import CLAIMS, CLAIM_KINDS, check_claims, paper_inconsistencies, Verdict, verdicts_by_claim
 from .core import results_dir, shown, write_atomic
 from .figures import NAMES, price_figure, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
@@ -28,9 +28,9 @@ from .statistics import LEVEL, SEED_LOOKS
 from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
-__all__ = ['VERDICT_COLOURS', 'BEGINS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE',
-           'FAULTY', 'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'EFFECT', 'scorecard', 'verdicts_in', 'verdict_counts',
-           'at_a_glance', 'summary', 'grid_of', 'lacking', 'missing', 'status_table', 'older_records', 'newest_of',
+__all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
+           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'scorecard', 'verdicts_in', 'verdict_counts', 'at_a_glance', 'summary',
+           'grid_of', 'cells_without_record', 'missing_sentences', 'status_table', 'older_records', 'newest_of',
            'speed_blocks', 'processor', 'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks',
            'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture', 'html_table',
            'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown',
@@ -46,32 +46,28 @@ def scorecard(
     table: pd.DataFrame, # from `tables.long_table`, a row for each seed
     history: pd.DataFrame | None = None, # from `tables.history_table`
     profile: str | None = None, # of the measured rows; the largest that was run unless told otherwise
-) -> dict[str, pd.DataFrame]: # by kind of claim; columns claim, as printed, paper, reference, yours
+) -> dict[str, pd.DataFrame]: # by kind of claim; columns claim, as printed, and a `Verdict` or '–' of each source
     "What the paper claims, with a verdict of each source and the numbers that decided."
-    def says(row: pd.Series, source: str) -> str:
-        decided = row[source] not in ('–', 'no data') and row[f'says_{source}']
-        return f"{row[source]}: {row[f'says_{source}']}" if decided else row[source]
     rows = []
-    for _, row in check_claims(table, history, profile).iterrows():
+    for key, found in verdicts_by_claim(table, history, profile).items():
+        row = CLAIMS[key]
         reading = f' Read as: {row.reading}.' if row.reading else ''
-        cells = {source: says(row, source) for source in SOURCES}
+        cells = {source: found.get(source, '–') for source in SOURCES}
         printed = f'“{row.quote}” ({row.place}).{reading}'
-        rows.append({'kind': row.kind, 'claim': row.title, 'as printed': printed} | cells)
+        rows.append({'kind': row.kind, 'claim': row.title, 'as printed': printed, **cells})
     return {kind: part.drop(columns='kind') for kind, part in pd.DataFrame(rows).groupby('kind', sort=False)}
 
 # %% ../nbs/56_report.ipynb #ab6eec53
-BEGINS = f"^({'|'.join(VERDICT_COLOURS)})(?:: |$)" # a cell of `scorecard`
-
 def verdicts_in(cells: pd.Series) -> pd.Series: # one source's column of `scorecard`
-    "The verdict that each cell begins with."
-    return cells.str.extract(BEGINS)[0]
+    "The verdict in each cell, '–' where a source has no say."
+    return cells.map(lambda cell: cell.verdict if isinstance(cell, Verdict) else cell)
 
 def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
     "How many claims each source supports, contradicts, or leaves open."
     said = []
     for source in SOURCES:
         found = verdicts_in(card[source]).value_counts()
-        if found.drop('no data', errors='ignore').empty: continue
+        if not found.drop(['no data', '–'], errors='ignore').any(): continue
         counts = ', '.join(f'{found[v]} {v}' for v in VERDICT_COLOURS if v in found)
         said.append(f'{NAMES[source]}: {counts}.')
     return ' '.join(said)
@@ -83,7 +79,7 @@ def at_a_glance(card: pd.DataFrame) -> pd.DataFrame: # card: a table of `scoreca
     found = {source: verdicts_in(card[source]) for source in sources}
     named = lambda source, verdict: '; '.join(card.claim[found[source] == verdict]) or '–'
     reached = [verdict for verdict in VERDICT_COLOURS if verdict != 'no data']
-    return pd.DataFrame([dict(verdict=verdict) | {source: named(source, verdict) for source in sources}
+    return pd.DataFrame([dict(verdict=Verdict(verdict)) | {source: named(source, verdict) for source in sources}
                          for verdict in reached])
 
 # %% ../nbs/56_report.ipynb #2eacfbd9
@@ -112,7 +108,7 @@ def grid_of(study: Study, profile: str) -> list[Cell]:
     by_name = {str(c.parameters): c for c in default_cells(study, PROFILES[profile])[1]}
     return list(by_name.values())
 
-def lacking(study: Study, evidence: Evidence, source: str) -> list[Cell]:
+def cells_without_record(study: Study, evidence: Evidence, source: str) -> list[Cell]:
     "Cells without a record of a source, in the profile of its newest record of the same stage."
     held = evidence.of(source)
     main = held[-1].profile if held else 'mini'
@@ -126,14 +122,14 @@ def _same(cell: Cell, record: Record) -> bool: # a file of weights may be anothe
     return wanted.items() <= record.parameters.items()
 
 # %% ../nbs/56_report.ipynb #0935717e
-def missing(study: Study, evidence: Evidence) -> list[str]: # sentences
+def missing_sentences(study: Study, evidence: Evidence) -> list[str]: # sentences
     "What has not been run yet, with the command that runs it."
     said = [study.note] if study.note else []
-    without = lacking(study, evidence, 'reference')
+    unrun = cells_without_record(study, evidence, 'reference')
     if not evidence.of('reference'): said.append('No reference run is committed yet.')
-    elif without: said.append(f'The committed reference lacks {len(without)} of its cells.')
+    elif unrun: said.append(f'The committed reference lacks {len(unrun)} of its cells.')
     if not evidence.of('yours'): return [f'No run of yours yet: `{study.command}`.', *said]
-    if not (left := lacking(study, evidence, 'yours')): return said
+    if not (left := cells_without_record(study, evidence, 'yours')): return said
     some = ', '.join(map(str, left[:4])) + (f' and {len(left) - 4} more' if len(left) > 4 else '')
     options = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in left[0].arguments.items())
     return [f'Not run yet: {some}. `{study.command} {options}` runs one, `{study.command}` all.', *said]
@@ -184,7 +180,7 @@ CREDIT = ('Emoji in samples are by OpenMoji (openmoji.org), CC BY-SA 4.0; what a
 TITLE, CLAIMED, RUNS = 'MaskGIL: what the paper says and what runs here', 'What the paper claims', 'What was run'
 THE_METHOD = 'The method'
 
-PageBlock = tuple # kind, and what it holds
+PageBlock = tuple[Any, ...] # its kind, and the arguments of what renders that kind, see `html_renderers`
 
 # %% ../nbs/56_report.ipynb #fbe18766
 def newest_of(program: str, sources: Iterable[str]) -> list[Record]: # of `records.PROGRAMS`
@@ -365,7 +361,7 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
     evidence, waiting = gathered[study.name], []
     yield 'heading', study.title, study.covers
     yield 'text', study.question
-    for line in missing(study, evidence): yield 'missing', line
+    for line in missing_sentences(study, evidence): yield 'missing', line
     answer = study.finding(evidence) if evidence.records else ''
     if answer: yield 'finding', answer
     for f in study.figures:
@@ -430,27 +426,23 @@ def _plain(text: str) -> str: # names of data, of classes and notes come from el
 def _inline(text: str) -> str: # `code` is the only markup
     return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(printable(text), quote=False))
 
-def _rows(frame: pd.DataFrame) -> Iterator[tuple[bool, list[str]]]:
+def _rows(frame: pd.DataFrame) -> Iterator[tuple[bool, list[str | Verdict]]]:
     "Whether a row begins a group, and its cells: what the first two columns repeat is left out."
     last: list = [None, None]
     for row in frame.itertuples(index=False):
-        cells = ['' if v is None or v != v else str(v) for v in row]
+        cells = ['' if v is None or v != v else v if isinstance(v, Verdict) else str(v) for v in row]
         same = 0 if cells[0] != last[0] else 1 if cells[1:2] != last[1:] else 2
         last, hidden = cells[:2], min(same, len(cells) - 1)
-        yield same == 0, [''] * hidden + cells[hidden:]
+        yield same == 0, [*[''] * hidden, *cells[hidden:]]
 
 # %% ../nbs/56_report.ipynb #47d2a0f1
-# how `claims` says an effect and its interval
-EFFECT = re.compile(r'= ([+-][\d.,e+-]+) [^\[]*\(\[([^,\]]+), ([^,\]]+)\]')
-
 def effect_picture(
-    said: str, # why a verdict was given
+    verdict: Verdict,
     width: int = 120, height: int = 14, # pixels
 ) -> str: # SVG; empty where there is no interval
     "An effect and its interval beside zero, which is in the middle: on the right it speaks for the claim."
-    found = EFFECT.search(said)
-    if not found: return ''
-    effect, low, high = (float(number.replace(',', '')) for number in found.groups())
+    effect, low, high = verdict.effect, verdict.low, verdict.high
+    if effect is None or low is None or high is None or low == high: return ''
     reach, half, y = max(abs(low), abs(high)) or 1., width / 2, height / 2
     x, left, right = (f'{half + (half - 5) * number / reach:.1f}' for number in (effect, low, high))
     return (f'<svg class="effect" width="{width}" height="{height}" role="img" aria-label="effect and interval">'
@@ -459,16 +451,16 @@ def effect_picture(
             f'<circle cx="{x}" cy="{y}" r="3.5" fill="currentColor"/></svg>')
 
 # %% ../nbs/56_report.ipynb #c0c719f8
-def _cell(text: str) -> str:
-    verdict = re.match(BEGINS, text)
-    if not verdict:
-        short = ' class=short' if len(text) < 30 else ''
-        return f'<td{short}>{_plain(text)}</td>'
-    word, rest = verdict[1], text[verdict.end():]
-    said = f'<span class="said">{_plain(rest)}</span>' if rest else ''
-    kind = word.replace(' ', '-')
-    drawn = f'<span class="{kind}">{picture}</span>' if (picture := effect_picture(rest)) else ''
-    return f'<td><span class="verdict {kind}">{word}</span>{drawn}{said}</td>'
+def _cell(held: str | Verdict) -> str:
+    if isinstance(held, Verdict): return _verdict_cell(held)
+    short = ' class=short' if len(held) < 30 else ''
+    return f'<td{short}>{_plain(held)}</td>'
+
+def _verdict_cell(held: Verdict) -> str:
+    kind, picture = held.verdict.replace(' ', '-'), effect_picture(held)
+    drawn = f'<span class="{kind}">{picture}</span>' if picture else ''
+    said = f'<span class="said">{_plain(held.says)}</span>' if held.says and held.verdict != 'no data' else ''
+    return f'<td><span class="verdict {kind}">{held.verdict}</span>{drawn}{said}</td>'
 
 def html_table(frame: pd.DataFrame) -> str:
     "A table that scrolls by itself."
@@ -535,7 +527,7 @@ def plain_markdown(text: str) -> str: # one line
 
 def markdown_table(frame: pd.DataFrame) -> str:
     "A pipe table."
-    line = lambda cells: '| ' + ' | '.join(plain_markdown(c).replace('|', '\\|') for c in cells) + ' |'
+    line = lambda cells: '| ' + ' | '.join(plain_markdown(str(c)).replace('|', '\\|') for c in cells) + ' |'
     return '\n'.join([line(frame.columns), line(['---']*frame.shape[1]), *(line(cells) for _, cells in _rows(frame))])
 
 # %% ../nbs/56_report.ipynb #487fd9f0

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import autocast, derived_seed, DTYPES, has_fast_bfloat16, pick_dtype, progress
-from .weights import check_real, check_whole
+from maskgil.core import (
+    autocast, check_real, check_whole, derived_seed, DTYPES, has_fast_bfloat16, pick_dtype, progress,
+)
 from .models import check_condition, check_tokens, compute_dtype, ImageLlama, ModelConfig, SettledCache
 
 # %% auto #0

@@ -18,12 +18,12 @@ from scipy.stats import ttest_1samp
 
 from .bench import Bench, measure_drawn, planned_training
 from .checks import check_choice, one_line_errors, options
-from .core import fingerprint, keep_freed_memory, pick_device, provenance, utc_now
+from .core import check_whole, fingerprint, keep_freed_memory, pick_device, provenance, utc_now
 from .profiles import override, Profile, PROFILES, settings
 from .recipes import changes_of
 from .records import Record, save_record
 from .training import fit, load_milestone
-from .weights import check_whole
+
 
 # %% auto #0
 __all__ = ['ENTRIES', 'SIZE', 'TARGET', 'EVERY', 'Entry', 'steps_looked_at', 'timed_training', 'timed_run', 'Gain', 'gain_of',

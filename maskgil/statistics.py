@@ -30,11 +30,11 @@ class NoData(Exception):
 # %% ../nbs/49_statistics.ipynb #7f2f92d5
 @dataclass(frozen=True)
 class Spread:
-    "How far runs of a table lie apart, per run; variances."
-    within: float # beside what their seed does to all points alike: for differences
-    freedom: float # degrees of freedom of `within`
-    whole: float # with that: for single points
-    whole_freedom: float
+    "Variances of one run, from a randomised block design with the seeds as its blocks."
+    residual: float # what a seed does to all points alike taken out: for differences within the table
+    dof: float # degrees of freedom of `residual`
+    total: float # with the seed's share: for single points
+    total_dof: float
     lent: bool = False # by the reference, to a run with one seed
 
 def spread_of(
@@ -45,8 +45,8 @@ def spread_of(
     seeds, points = values.shape
     if seeds < 2 or points < 2: return None
     residual = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
-    freedom = (seeds - 1) * (points - 1)
-    return Spread(float((residual**2).sum() / freedom), freedom, float(values.var(0, ddof=1).mean()), seeds - 1)
+    dof = (seeds - 1) * (points - 1)
+    return Spread(float((residual**2).sum() / dof), dof, float(values.var(0, ddof=1).mean()), seeds - 1)
 
 # %% ../nbs/49_statistics.ipynb #f2df6a04
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Estimate:
     def variance(self) -> float | None: return variance_of(self)[0] # None where only the value is known
 
     @property
-    def freedom(self) -> float: return variance_of(self)[1] # of `variance`
+    def dof(self) -> float: return variance_of(self)[1] # degrees of freedom of `variance`
 
     @property
     def lent(self) -> bool: # whether the spread is that of the reference
@@ -81,9 +81,9 @@ class Estimate:
 
     def interval(self, level: float = .95) -> tuple[float, float]:
         "By Student's t; the value itself, twice, where no variance is known."
-        variance, freedom = variance_of(self)
+        variance, dof = variance_of(self)
         if variance is None: return self.value, self.value
-        half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
+        half = float(stdtrit(dof, (1 + level) / 2)) * math.sqrt(variance)
         return self.value - half, self.value + half
 
     def __add__(self, other: Estimate) -> Estimate:
@@ -121,7 +121,7 @@ def combined(
 def variance_of(
     estimate: Estimate,
 ) -> tuple[float | None, float]: # of the value, and its degrees of freedom; None where only the value is known
-    "How far the number would be off on average, if all was run again with other seeds."
+    "The variance of the value over reruns with other seeds, from the best source there is."
     made_of = [(point, slope) for point, slope in estimate.slopes if slope]
     if not made_of: return 0., math.inf
     if not all(point.runs for point, _ in made_of): return None, math.inf
@@ -131,10 +131,12 @@ def variance_of(
     spreads = {point.spread for point in points}
     spread = spreads.pop() if len(spreads) == 1 else None
     is_difference = abs(sum(slopes)) < 1e-9 * max(map(abs, slopes))
-    if paired and spread and is_difference: return spread.within * squares / seeds, spread.freedom
-    if spread and seeds == 1: return spread.whole * squares, spread.whole_freedom
+    # what a seed does to all points of a table cancels in a difference within it
+    if paired and spread and is_difference: return spread.residual * squares / seeds, spread.dof
+    if spread and seeds == 1: return spread.total * squares, spread.total_dof # lent by the reference
     if seeds > 1 and paired: return _over_seeds(made_of), seeds - 1
-    if seeds > 1: return _of_independent(made_of)
+    if seeds > 1: return _of_independent(made_of) # other seeds on the two sides
+    # one seed alone: only what its images say
     known = [(slope, point.sampling / len(point.runs)) for point, slope in made_of if point.sampling is not None]
     if len(known) < len(made_of): return None, math.inf
     return sum(slope**2 * variance for slope, variance in known), math.inf
@@ -146,7 +148,7 @@ def _over_seeds(made_of): # the variance of a mean of what each seed says
 def _of_independent(made_of): # Welch's variance and degrees of freedom
     parts = [(slope**2 * float(np.var(list(point.runs.values()), ddof=1)) / len(point.runs), len(point.runs) - 1)
              for point, slope in made_of]
-    variance, spread = sum(part for part, _ in parts), sum(part**2 / freedom for part, freedom in parts)
+    variance, spread = sum(part for part, _ in parts), sum(part**2 / dof for part, dof in parts)
     return variance, variance**2 / spread if spread else math.inf
 
 # %% ../nbs/49_statistics.ipynb #1817ffa5
@@ -232,10 +234,10 @@ def pooled(
 ) -> Spread | None: # lent; None for none
     "Their variances, each weighted by its degrees of freedom."
     if not spreads: return None
-    freedom, whole_freedom = sum(s.freedom for s in spreads), sum(s.whole_freedom for s in spreads)
-    within = sum(s.freedom * s.within for s in spreads) / freedom
-    whole = sum(s.whole_freedom * s.whole for s in spreads) / whole_freedom
-    return Spread(within, freedom, whole, whole_freedom, lent=True)
+    dof, total_dof = sum(s.dof for s in spreads), sum(s.total_dof for s in spreads)
+    residual = sum(s.dof * s.residual for s in spreads) / dof
+    total = sum(s.total_dof * s.total for s in spreads) / total_dof
+    return Spread(residual, dof, total, total_dof, lent=True)
 
 # %% ../nbs/49_statistics.ipynb #3cf61516
 MOST_SEEDS = 99
@@ -245,12 +247,13 @@ def seeds_to_decide(
     level: float = .95,
 ) -> int | None: # None: more than `MOST_SEEDS`, or nothing is known of the variance
     "With how many seeds the interval would leave zero out, if the effect and the spread stay as they are."
-    variance, freedom = variance_of(estimate)
+    variance, dof = variance_of(estimate)
     if not variance or not estimate.seeds: return None
-    a_seed, per_seed = variance * estimate.seeds, freedom / max(estimate.seeds - 1, 1)
+    variance_of_one_seed, dof_per_seed = variance * estimate.seeds, dof / max(estimate.seeds - 1, 1)
     for count in range(estimate.seeds + 1, MOST_SEEDS + 1):
-        degrees = freedom if estimate.lent else per_seed * (count - 1)
-        if abs(estimate.value) > stdtrit(degrees, (1 + level) / 2) * math.sqrt(a_seed / count): return count
+        then = dof if estimate.lent else dof_per_seed * (count - 1) # one's own spread is known better with each seed
+        half = stdtrit(then, (1 + level) / 2) * math.sqrt(variance_of_one_seed / count)
+        if abs(estimate.value) > half: return count
     return None
 
 # %% ../nbs/49_statistics.ipynb #da12ff20

@@ -5,7 +5,7 @@
 # %% ../nbs/53_studies.ipynb #3b422806
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, hashlib
+import contextlib, dataclasses, functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from maskgil.cells import (
 )
 from .checks import check_choice, check_parameters, ParameterError, study_declarations
 from .claims import CLAIMS, Claim
-from .core import fingerprint, load_extensions, shipped
+from .core import file_digest, fingerprint, load_extensions, shipped
 from maskgil.figures import (
     drawn_texts, fid_by_departure, fid_by_model, fid_by_order, fid_by_rule, fid_by_tokenizer, fid_is_over_guidance,
     fid_over_ar_tokens, fid_over_epochs, fid_over_images, fid_over_steps, found_by_told, fusion_timeline, head_cost,
@@ -196,7 +196,7 @@ def rows_of(profile: Profile, cell: Cell) -> dict[str, Any]:
 # %% ../nbs/53_studies.ipynb #6b69b5ef
 @functools.cache
 def _content(path: Path, size: int, changed: int, whole: bool) -> str: # size and changed: tell contents apart
-    if whole: return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    if whole: return file_digest(path)[:16]
     with open(path, 'rb') as file:
         start = file.read(2**20)
         file.seek(max(0, size - 2**20))

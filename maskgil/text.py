@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .checks import check_choice, printable
 from maskgil.core import (
-    cache_dir, DamagedFile, derived_seed, DTYPES, fingerprint, naming_full_disk, pick_device, read_json, write_atomic,
-    write_json,
+    cache_dir, check_whole, DamagedFile, derived_seed, DTYPES, fingerprint, naming_full_disk, pick_device, read_json,
+    write_atomic, write_json,
 )
 from .kept import fill_array, open_array, save_array, tensors_checksum
 from maskgil.pictures import (
@@ -35,7 +35,7 @@ from .processes import Shares
 from maskgil.data import (
     _check_tokens, OPENMOJI_CLASSES, openmoji_table, pair, render_svg, sizes_of, StoredSet, TokenSet, WholeSet,
 )
-from .weights import check_finite, check_whole, CheckpointError, find_folder, read_header, shard_files
+from .weights import check_finite, CheckpointError, find_folder, read_header, shard_files
 
 # %% auto #0
 __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES', 'LENGTHS', 'BACKGROUNDS', 'NOUNS', 'UNCOUNTED',

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import autocast, fingerprint, pick_device, pick_dtype
-from .weights import check_whole, load_weights, only_shapes
+from .core import autocast, check_whole, fingerprint, pick_device, pick_dtype
+from .weights import load_weights, only_shapes
 
 # %% auto #0
 __all__ = ['DOWN', 'PARITY', 'UP', 'QUANTIZERS', 'FAR_OUTSIDE', 'MINI', 'SMALL_LAYOUTS', 'TOKENIZER_ROWS', 'TOKENIZERS',
-           'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample', 'unshuffle',
-           'NearestConv', 'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder', 'Quantizer',
-           'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'InnerProductQuantizer', 'check_images',
-           'check_ids', 'QuantizedAutoencoder', 'precision', 'Tokenizer', 'TokenizerRow', 'register_tokenizer',
-           'tokenizer_names', 'load_tokenizer']
+           'TokenizerConfig', 'NormSwish', 'ResidualBlock', 'SpatialAttention', 'SameConv', 'Resample',
+           'depth_to_space', 'NearestConv', 'ConvShuffle', 'AdaptiveNorm', 'Level', 'middle', 'Encoder', 'Decoder',
+           'Quantizer', 'nearest_code', 'VectorQuantizer', 'LookupFreeQuantizer', 'InnerProductQuantizer',
+           'check_images', 'check_ids', 'QuantizedAutoencoder', 'convolution_autocast', 'Tokenizer', 'TokenizerRow',
+           'register_tokenizer', 'tokenizer_names', 'load_tokenizer']
 
 # %% ../nbs/11_tokenizers.ipynb #bb3a759e
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ DOWN: dict[str, Callable[[int, int], nn.Module]] = { # (channels in, channels ou
 }
 
 # %% ../nbs/11_tokenizers.ipynb #1bf84b2d
-def unshuffle(
+def depth_to_space(
     x: Tensor, # (b (p q c) h w), p and q the parities of row and column
 ) -> Tensor: # (b c 2h 2w)
     "Move channels into space, the pixel's parity being the slowest part of the channel index (depth to space, DCR)."
@@ -184,7 +184,7 @@ class ConvShuffle(nn.Module):
         self.conv = nn.Conv2d(inp, 4*out, kernel, padding=kernel//2)
 
     def forward(self, x: Tensor) -> Tensor: # (b inp h w) -> (b out 2h 2w)
-        return unshuffle(self.conv(x))
+        return depth_to_space(self.conv(x))
 
 # %% ../nbs/11_tokenizers.ipynb #e1ebf42e
 UP: dict[str, Callable[[int, int], nn.Module]] = { # (channels in, channels out) -> doubles height and width
@@ -310,7 +310,7 @@ class Decoder(nn.Module):
 # %% ../nbs/11_tokenizers.ipynb #c75bed81
 class Quantizer(nn.Module):
     "Latents to numbers and back."
-    def on_space(self, x: Tensor) -> Tensor: # (... d) float32, where the codes lie
+    def to_code_space(self, x: Tensor) -> Tensor: # (... d) float32, where the codes lie
         return x.float()
 
     def nearest(self, z: Tensor) -> Tensor: # (n d) -> (n,) int64
@@ -342,14 +342,14 @@ class VectorQuantizer(Quantizer):
         self.normalise = normalise
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
 
-    def on_space(self, x: Tensor) -> Tensor: # (... d), on the sphere or anywhere
+    def to_code_space(self, x: Tensor) -> Tensor: # (... d), on the sphere or anywhere
         return F.normalize(x.float(), dim=-1) if self.normalise else x.float()
 
     def nearest(self, z: Tensor) -> Tensor:
-        return nearest_code(self.on_space(z), self.on_space(self.embedding.weight))
+        return nearest_code(self.to_code_space(z), self.to_code_space(self.embedding.weight))
 
     def lookup(self, ids: Tensor) -> Tensor:
-        return self.on_space(F.embedding(ids, self.embedding.weight))
+        return self.to_code_space(F.embedding(ids, self.embedding.weight))
 
     def losses(self, z: Tensor, codes: Tensor) -> dict[str, Tensor]:
         return dict(codebook=F.mse_loss(codes, z.detach()), commitment=F.mse_loss(z, codes.detach()))
@@ -460,14 +460,14 @@ class QuantizedAutoencoder(nn.Module):
         "For training: gradients pass the quantizer unchanged."
         z = self.latents(images)
         with autocast(z.device, torch.float32):
-            flat = self.quantize.on_space(z.flatten(0, 2))
+            flat = self.quantize.to_code_space(z.flatten(0, 2))
             ids = self.quantize.nearest(flat)
             codes = self.quantize.lookup(ids)
             straight = flat + (codes - flat).detach()
         return self.image(straight.view_as(z)), flat, codes, ids
 
 # %% ../nbs/11_tokenizers.ipynb #cf455c87
-def precision(
+def convolution_autocast(
     device: torch.device, # where the convolutions run
     dtype: str | torch.dtype | None, # as in `core.pick_dtype`; None changes nothing
 ) -> contextlib.AbstractContextManager:
@@ -486,7 +486,7 @@ class Tokenizer(QuantizedAutoencoder):
         check_images(images, self.downsample)
         grid = [side // self.downsample for side in images.shape[2:]]
         if not len(images): return images.new_zeros(0, *grid, dtype=torch.long)
-        with precision(images.device, dtype): z = self.latents(images)
+        with convolution_autocast(images.device, dtype): z = self.latents(images)
         if not z.isfinite().all():
             raise FloatingPointError(f'{self.name}: the encoder gave values that are not finite (dtype {dtype})')
         with autocast(z.device, torch.float32): ids = self.quantize.nearest(z.flatten(0, 2))
@@ -502,7 +502,7 @@ class Tokenizer(QuantizedAutoencoder):
         check_ids(ids, self.codebook_size)
         shape = [side * self.downsample for side in ids.shape[1:]]
         if not len(ids): return ids.new_zeros(0, 3, *shape, dtype=torch.float32)
-        with precision(ids.device, dtype): images = self.image(self.quantize.lookup(ids.long()))
+        with convolution_autocast(ids.device, dtype): images = self.image(self.quantize.lookup(ids.long()))
         if not images.isfinite().all():
             raise FloatingPointError(f'{self.name}: the decoder gave pixels that are not finite (dtype {dtype})')
         return images.clamp_(-1, 1) if clamp else images

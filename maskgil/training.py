@@ -5,7 +5,7 @@
 # %% ../nbs/22_training.ipynb #a9cefcb7
 from __future__ import annotations
 
-import contextlib, functools, hashlib, json, math, os, shutil, time, warnings
+import contextlib, functools, json, math, os, shutil, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, DamagedFile, derived_seed, fingerprint, pick_device, pick_dtype, progress, read_json, rng_state,
-    set_rng_state, set_seed, write_json,
+    autocast, check_number, DamagedFile, derived_seed, file_digest, fingerprint, pick_device, pick_dtype, progress,
+    read_json, rng_state, set_rng_state, set_seed, write_json,
 )
 from .kept import load_tensors, save_tensors
 from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
-from .losses import CausalObjective, check_number, MaskedObjective, NotFinite, Objective
+from .losses import CausalObjective, MaskedObjective, NotFinite, Objective
 from maskgil.preflight import (
     alone_in, block_matrices, check_batch, check_optimizer, check_training, DECAYS, differences, FOR_MEMORY, in_words,
     model_identity, not_finite_in, settings_fingerprint, TrainConfig, training_identity,
@@ -245,16 +245,10 @@ def load_moments(
     optimizer.load_state_dict(held)
 
 # %% ../nbs/22_training.ipynb #ff8b9935
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(2**24): digest.update(block)
-    return digest.hexdigest()
-
 def file_digests(paths: Sequence[Path]) -> dict[str, str]: # by name
     "A checksum of each file."
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: # hashing leaves Python's lock
-        return dict(zip([path.name for path in paths], pool.map(_file_digest, paths)))
+        return dict(zip([path.name for path in paths], pool.map(file_digest, paths)))
 
 # %% ../nbs/22_training.ipynb #a33f1a89
 def _parts_of(pointer: Path) -> str: # the folder that a pointer names; '' if there is none that can be read

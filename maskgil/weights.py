@@ -5,8 +5,7 @@
 # %% ../nbs/10_weights.ipynb #b84bbecd
 from __future__ import annotations
 
-import argparse, contextlib, functools, hashlib, json, math, operator, pickle, re, shlex, sys
-import warnings, zipfile
+import argparse, contextlib, functools, hashlib, json, pickle, re, shlex, sys, warnings, zipfile
 from dataclasses import asdict, dataclass, fields, MISSING, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAM
            'identify', 'checkpoint_files', 'could_be', 'find_published', 'find_folder', 'send_folder', 'take_average',
            'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts',
            'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
-           'read_header', 'check_whole', 'check_real']
+           'read_header']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -1099,41 +1098,3 @@ def read_header(
 ) -> dict[str, str]: # key -> text, JSON where it is more than a name
     "The header of a safetensors file, without reading its weights; a truncated file is refused."
     with _opened(Path(path)) as f: return f.metadata() or {}
-
-# %% ../nbs/10_weights.ipynb #23dbbb32
-def _as_number(value: Any, convert: Callable) -> Any: # None for what is no finite number
-    is_bool = isinstance(value, bool) or getattr(value, 'dtype', None) in (bool, torch.bool)
-    if is_bool or isinstance(value, (str, bytes)): return None
-    try: number = convert(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError): return None
-    return number if isinstance(number, int) or math.isfinite(number) else None
-
-def _outside(number: float, least: float | None, most: float | None) -> bool:
-    return least is not None and number < least or most is not None and number > most
-
-def _range(least: float | None, most: float | None) -> str:
-    if least is not None and most is not None: return f' from {least} to {most}'
-    if least is not None: return f' of at least {least}'
-    return '' if most is None else f' of at most {most}'
-
-# %% ../nbs/10_weights.ipynb #d7e20606
-def check_whole(
-    what: str, # how the message calls it
-    value: Any, # an int, or one of numpy or torch
-    least: int | None = None, most: int | None = None,
-) -> int:
-    "A whole number in a range; anything else, 8.0 and True included, is a `ValueError`."
-    number = _as_number(value, operator.index)
-    if number is not None and not _outside(number, least, most): return number
-    raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
-
-# %% ../nbs/10_weights.ipynb #21659661
-def check_real(
-    what: str, # how the message calls it
-    value: Any, # a number, or one of numpy or torch
-    least: float | None = None, most: float | None = None,
-) -> float:
-    "A finite number in a range; anything else, texts and True included, is a `ValueError`."
-    number = _as_number(value, float)
-    if number is not None and not _outside(number, least, most): return number
-    raise ValueError(f'{what} must be a finite number{_range(least, most)}, not {value!r:.80}')

@@ -10,8 +10,8 @@ import pytest
 
 from maskgil import claims
 from maskgil.claims import (
-    ARCHITECTURES, CLAIMS, PAPER_SIZES, PAPER_TOKENIZERS, VERDICTS, Estimate, check_claims, claim_rows, decide, judge,
-    paper_inconsistencies, rows_at_best_guidance, verdicts,
+    ARCHITECTURES, CLAIMS, PAPER_SIZES, PAPER_TOKENIZERS, VERDICTS, Estimate, check_claims, claim_rows, decide,
+    paper_inconsistencies, rows_at_best_guidance, verdict_of, verdicts,
 )
 from maskgil.models import SIZE_ROWS, register_size, SIZES
 from maskgil.records import published, published_records, records
@@ -145,7 +145,7 @@ SCENARIOS = dict(
 
 def test_the_whole_step_tells_what_a_training_costs():
     "Where it was measured; the output layer alone tells it otherwise."
-    judged = lambda **ratios: judge(CLAIMS['head_costs_twice'], head(**ratios), 'yours').verdict
+    judged = lambda **ratios: verdict_of(CLAIMS['head_costs_twice'], head(**ratios), 'yours').verdict
     assert judged(head_memory_gib=13) == 'contradicted'
     assert judged(head_memory_gib=13, step_memory_gib=2.2) == 'supported'
 
@@ -157,7 +157,7 @@ def test_every_measured_claim_has_a_scenario():
 @pytest.mark.parametrize('x, expected', [(1, 'supported'), (-1, 'contradicted'), (0, 'inconclusive')])
 @pytest.mark.parametrize('key', SCENARIOS)
 def test_each_way(key, x, expected):
-    found = judge(CLAIMS[key], SCENARIOS[key](x), 'yours')
+    found = verdict_of(CLAIMS[key], SCENARIOS[key](x), 'yours')
     assert found.verdict == expected, found
     assert found.low <= found.effect <= found.high
     assert found.seeds == 3 and '3 seeds' in found.says
@@ -168,12 +168,12 @@ def test_each_way(key, x, expected):
 def test_one_seed_and_point_values(key):
     rows = SCENARIOS[key](1)
     first = rows[rows.seed == 1]
-    one = judge(CLAIMS[key], first, 'yours')
+    one = verdict_of(CLAIMS[key], first, 'yours')
     assert one.verdict == 'supported' and one.seeds == 1
     if key in ON_HISTORIES: return # a history has no interval of its own
     assert ', one seed' in one.says
     bare = first.assign(source='paper', profile='paper', low=math.nan, high=math.nan, seed=None)
-    point = judge(CLAIMS[key], bare, 'paper')
+    point = verdict_of(CLAIMS[key], bare, 'paper')
     assert (point.verdict, point.low, point.high, point.seeds) == ('supported', None, None, 0)
     assert 'point values, no interval' in point.says
 
@@ -181,21 +181,21 @@ def test_one_seed_and_point_values(key):
 @pytest.mark.parametrize('key', SCENARIOS)
 def test_without_its_study_or_with_half_of_it(key):
     row, rows = CLAIMS[key], SCENARIOS[key](1)
-    for source in ('reference', 'paper'): assert judge(row, rows, source).verdict == 'no data'
-    assert judge(row, rows[:0], 'yours').verdict == 'no data'
+    for source in ('reference', 'paper'): assert verdict_of(row, rows, source).verdict == 'no data'
+    assert verdict_of(row, rows[:0], 'yours').verdict == 'no data'
     varied = ('tokenizer', 'system', 'size', 'norms', 'steps', 'ar_share', 'codebook_size')
     arm = next(column for column in varied if column in rows and rows[column].nunique() > 1)
     for value in rows[arm].unique():
-        found = judge(row, rows[rows[arm] == value], 'yours')
+        found = verdict_of(row, rows[rows[arm] == value], 'yours')
         assert found.verdict in VERDICTS and found.says.endswith('.')
-    one_less = [judge(row, rows[rows[arm] != value], 'yours').verdict for value in rows[arm].unique()]
+    one_less = [verdict_of(row, rows[rows[arm] != value], 'yours').verdict for value in rows[arm].unique()]
     needs_few = ('head_is_16_times_larger', 'head_costs_twice', 'more_steps_do_not_help', 'fusion_best_near_half')
     assert 'no data' in one_less or key in needs_few
 
 
 def test_noise_decides_between_inconclusive_and_supported():
     fid = lambda name, model: 50 - is_best(name)
-    quiet, loud = (judge(CLAIMS['llamagen_vq_best'], generation(fid, noise), 'yours') for noise in (.0001, .05))
+    quiet, loud = (verdict_of(CLAIMS['llamagen_vq_best'], generation(fid, noise), 'yours') for noise in (.0001, .05))
     assert [quiet.verdict, loud.verdict] == ['supported', 'inconclusive']
 
 
@@ -218,7 +218,7 @@ def test_metrics_without_fid_are_kept():
 def test_figure_10_leaves_out_other_orders_and_sample_counts():
     other = table('steps', [(decoding(8, order='halton'), dict(fid=1.)), (decoding(16, images=800), dict(fid=1.))])
     rows = pd.concat([SCENARIOS['eight_steps_best'](1), other])
-    assert judge(CLAIMS['eight_steps_best'], rows, 'yours').verdict == 'supported'
+    assert verdict_of(CLAIMS['eight_steps_best'], rows, 'yours').verdict == 'supported'
 
 
 # ---------------------------------------------------------------------- what the paper does not have
@@ -271,13 +271,13 @@ def test_a_fifth_tokenizer_or_size_changes_no_verdict(committed, fifth, changes)
 def test_a_fifth_changes_no_scenario(fifth, key, x):
     rows = SCENARIOS[key](x)
     if key in ON_HISTORIES: rows = rows.assign(size='xxl')
-    alone = judge(CLAIMS[key], rows, 'yours')
+    alone = verdict_of(CLAIMS[key], rows, 'yours')
     for changes in OTHERWISE:
-        assert judge(CLAIMS[key], pd.concat([rows, rows_of_a_fifth(rows, **changes)]), 'yours') == alone
+        assert verdict_of(CLAIMS[key], pd.concat([rows, rows_of_a_fifth(rows, **changes)]), 'yours') == alone
 
 def test_a_run_of_nothing_but_a_fifth_is_no_data(fifth):
     rows = rows_of_a_fifth(SCENARIOS['better_up_to_xl'](1))
-    assert judge(CLAIMS['better_up_to_xl'], rows, 'yours').says == 'No record of the study scaling.'
+    assert verdict_of(CLAIMS['better_up_to_xl'], rows, 'yours').says == 'No record of the study scaling.'
 
 
 # ---------------------------------------------------------------------- intervals
@@ -303,12 +303,12 @@ def test_one_run_borrows_from_the_reference():
     lone = lone[lone.seed == 0]
     noise = np.random.default_rng(0).normal(0, 8, len(reference))
     reference = reference.assign(source='reference', value=reference.value + noise)
-    alone = judge(CLAIMS['eight_steps_best'], lone, 'yours')
-    both = judge(CLAIMS['eight_steps_best'], pd.concat([reference, lone]), 'yours')
+    alone = verdict_of(CLAIMS['eight_steps_best'], lone, 'yours')
+    both = verdict_of(CLAIMS['eight_steps_best'], pd.concat([reference, lone]), 'yours')
     assert (alone.verdict, both.verdict) == ('supported', 'inconclusive') and alone.effect == both.effect
     assert 'one seed with the spread of the reference' in both.says and 'of the reference' not in alone.says
     assert both.high - both.low > 5*(alone.high - alone.low)
-    other = judge(CLAIMS['eight_steps_best'], pd.concat([reference.assign(data='other data'), lone]), 'yours')
+    other = verdict_of(CLAIMS['eight_steps_best'], pd.concat([reference.assign(data='other data'), lone]), 'yours')
     assert other == alone
 
 
@@ -327,10 +327,10 @@ def test_arithmetic_of_estimates():
         return Estimate(np.mean(values), ((Point(dict(enumerate(values, begin))), 1.),), 'FID', text)
     a, b, far = of('a 10', [8., 10., 12.]), of('b 4', [3.5, 4., 4.5]), of('b 4', [3.5, 4., 4.5], begin=3)
     assert ((a - 2*b).value, (a - 2*b).text, (a - 2*b).unit) == (2., 'a 10 − 2 × b 4', 'FID')
-    assert (a - 2*b).variance == pytest.approx(1/3) and (a - 2*b).freedom == 2 # seed by seed: 1, 2, 3
+    assert (a - 2*b).variance == pytest.approx(1/3) and (a - 2*b).dof == 2 # seed by seed: 1, 2, 3
     apart = a - 2*far # Welch
     assert apart.variance == pytest.approx(4/3 + 1/3)
-    assert apart.freedom == pytest.approx((5/3)**2/((4/3)**2 + (1/3)**2)*2)
+    assert apart.dof == pytest.approx((5/3)**2/((4/3)**2 + (1/3)**2)*2)
     ratio = a/far
     assert ratio.value == 2.5 and ratio.variance == pytest.approx((4/3 + 2.5**2*.25/3)/16)
     assert (a + Estimate(1., ((Point({}), 1.),))).variance is None
@@ -442,7 +442,7 @@ def test_a_claim_of_our_own_is_judged_as_the_others_are(ours, verdict):
               for rung, fid in (('paper', 100.), ('ours', ours)) for cfg in (1., 2.)]
     row = CLAIMS['ours_is_30_percent_better']
     assert row.judged_on == ('reference', 'yours') and row.command == 'papermill nbs/recipe.ipynb'
-    found = judge(row, table('recipe', points), 'yours')
+    found = verdict_of(row, table('recipe', points), 'yours')
     assert found.verdict == verdict and found.effect == pytest.approx(math.log(.7*100/ours), abs=1e-3), found.says
 
 
@@ -455,39 +455,39 @@ def test_evidence_is_one_profile_one_recipe_one_data_set():
     row, good, bad = CLAIMS['better_up_to_xl'], SCENARIOS['better_up_to_xl'](1), SCENARIOS['better_up_to_xl'](-1)
     elsewhere = [dict(profile='smoke'), dict(recipe='released'), dict(data='photos'), dict(study='steps')]
     mixed = pd.concat([*(bad.assign(**place) for place in elsewhere), good])
-    assert judge(row, mixed, 'yours').verdict == 'supported'
-    assert judge(row, mixed, 'yours', 'smoke').verdict == 'contradicted'
+    assert verdict_of(row, mixed, 'yours').verdict == 'supported'
+    assert verdict_of(row, mixed, 'yours', 'smoke').verdict == 'contradicted'
     assert len(claim_rows(row, mixed, 'yours')) == len(good)
-    assert judge(row, good.assign(recipe='released'), 'yours').verdict == 'no data'
+    assert verdict_of(row, good.assign(recipe='released'), 'yours').verdict == 'no data'
 
 
 def test_rows_that_cannot_be_told_apart_are_an_error():
     row, rows = CLAIMS['better_up_to_xl'], SCENARIOS['better_up_to_xl'](1)
     twice = pd.concat([rows.assign(dropout=0.), rows.assign(dropout=.1)])
     with pytest.raises(ValueError, match='several rows of one seed, which differ in dropout'):
-        judge(row, twice, 'yours')
+        verdict_of(row, twice, 'yours')
     with pytest.raises(ValueError, match="Did you mean 'yours'?"):
-        judge(row, rows, 'your')
+        verdict_of(row, rows, 'your')
 
 
 def test_a_loss_that_is_no_number():
     bounded, grows = CLAIMS['both_norms_bound_it'], CLAIMS['norm_grows_without_both']
     rows = SCENARIOS['both_norms_bound_it'](1)
     is_lost = (rows.norms == 'both') & (rows.seed == 2)
-    lost = judge(bounded, rows.assign(diverged_at=np.where(is_lost, 60, None)), 'yours')
+    lost = verdict_of(bounded, rows.assign(diverged_at=np.where(is_lost, 60, None)), 'yours')
     assert lost.verdict == 'contradicted'
     assert lost.says == 'With both norms the loss stopped being finite in 1 of 3 runs. In the profile mini.'
     nan = pd.concat([rows, rows[rows.norms == 'none'].assign(name='loss', value=None)])
-    assert judge(grows, nan, 'yours').says.startswith('Without norms the loss stopped being finite in 3 of 3')
-    assert judge(bounded, nan, 'yours').verdict == 'supported'
-    few = judge(bounded, rows[rows.step == 100], 'yours')
+    assert verdict_of(grows, nan, 'yours').says.startswith('Without norms the loss stopped being finite in 3 of 3')
+    assert verdict_of(bounded, nan, 'yours').verdict == 'supported'
+    few = verdict_of(bounded, rows[rows.step == 100], 'yours')
     assert few.says == "Nothing logged in the second tenth of training with norms 'both'."
 
 
 def test_only_fid_on_imagenet_can_be_held_against_3_71():
     row, rows = CLAIMS['fid_of_3_71'], SCENARIOS['fid_of_3_71'](1)
-    assert judge(row, rows.assign(label='FID-EL0'), 'yours').verdict == 'no data'
-    elsewhere = judge(row, rows.assign(data='ImageNet 64 px'), 'yours')
+    assert verdict_of(row, rows.assign(label='FID-EL0'), 'yours').verdict == 'no data'
+    elsewhere = verdict_of(row, rows.assign(data='ImageNet 64 px'), 'yours')
     assert elsewhere.verdict == 'cannot be shown here' and 'these are ImageNet 64 px' in elsewhere.says
 
 
@@ -503,18 +503,18 @@ def reached(untrained, through, precision):
 ])
 def test_what_the_setting_cannot_reach_is_not_held_against_a_claim(key, within, beyond):
     row, rows = CLAIMS[key], SCENARIOS[key](-1)
-    verdict = lambda *reach: judge(row, pd.concat([rows, reached(*reach)]), 'yours')
+    verdict = lambda *reach: verdict_of(row, pd.concat([rows, reached(*reach)]), 'yours')
     assert verdict(*within).verdict == 'contradicted'
     assert verdict(*beyond).verdict == 'cannot be shown here'
     assert any(f'{number:g}' in verdict(*beyond).says for number in beyond) # says with which number
     other = pd.concat([rows, reached(*beyond).assign(source='reference')]) # of another source: says nothing of this one
-    assert judge(row, other, 'yours').verdict == 'contradicted'
+    assert verdict_of(row, other, 'yours').verdict == 'contradicted'
 
 def test_classes_are_judged_by_a_judge_where_there_is_one():
     row, rows = CLAIMS['is_rises_with_guidance'], SCENARIOS['is_rises_with_guidance'](1)
     judged = rows[rows.family == 'is'].assign(family='recognition', value=lambda found: -found.value)
-    assert judge(row, rows, 'yours').verdict == 'supported'
-    assert judge(row, pd.concat([rows, judged]), 'yours').verdict == 'contradicted'
+    assert verdict_of(row, rows, 'yours').verdict == 'supported'
+    assert verdict_of(row, pd.concat([rows, judged]), 'yours').verdict == 'contradicted'
 
 
 def test_system_claims_follow_the_rows_of_the_library(monkeypatch):

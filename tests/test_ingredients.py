@@ -360,7 +360,7 @@ def test_a_cell_of_a_study_hands_them_on(monkeypatch):
 @pytest.mark.parametrize('changes, said', [
     (dict(optimiser='muon'), "Did you mean 'optimizer'"), (dict(steps=5), 'choose one of learning_rate'),
     (dict(batch_size=5), 'choose one of learning_rate'), (dict(seed=5), 'choose one of learning_rate'),
-    (dict(decay='cosin'), "Did you mean 'cosine'"), (dict(ema=1.5), 'ema takes'),
+    (dict(decay='cosin'), "Did you mean 'cosine'"), (dict(ema=1.5), 'ema must be'),
 ])
 def test_what_a_cell_cannot_change(changes, said):
     with pytest.raises(ValueError, match=said): changed_config(TrainConfig(10), changes)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from maskgil import kept, MaskGILPipeline
-from maskgil.core import project_root, read_json, write_json
+from maskgil.core import file_digest, project_root, read_json, write_json
 from maskgil.external import write_small_gemma
 from maskgil.features import extract, needed_module
 from maskgil.models import load_model, ModelConfig
@@ -289,7 +289,7 @@ def test_other_weights_have_another_name(tmp_path, monkeypatch):
     "A package of the same version with another file in it."
     from maskgil import features
     file = features.el0_file()
-    assert features.sha256(file) == features.EL0_DIGEST
+    assert file_digest(file) == features.EL0_DIGEST
     usual = features._load_el0(torch.device('cpu'), None)[1]
     other = tmp_path/'other.pth'
     torch.save({k: v for k, v in torch.load(file, weights_only=True).items()}, other)

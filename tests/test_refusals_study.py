@@ -11,7 +11,7 @@ import torch
 from maskgil import bench as bench_module, records as records_module, refusals
 from maskgil.bench import Bench, check_real_images, measure, published_file
 from maskgil.checks import ParameterError
-from maskgil.claims import CLAIMS, NoData, decide, estimate, exactly, judge
+from maskgil.claims import CLAIMS, NoData, decide, estimate, exactly, verdict_of
 from maskgil.core import DamagedFile, read_json, write_json
 from maskgil.evaluation import SampleSet, check_drawn, check_sampler, check_target, draw_blocks, read_features
 from maskgil.features import Features
@@ -680,7 +680,7 @@ def test_every_claim_on_empty_tables():
     empty = pd.DataFrame(columns=columns)
     for row in CLAIMS.values():
         if not row.study: continue
-        verdict = judge(row, empty, 'yours')
+        verdict = verdict_of(row, empty, 'yours')
         assert verdict.verdict == 'no data' and verdict.says, row.key
 
 
@@ -689,7 +689,7 @@ def test_every_claim_on_lost_numbers(made_up):
     table = made_up.assign(value=float('nan'))
     for row in CLAIMS.values():
         if row.kind == 'measured' and row.study not in ('', 'stability'):
-            assert judge(row, table, 'yours').verdict == 'no data', row.key
+            assert verdict_of(row, table, 'yours').verdict == 'no data', row.key
 
 
 @pytest.fixture(scope='module')

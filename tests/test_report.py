@@ -135,7 +135,7 @@ def test_what_lacks_is_counted_in_the_profile_of_its_stage():
                                  if cell.parameters['stage'] == stage]
     made = [*((p, 'midi') for p in of('midi', 'reconstruction')), *((p, 'mini') for p in of('mini', 'generation')[1:])]
     held = [Record('tokenizers', profile, parameters, {}, source='reference') for parameters, profile in made]
-    without = report.lacking(study, Evidence(held, pd.DataFrame()), 'reference')
+    without = report.cells_without_record(study, Evidence(held, pd.DataFrame()), 'reference')
     stages = [cell.parameters['stage'] for cell in without]
     assert stages.count('reconstruction') == 0 and stages.count('generation') == 1
     assert stages.count('head') == len(of('mini', 'head'))
