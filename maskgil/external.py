@@ -22,12 +22,11 @@ from maskgil.text import (
 )
 
 # %% auto #0
-__all__ = ['CODE_DIGITS', 'CODE_LETTERS', 'code_name', 'name_code', 'code_words', 'word_codes', 'small_vocabulary',
-           'write_tokenizer', 'small_image_tokenizer', 'small_lumina', 'write_small_lumina', 'chameleon_weights',
-           'repeat_norms', 'load_chameleon', 'ChameleonWords', 'pad_in_front', 'PromptCache', 'same_rows',
-           'PromptedModel', 'LuminaMGPT', 'load_lumina_mgpt', 'check_lumina', 'lumina_size', 'network_config',
-           'write_small_gemma', 'TextEncoder', 'load_text_encoder', 'quiet_transformers', 'stored_dtype',
-           'weight_files']
+__all__ = ['CODE_DIGITS', 'CODE_LETTERS', 'code_name', 'name_code', 'code_words', 'small_vocabulary', 'write_tokenizer',
+           'small_image_tokenizer', 'small_lumina', 'write_small_lumina', 'chameleon_weights', 'repeat_norms',
+           'load_chameleon', 'ChameleonWords', 'pad_in_front', 'PromptCache', 'same_rows', 'PromptedModel',
+           'LuminaMGPT', 'load_lumina_mgpt', 'check_lumina', 'lumina_size', 'network_config', 'write_small_gemma',
+           'TextEncoder', 'load_text_encoder', 'quiet_transformers', 'stored_dtype', 'weight_files']
 
 # %% ../nbs/17_external.ipynb #a370d1ea
 _all_ = ['TextEncoder', 'load_text_encoder', 'quiet_transformers', 'stored_dtype', 'weight_files']
@@ -56,16 +55,6 @@ def code_words(
         raise ValueError(f'the vocabulary spells {len(spelled)} image codes (IMGIMG...Z), not all from 0 to {last}: '
                          'give the tokenizer of Chameleon or Lumina-mGPT')
     return torch.tensor([spelled[code] for code in range(len(spelled))])
-
-# %% ../nbs/17_external.ipynb #84a12684
-def word_codes(
-    words: Tensor, # (v,) int64 from `code_words`
-    vocabulary_size: int,
-) -> Tensor: # (vocabulary_size,) int64
-    "The code of each word, -1 for words that are none: the inverse of `code_words`."
-    codes = torch.full((vocabulary_size,), -1)
-    codes[words] = torch.arange(len(words))
-    return codes
 
 # %% ../nbs/17_external.ipynb #7d41c468
 def small_vocabulary(

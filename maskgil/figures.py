@@ -27,8 +27,8 @@ from .text_study import CANDIDATES
 from .claims import at, final, usual
 
 # %% auto #0
-__all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS',
-           'LOOK_COLUMNS', 'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
+__all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS', 'LOOK_COLUMNS',
+           'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
            'RESULT_COLUMNS', 'SMOOTHED', 'HEAD_COSTS', 'HOW', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look',
            'in_order', 'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
            'draw_dots', 'facets', 'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling',
@@ -42,7 +42,7 @@ __all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'NOMINAL', '
 
 # %% ../nbs/51_figures.ipynb #d16a9e63
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
-RED, GREEN, BLUE, BLACK = NOMINAL = ('#D55E00', '#009E73', '#0072B2', '#222222') # Okabe and Ito
+RED, GREEN, BLUE, BLACK = ('#D55E00', '#009E73', '#0072B2', '#222222') # Okabe and Ito
 
 SETTINGS = { # of matplotlib, beside seaborn's
     'font.size': 10, 'axes.labelsize': 10, 'axes.titlesize': 10.5, 'xtick.labelsize': 9, 'ytick.labelsize': 9,

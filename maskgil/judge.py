@@ -26,8 +26,7 @@ from .weights import read_weights
 
 # %% auto #0
 __all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGE_METRICS', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen',
-           'train_judge', 'load_judge', 'as_judged', 'recognised', 'recognition', 'judge_distance', 'judged_metrics',
-           'make_judge']
+           'train_judge', 'load_judge', 'as_judged', 'recognised', 'recognition', 'judged_metrics', 'make_judge']
 
 # %% ../nbs/32_judge.ipynb #c9d941de
 JUDGE_SIDE = 32 # pixels that it looks at
@@ -150,13 +149,6 @@ def recognition(
 ) -> float: # from 0 to 1
     "The share of images whose class is recognised."
     return float(recognised(named, asked).double().mean())
-
-# %% ../nbs/32_judge.ipynb #3e2a1d3b
-def judge_distance(
-    drawn: Tensor, real: Tensor, # features (n d) and (m d)
-) -> float: # FD-J, at least 0
-    "Fréchet distance between the judge's features, times 100."
-    return 100 * float(frechet_distance(*mean_and_covariance(drawn), *mean_and_covariance(real)))
 
 # %% ../nbs/32_judge.ipynb #0fef7175
 JUDGE_METRICS = dict(recognition='recognition', fd_judge='FD-J') # what `judged_metrics` finds, and its labels

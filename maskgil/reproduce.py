@@ -23,10 +23,10 @@ from .studies import STUDIES, default_cells, study_notebook
 from .tables import history_table, long_table
 
 # %% auto #0
-__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'parted', 'priced_jobs', 'quickest_jobs',
-           'said_duration', 'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c',
-           'own_log', 'job_name', 'start', 'stop', 'Clock', 'run_all', 'again_failed', 'retrain', 'reproduce',
-           'undecided', 'decide_open_claims']
+__all__ = ['StudyJob', 'SECONDS_A_JOB', 'SHARE_AGAIN', 'QUIET', 'planned_jobs', 'jobs', 'parted', 'priced_jobs', 'said_duration',
+           'Levels', 'choose_levels', 'say_levels', 'CellProcess', 'let_children_hear_ctrl_c', 'own_log', 'job_name',
+           'start', 'stop', 'Clock', 'run_all', 'again_failed', 'retrain', 'reproduce', 'undecided',
+           'decide_open_claims']
 
 # %% ../nbs/57_reproduce.ipynb #8c0c3088
 StudyJob = tuple[str, dict[str, Any]] # a study, and arguments of its notebook
@@ -80,17 +80,6 @@ def priced_jobs(
     "What `planned_jobs` says, and what a process takes beside its operations."
     shared = dataclasses.replace(hardware, beside=hardware.beside / lanes)
     return [(job, takes + SECONDS_A_JOB / lanes) for job, takes in planned_jobs(profile, shared, *which)]
-
-# %% ../nbs/57_reproduce.ipynb #59aee516
-def quickest_jobs(
-    profile: Profile,
-    lanes: int, # jobs at a time, which share the machine
-    hardware: Hardware,
-    seconds: float = math.inf, # for all of them together
-    *which: Any, # seed and studies, as `planned_jobs` takes them
-) -> tuple[list[StudyJob], float]: # and the seconds that they take
-    "The jobs that can be done in some time, the quickest first; all jobs unless told otherwise."
-    return within(priced_jobs(profile, lanes, hardware, *which), seconds)
 
 # %% ../nbs/57_reproduce.ipynb #671c5501
 def said_duration(seconds: float) -> str:

@@ -37,7 +37,7 @@ from .tokenizers import load_tokenizer
 from .losses import slices
 
 # %% auto #0
-__all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'split_files', 'numbered_classes',
+__all__ = ['SOURCE_KINDS', 'VARIANTS', 'COPIES', 'Raw', 'Source', 'FolderSource', 'find_split', 'numbered_classes',
            'refuse_unlabelled', 'hub_class_names', 'ParquetPart', 'read_parquet_labels', 'FilesSource', 'ParquetSource',
            'read_group', 'index_tar', 'kept_index', 'TarSource', 'source_kind', 'open_source', 'open_rgb', 'resized',
            'cropped', 'mirrored', 'centre', 'random_crop', 'random_crops', 'ten_crops', 'copy_count', 'SourceSet',
@@ -119,14 +119,6 @@ def find_split(
     found, called = files_of_split(path, files, split, f'{suffix} file')
     known = [f for f in files if split_named(str(f.relative_to(path))) == 'train']
     return found, called, known or found
-
-def split_files(
-    path: Path, # a folder, searched with its subfolders, or one file
-    suffix: str, # '.parquet' or '.tar'
-    split: str | None, # 'train', 'test', or None for all
-) -> list[Path]: # sorted
-    "The files of a split."
-    return find_split(path, suffix, split)[0]
 
 # %% ../nbs/23_shards.ipynb #5ab5be36
 def numbered_classes(

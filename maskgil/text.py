@@ -49,9 +49,9 @@ __all__ = ['MINILM_PACKAGE', 'TEXT_ENCODERS', 'NOT_FEATURES', 'ENCODER_CLASSES',
            'vocabulary', 'Scene', 'caption_of', 'held_out', 'combinations', 'part_of', 'places', 'room_for_two',
            'draw_scenes', 'render_vocabulary', 'draw_scene', 'SceneSet', 'scene_set', 'Captioned', 'Listing',
            'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'shard_files_below', 'list_captioned',
-           'in_rows', 'name_of_image', 'pieces_of', 'CaptionedFolder', 'image_sizes', 'part_of_file', 'list_part',
-           'captioned_images', 'by_shape', 'caption_folders', 'epoch_batches', 'permuted', 'batches_of',
-           'streamed_batch', 'ShapedTokens', 'TextTokens']
+           'in_rows', 'name_of_image', 'pieces_of', 'CaptionedFolder', 'part_of_file', 'list_part', 'captioned_images',
+           'by_shape', 'caption_folders', 'epoch_batches', 'permuted', 'batches_of', 'streamed_batch', 'ShapedTokens',
+           'TextTokens']
 
 # %% ../nbs/16_text.ipynb #57ff06bd
 @dataclass(frozen=True)
@@ -1109,14 +1109,6 @@ class CaptionedFolder(StoredSet):
         name, reason = next(iter((self.failed or {}).items()))
         raise OSError(f'{self.name}: {name} could be read before and now cannot ({reason}): '
                       'the same command once more leaves it out')
-
-# %% ../nbs/16_text.ipynb #57955b6f
-def image_sizes(
-    root: Path,
-    files: Sequence[Captioned], # relative to `root`
-) -> np.ndarray: # (n 2) int32: height, width; zeros where an image cannot be read
-    "The size of every image; kept, since there may be millions."
-    return sizes_of(CaptionedFolder(root, files, 1, root.name))
 
 # %% ../nbs/16_text.ipynb #ad46358d
 def part_of_file(file: Captioned) -> str: # one of `PART_NAMES`

@@ -23,13 +23,12 @@ from .kept import load_tensors, save_tensors
 # %% auto #0
 __all__ = ['CHECKPOINTS', 'TRAINING_KEYS', 'LAYOUTS', 'CLASS_ROWS', 'LLAMA_RENAME', 'NOT_WEIGHTS', 'HEADER_LIMIT', 'WRAPPERS',
            'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'ON_THE_HUB', 'FREE_FIELDS', 'OWN_LAYOUTS', 'PublishedFile',
-           'Layout', 'layout_of', 'recognise', 'meta_state', 'key_fingerprint', 'CheckpointError', 'unsafe_message',
-           'is_ours', 'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set',
-           'one_set', 'unnest', 'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted',
-           'identify', 'checkpoint_files', 'could_be', 'find_published', 'find_folder', 'send_folder', 'take_average',
-           'to_native', 'mismatch', 'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts',
-           'native_weights', 'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights',
-           'read_header']
+           'Layout', 'layout_of', 'recognise', 'meta_state', 'CheckpointError', 'unsafe_message', 'is_ours',
+           'header_config', 'plain_names', 'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'one_set',
+           'shard_files', 'read_shards', 'read_file', 'read_weights', 'convert_trusted', 'identify', 'checkpoint_files',
+           'could_be', 'find_published', 'find_folder', 'send_folder', 'take_average', 'to_native', 'mismatch',
+           'unusable', 'check_finite', 'load_state', 'config_differences', 'fitting_layouts', 'native_weights',
+           'only_shapes', 'load_weights', 'load_model_weights', 'unwrapped', 'save_weights', 'read_header']
 
 # %% ../nbs/10_weights.ipynb #207c3b26
 @dataclass(frozen=True, kw_only=True)
@@ -318,14 +317,6 @@ def meta_state(
     "Weights without memory, from a list of keys: enough to recognise a file and to map its names."
     return {key: torch.empty(shape, dtype=getattr(torch, dtype), device='meta')
             for key, (shape, dtype) in keys.items()}
-
-# %% ../nbs/10_weights.ipynb #a6a15a82
-def key_fingerprint(
-    state: dict[str, Tensor], # names as in the file
-) -> str: # 16 hexadecimal digits
-    "A hash of names and shapes, whatever the values: equal for equal architectures."
-    lines = sorted(f"{key}:{'x'.join(map(str, value.shape))}\n" for key, value in state.items())
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()[:16]
 
 # %% ../nbs/10_weights.ipynb #a3149d29
 class CheckpointError(ValueError):
@@ -623,15 +614,6 @@ def one_set(
     taken = choose_set(sets, average, path)
     _say_which(path, taken, sets)
     return sets[taken], taken
-
-# %% ../nbs/10_weights.ipynb #1271290a
-def unnest(
-    content: Any, # what a pickle held
-    path: str | Path = 'the file', # for messages
-    average: bool = True, # as in `one_set`
-) -> dict[str, Tensor]: # key -> weight
-    "The dictionary of tensors inside a checkpoint, without the wrappers' prefixes. Raises `CheckpointError`."
-    return one_set(content, path, average)[0]
 
 # %% ../nbs/10_weights.ipynb #db11f117
 def shard_files(

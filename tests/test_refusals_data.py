@@ -9,10 +9,10 @@ from PIL import Image, ImageFile
 
 from maskgil import data, pictures, shards, text
 from maskgil.core import fingerprint, read_json
-from maskgil.data import encode_tokens, image_folder, load_images, openmoji, read_image, TokenSet
+from maskgil.data import encode_tokens, image_folder, load_images, openmoji, read_image, sizes_of, TokenSet
 from maskgil.profiles import PROFILES
 from maskgil.shards import Encoding, encode_shards, index_tar, open_images, open_source, OnlineTokens, TarSource
-from maskgil.text import caption_folders, image_sizes, list_captioned, list_part, scene_set, vocabulary
+from maskgil.text import caption_folders, CaptionedFolder, list_captioned, list_part, scene_set, vocabulary
 
 
 @pytest.fixture(autouse=True)
@@ -506,7 +506,8 @@ def test_an_image_with_a_caption_has_no_stand_in(tmp_path):
     found, = caption_folders(tmp_path/'d', [(8, 8)])
     (tmp_path/'d'/'1.png').unlink()
     with pytest.raises(OSError, match='once more leaves it out'): found.batch([0, 1])
-    assert image_sizes(tmp_path/'d', found.files).tolist() == [[24, 24], [0, 0], [24, 24]]
+    again = CaptionedFolder(tmp_path/'d', found.files, 1, 'd')
+    assert sizes_of(again).tolist() == [[24, 24], [0, 0], [24, 24]]
 
 
 # identity
