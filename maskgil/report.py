@@ -237,7 +237,8 @@ def shown_prices(
     for column in prices:
         if column.startswith('saved '): shown[f"time, batch {column.split()[1]}"] = prices[column].map('{:.2f}'.format)
     for judge in JUDGES:
-        parts = prices[[f'{judge} {part}' for part in ('value', 'change', 'low', 'high')]].itertuples(index=False)
+        numbers = prices[[f'{judge} {part}' for part in ('value', 'change', 'low', 'high')]]
+        parts = numbers.round(9).add(0.).itertuples(index=False) # rounding errors are no change, and none is -0
         shown[judge] = [f'{value:.3g}' if pd.isna(change) else f'{value:.3g} ({change:+.2g} [{low:+.2g}, {high:+.2g}])'
                         for value, change, low, high in parts]
     return shown
@@ -481,6 +482,10 @@ def _as_webp(path: Path) -> bytes:
         picture.convert('RGB').save(buffer, 'WEBP', quality=88, method=6)
         return buffer.getvalue()
 
+def _width(path: Path) -> str: # an attribute; a drawing has its own
+    if path.suffix == '.svg': return ''
+    with Image.open(path) as picture: return f' width="{picture.width * 96 / picture.info["dpi"][0]:.0f}"'
+
 def smaller(path: Path) -> Path: # path: without suffix
     "The drawing or the picture of a figure, whichever file is smaller: sheets of samples are large as drawings."
     return min((path.with_name(f'{path.name}.{kind}') for kind in ('svg', 'png')), key=lambda p: p.stat().st_size)
@@ -489,7 +494,8 @@ def smaller(path: Path) -> Path: # path: without suffix
 def html_renderers(folder: Path) -> dict[str, Callable[..., str]]: # kind of block -> what renders it
     "One function for each kind of block; `folder` is where the blocks' files are."
     def figure(path: str, title: str, caption: str) -> str:
-        image = f'<img src="{embedded(smaller(folder/path))}" alt="{_plain(f"{title}. {caption}")}">'
+        shown = smaller(folder/path)
+        image = f'<img src="{embedded(shown)}"{_width(shown)} alt="{_plain(f"{title}. {caption}")}">'
         said = f'<figcaption><b>{_plain(title)}.</b> {_inline(caption)}</figcaption>'
         return f'<figure><div class="wide">{image}</div>{said}</figure>'
     def table(title: str, frame: pd.DataFrame, caption: str, folded: bool) -> str:
@@ -500,7 +506,7 @@ def html_renderers(folder: Path) -> dict[str, Callable[..., str]]: # kind of blo
         links = ''.join(f'<li><a href="#{anchor(t)}">{_plain(t)}</a></li>' for t in titles)
         return f'<nav><ol>{links}</ol></nav>'
     def heading(text: str, covers: str) -> str:
-        head = f'<h2>{_plain(text)}</h2><p class="covers">{_plain(covers)}</p>'
+        head = f'<h2>{_plain(text)}</h2><p class="covers">{_inline(covers)}</p>'
         return f'</section>\n<section id="{anchor(text)}">{head}'
     return dict(
         title=lambda text: f'<h1>{_plain(text)}</h1>', contents=contents, heading=heading,
