@@ -325,7 +325,7 @@ def compose(
     blocks: list[PageBlock] = [('title', TITLE), ('text', LEAD), ('contents', titles), *claim_blocks(profile, sources),
                            ('heading', RUNS, 'one row a study'), ('table', '', status_table(gathered), '', False),
                            *(('missing', line) for line in older_records(gathered)), *method_blocks(folder)]
-    for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder)
+    for study in STUDIES.values(): blocks += study_blocks(study, gathered, folder, sources)
     return [*blocks, *on_gpu, *race, *fast, *broken, ('text', CREDIT)]
 
 # %% ../nbs/56_report.ipynb #7055aec4
@@ -357,7 +357,12 @@ def method_blocks(folder: Path) -> Iterator[PageBlock]:
         yield 'figure', f'figures/{f.name}', f.title, f.caption(Evidence([], pd.DataFrame()))
 
 # %% ../nbs/56_report.ipynb #47a73da7
-def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> Iterator[PageBlock]:
+def study_blocks(
+    study: Study,
+    gathered: dict[str, Evidence], # of all studies
+    folder: Path, # where figures are saved
+    sources: Iterable[str] = SOURCES, # that the page shows
+) -> Iterator[PageBlock]:
     "Question, answer, figures and tables of one study."
     evidence, waiting = gathered[study.name], []
     yield 'heading', study.title, study.covers
@@ -375,6 +380,8 @@ def study_blocks(study: Study, gathered: dict[str, Evidence], folder: Path) -> I
     for t in study.tables:
         of = gathered[t.study or study.name]
         frame = t.make(of) if of.records else pd.DataFrame()
+        elsewhere = [f'{source}: none yet' for source in SOURCES if source not in sources]
+        frame = frame.drop(columns=elsewhere, errors='ignore')
         if len(frame): yield 'table', t.title, frame, t.caption, t.folded
         elif t.command: yield 'missing', f'{t.title}: not run yet. `{t.command}` runs it.'
 
