@@ -241,7 +241,7 @@ def as_output(
     pixels = decode_tokens(tokenizer, tokens).float() / 255 # b 3 H W
     return pixels if output_type == 'pt' else pixels.permute(0, 2, 3, 1).numpy()
 
-# %% ../nbs/19_diffusion.ipynb #5e3d5710
+# %% ../nbs/19_diffusion.ipynb #fd2f148d
 USUAL = {name: given.default for name, given in inspect.signature(sample_mar).parameters.items()}
 OF_CALL = ('steps', 'cfg', 'guidance', 'dtype', 'precision') # options of `sample_mar` that `denoised` takes
 NO_MATTER = ('window', 'refresh', 'show_progress') # without reuse they change nothing
@@ -266,6 +266,7 @@ def with_scheduler(
     kept.defaults = parts.defaults | {name: value for name, value in now.items() if value != usual[name]}
     return kept
 
+# %% ../nbs/19_diffusion.ipynb #5e3d5710
 class _Folder(DiffusionPipeline):
     "The half of a pipeline that reads a folder, moves and is saved."
     _optional_components = ['scheduler', 'transformer', 'vqvae']

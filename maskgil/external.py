@@ -349,12 +349,9 @@ class LuminaMGPT(PromptedModel):
         return self.head(self.read(words, cache)[:, -1])
 
     def logits(
-        self,
-        tokens: Tensor, # (b t)
-        labels: Tensor, drop: Tensor | None = None, # as in `decode`
-        grid: tuple[int, int] | None = None, # the model's own if None
-    ) -> Tensor: # (b t+1 v)
-        "Row i predicts token i, all at once."
+        self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, grid: tuple[int, int] | None = None,
+    ) -> Tensor: # (b t) -> (b t+1 v)
+        "Row i predicts token i, all at once, on the model's own grid if `grid` is None."
         check_tokens(tokens, len(self.words) - 1)
         grid, cache = grid or self.config.grid, self.new_cache(labels, 0, torch.float32)
         start, image = self.begin(labels, drop, cache, grid), self.spell(tokens, grid[1])

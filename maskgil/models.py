@@ -676,8 +676,10 @@ class ImageModel(nn.Module):
 def check_places(
     at: Tensor, # what should be (b n) or (b h w) bool
     tokens: Tensor, # (b h w) or (b n), which it chooses from
+    causal: bool = False, # the model's paradigm
 ) -> Tensor: # (b n)
     "Places of an image in raster order; anything but one truth value for each token is a `ValueError`."
+    if causal: raise ValueError('a causal model predicts every place at once')
     flat = tokens.flatten(1).shape
     if isinstance(at, Tensor) and at.dtype == torch.bool and at.shape in (flat, tokens.shape): return at.reshape(flat)
     found = f'{at.dtype} of shape {tuple(at.shape)}' if isinstance(at, Tensor) else type(at).__name__
@@ -810,8 +812,7 @@ class ImageLlama(LlamaBody):
         prefix, visible = self.condition.length(labels), self.condition.visible(labels, drop)
         parts = [condition_tokens(self, labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
         x = torch.cat(parts if self.config.class_first else parts[::-1], 1)             # b prefix+n d
-        if self.config.causal and at is not None: raise ValueError('a causal model predicts every place at once')
-        if at is not None: at = check_places(at, tokens)
+        if at is not None: at = check_places(at, tokens, self.config.causal)
         settled = tokens.flatten(1) != self.config.mask_id if self.config.sees == 'settled' else None
         if cache is not None:
             if settled is not None: raise ValueError("reuse is for models whose settled tokens see all: sees='all'")
@@ -839,8 +840,7 @@ class ImageLlama(LlamaBody):
 
     def new_cache(self, labels: Tensor, tokens: int, dtype: torch.dtype) -> KVCache:
         "Room for the condition and all tokens but the last, which is never an input."
-        positions = self.condition.length(labels) + tokens - 1
-        return KVCache(self.config, len(labels), positions, labels.device, dtype)
+        return KVCache(self.config, len(labels), self.condition.length(labels) + tokens - 1, labels.device, dtype)
 
     def decode(
         self,

@@ -862,8 +862,7 @@ def sample_mar(
     assert grid is not None # `checked_sampler` has filled it in
     b, n, v, device = len(labels), grid[0] * grid[1], codes_of(model, codebook_size), labels.device
     x = start_tokens((b, *grid), v, device, tokens)
-    drawn = (x == v).flatten(1)                                                               # b n
-    steps = steps_taken(drawn, steps)
+    steps = steps_taken(drawn := (x == v).flatten(1), steps)                                  # b n
     plan, scales = unmask_plans(drawn, steps, schedule), guidance_scales(cfg, steps, guidance) # b T
     temperatures = sampling_temperatures(temperature, steps, temperature_schedule)
     taus, seeds = choice_temperatures(choice_temperature, steps, choice_schedule), image_seeds(seed, b, first)
