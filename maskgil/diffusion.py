@@ -5,7 +5,7 @@
 # %% ../nbs/19_diffusion.ipynb #960d2563
 from __future__ import annotations
 
-import math
+import copy, inspect, math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -18,16 +18,17 @@ from .core import check_whole
 from .weights import CheckpointError, find_folder, read_header
 from maskgil.sampling import (
     at_hidden, check_call, check_logits, codes_of, fading, filter_logits, first_step_logits, guidance_scales,
-    guided_logits, gumbel, image_seeds, ORDERS, readying_weights, sample_categorical, sample_mar, start_tokens,
-    top_scoring, unmask_plan, unmask_plans,
+    guided_logits, image_seeds, NEEDS_GRID, order_noise, ORDERS, readying_weights, sample_categorical, sample_mar,
+    start_tokens, steps_taken, top_scoring, unmask_plan, unmask_plans,
 )
 from maskgil.pipeline import (
-    asked_for, decode_tokens, device_of, MaskGILPipeline, OF_DRAWING, steer_away, token_pictures,
+    asked_for, decode_tokens, device_of, MaskGILPipeline, OF_DRAWING, SCHEDULER_OPTIONS, steer_away, token_pictures,
 )
 
 # %% auto #0
-__all__ = ['step_noise', 'of_hidden', 'MaskGILSchedulerOutput', 'MaskGILScheduler', 'grid_for', 'denoised', 'seed_of',
-           'MaskGILPipelineOutput', 'as_output', 'FolderPipeline']
+__all__ = ['OUTPUT_TYPES', 'USUAL', 'OF_CALL', 'NO_MATTER', 'step_noise', 'of_hidden', 'MaskGILSchedulerOutput',
+           'MaskGILScheduler', 'grid_for', 'denoised', 'seed_of', 'MaskGILPipelineOutput', 'as_output',
+           'check_drawable', 'with_scheduler', 'FolderPipeline']
 
 # %% ../nbs/19_diffusion.ipynb #ba8cd077
 try:
@@ -38,6 +39,10 @@ except ImportError as error:
     raise ImportError("maskgil.diffusion needs diffusers: pip install 'maskgil[diffusers]'") from error
 
 # %% ../nbs/19_diffusion.ipynb #74901844
+def _uniform(generator: torch.Generator | None, *shape: int) -> Tensor:
+    where = 'cpu' if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=where, dtype=torch.float32)
+
 def step_noise(
     generator: torch.Generator | Sequence[torch.Generator] | None, # one for each image, or one for all
     images: int, tokens: int, # b, n
@@ -46,10 +51,8 @@ def step_noise(
     "The random numbers of one step."
     if isinstance(generator, (list, tuple)):
         if len(generator) != images: raise ValueError(f'{len(generator)} generators for {images} images')
-        uniform = torch.stack([torch.rand(2, tokens, generator=g, device=g.device) for g in generator])
-    else:
-        where = 'cpu' if generator is None else generator.device # type: ignore[union-attr]
-        uniform = torch.rand(images, 2, tokens, generator=generator, device=where) # type: ignore[arg-type]
+        uniform = torch.stack([_uniform(g, 2, tokens) for g in generator])
+    else: uniform = _uniform(generator, images, 2, tokens) # type: ignore[arg-type]
     return uniform.clamp_(1e-7, 1 - 1e-7).to(device)
 
 # %% ../nbs/19_diffusion.ipynb #fd11b9bc
@@ -117,7 +120,7 @@ class MaskGILScheduler(_Plan):
         self,
         mask_token_id: int, # v, behind the codes
         schedule: str = 'arccos', # a name of `sampling.SCHEDULES`
-        order: str = 'confidence', # a name of `sampling.ORDERS`; 'halton' needs samples (b h w)
+        order: str = 'confidence', # a name of `sampling.ORDERS`; those of `NEEDS_GRID` want samples (b h w)
         choice_temperature: float = 4.5, # strength of the fading noise in the order
         temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, # see `sampling.filter_logits`
     ):
@@ -138,16 +141,17 @@ class MaskGILScheduler(_Plan):
     ) -> Any: # `MaskGILSchedulerOutput`, or its two fields
         "Draw a candidate for every hidden token, keep the surest, and hide the others again."
         config, step, x = self.config, self.step_of(timestep), sample.flatten(1)               # b n
+        grid = grid_for(sample, config.order)
         hidden = x == config.mask_token_id
         uniform, noise = step_noise(generator, len(x), x.shape[1], x.device).unbind(1)                   # b n
         logits = of_hidden(model_output, hidden, config.mask_token_id)                         # k v
         log_p = filter_logits(logits, config.temperature, config.top_k, config.top_p)
         ids = sample_categorical(log_p, uniform[hidden])                                       # k
         confidence = at_hidden(log_p.gather(1, ids[:, None])[:, 0], hidden)                    # b n
-        strength = config.choice_temperature * fading(step, self.num_inference_steps)
-        grid = grid_for(sample, config.order)
-        scores = ORDERS[config.order](confidence, strength * gumbel(noise), grid)
-        keep = top_scoring(scores, hidden, self.counts(step, hidden))                          # b n
+        counts, taken = self.counts(step, hidden), int(self.plan.any(0).sum())                 # b; steps that reveal
+        strength = config.choice_temperature * fading(step, taken)
+        scores = ORDERS[config.order](confidence, order_noise(config.order, strength, noise), grid)
+        keep = top_scoring(scores, hidden, counts)                                             # b n
         candidates = x.masked_scatter(hidden, ids)
         kept = torch.where(hidden & ~keep, x, candidates)
         found = kept.view_as(sample), candidates.view_as(sample)
@@ -173,7 +177,7 @@ def grid_for(
 ) -> tuple[int, int]:
     "Height and width in tokens; an order that needs them refuses tokens in a row."
     if sample.ndim == 3: return sample.shape[1], sample.shape[2]
-    if order == 'halton': raise ValueError("order='halton' needs samples with height and width, (b h w)")
+    if order in NEEDS_GRID: raise ValueError(f"order='{order}' needs samples with height and width, (b h w)")
     return 1, sample.shape[1]
 
 # %% ../nbs/19_diffusion.ipynb #cab6ac36
@@ -191,8 +195,10 @@ def denoised(
     *, dtype: str | torch.dtype, precision: str, # of the model's products, from the decorator
 ) -> Tensor: # (b h w) int64
     "Draw all tokens."
-    v, scales = codes_of(model), guidance_scales(cfg, steps, guidance)
+    v = codes_of(model)
     x = start_tokens((len(labels), *grid), v, labels.device)                                   # b h w
+    steps = steps_taken((x == v).flatten(1), steps)
+    scales = guidance_scales(cfg, steps, guidance)
     scheduler.set_timesteps(steps)
     for timestep in bar(scheduler.timesteps.tolist()):
         hidden, step = (x == v).flatten(1), scheduler.step_of(timestep)                        # b n
@@ -222,17 +228,43 @@ class MaskGILPipelineOutput(BaseOutput):
     tokens: Tensor # (b h w) int64
 
 # %% ../nbs/19_diffusion.ipynb #d500c278
+OUTPUT_TYPES = ('pil', 'np', 'pt', 'latent') # the last one is the tokens themselves
+
 def as_output(
     tokenizer: Any, # from `load_tokenizer`
     tokens: Tensor, # (b h w) int64
-    output_type: str = 'pil', # 'pil', 'np', 'pt', or 'latent' for the tokens themselves
+    output_type: str = 'pil', # one of `OUTPUT_TYPES`
 ) -> Any:
     "Tokens as diffusers hands out images."
-    check_choice('output_type', output_type, ('pil', 'np', 'pt', 'latent'))
-    if output_type == 'latent': return tokens
+    if check_choice('output_type', output_type, OUTPUT_TYPES) == 'latent': return tokens
     if output_type == 'pil': return token_pictures(tokenizer, tokens)
     pixels = decode_tokens(tokenizer, tokens).float() / 255 # b 3 H W
     return pixels if output_type == 'pt' else pixels.permute(0, 2, 3, 1).numpy()
+
+# %% ../nbs/19_diffusion.ipynb #fd2f148d
+USUAL = {name: given.default for name, given in inspect.signature(sample_mar).parameters.items()}
+OF_CALL = ('steps', 'cfg', 'guidance', 'dtype', 'precision') # options of `sample_mar` that `denoised` takes
+NO_MATTER = ('window', 'refresh', 'show_progress') # without reuse they change nothing
+
+def check_drawable(
+    defaults: dict[str, Any], # sampling options of a folder
+) -> None:
+    "Refuse defaults that the loop here does not know, since it would draw other tokens, with a `ValueError`."
+    known = (*OF_CALL, *SCHEDULER_OPTIONS, *NO_MATTER)
+    others = {name: value for name, value in defaults.items() if name not in known and value != USUAL[name]}
+    if not others: return
+    told = ', '.join(f'{name}={value!r}' for name, value in others.items())
+    raise ValueError(f'diffusers cannot draw with the defaults of this folder, {told}: see MaskGILPipeline')
+
+def with_scheduler(
+    parts: MaskGILPipeline,
+    scheduler: MaskGILScheduler,
+) -> MaskGILPipeline: # another one of the same networks
+    "A pipeline whose defaults are what a scheduler does."
+    kept, usual = copy.copy(parts), USUAL | parts.defaults
+    now = {name: scheduler.config.get(name, usual[name]) for name in SCHEDULER_OPTIONS}
+    kept.defaults = parts.defaults | {name: value for name, value in now.items() if value != usual[name]}
+    return kept
 
 # %% ../nbs/19_diffusion.ipynb #5e3d5710
 class _Folder(DiffusionPipeline):
@@ -260,6 +292,7 @@ class _Folder(DiffusionPipeline):
             f"huggingface_hub.snapshot_download('{place}', revision='the one you mean') returns")
         parts = MaskGILPipeline.from_pretrained(folder, device='cpu')
         if parts.model.config.causal: raise ValueError(f'{folder} draws from left to right: see MaskGILPipeline')
+        check_drawable(parts.defaults)
         parts.model, parts.tokenizer = self.transformer or parts.model, self.vqvae or parts.tokenizer
         scheduler = self.scheduler or MaskGILScheduler.from_pretrained(str(folder))
         self.register_modules(scheduler=scheduler, transformer=parts.model, vqvae=parts.tokenizer)
@@ -281,11 +314,12 @@ class _Folder(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> Path: # options: of diffusers, not needed
         "Write the folder that was read, with the scheduler as it is now."
-        folder = self.parts.save_pretrained(save_directory)
+        folder = with_scheduler(self.parts, self.scheduler).save_pretrained(save_directory)
         self.scheduler.save_pretrained(folder)
         return folder
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str: return self.parts.push_to_hub(repo_id, **options)
+    def push_to_hub(self, repo_id: str, **options: Any) -> str: # options: of `MaskGILPipeline.push_to_hub`
+        return with_scheduler(self.parts, self.scheduler).push_to_hub(repo_id, **options)
 
 # %% ../nbs/19_diffusion.ipynb #a55c194f
 class FolderPipeline(_Folder):
@@ -301,10 +335,11 @@ class FolderPipeline(_Folder):
         generator: torch.Generator | Sequence[torch.Generator] | None = None, # for the set, or one for each image
         guidance: str | None = None, # a name of `sampling.GUIDANCE`
         dtype: str | torch.dtype | None = None, # of the model's products: 'auto', 'float32', 'bfloat16'
-        output_type: str = 'pil', # see `as_output`
+        output_type: str = 'pil', # one of `OUTPUT_TYPES`
         return_dict: bool = True,
     ) -> MaskGILPipelineOutput | tuple[Any, Tensor]:
         "Draw an image for each label or prompt. The tokens are those of `sampling.sample_mar` with the seed."
+        check_choice('output_type', output_type, OUTPUT_TYPES)
         asked, grid = asked_for(class_labels, prompt), self.parts.grid(height, width)
         options = self.options(steps=num_inference_steps, cfg=guidance_scale, guidance=guidance, dtype=dtype)
         model, negative = self.transformer, [negative_prompt] if negative_prompt else []
@@ -318,8 +353,8 @@ class FolderPipeline(_Folder):
 
     def options(self, **changes: Any) -> dict[str, Any]: # steps, cfg, guidance, dtype; None leaves the folder's
         "The arguments of `denoised`."
-        usual = dict(steps=8, cfg=3., guidance='constant', dtype='auto') # of `sample_mar`
-        kept = {name: self.parts.defaults[name] for name in usual if name in self.parts.defaults}
+        usual = {name: USUAL[name] for name in OF_CALL}
+        kept = {name: self.parts.defaults[name] for name in OF_CALL if name in self.parts.defaults}
         given = {name: value for name, value in changes.items() if value is not None}
         return check_call(sample_mar, usual | kept | given, taken=OF_DRAWING)
 

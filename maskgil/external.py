@@ -337,10 +337,12 @@ class LuminaMGPT(PromptedModel):
             cache.tokens += tokens.shape[1]
         return self.head(self.read(words, cache)[:, -1])
 
-    def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor: # (b t) -> (b t+1 v)
-        "Row i predicts token i, on the model's own grid, all at once."
+    def logits(
+        self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, grid: tuple[int, int] | None = None,
+    ) -> Tensor: # (b t) -> (b t+1 v)
+        "Row i predicts token i, all at once, on the model's own grid if `grid` is None."
         check_tokens(tokens, len(self.words) - 1)
-        grid, cache = self.config.grid, self.new_cache(labels, 0, torch.float32)
+        grid, cache = grid or self.config.grid, self.new_cache(labels, 0, torch.float32)
         start, image = self.begin(labels, drop, cache, grid), self.spell(tokens, grid[1])
         cache.extend(image)
         places = torch.arange(tokens.shape[1] + 1, device=tokens.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import check_choice
-from .core import came_later, check_real, check_whole
+from .core import came_later, check_real, check_whole, pick_device
 from .weights import load_model_weights, only_shapes
 from .recipes import ladder
 from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
@@ -25,12 +25,13 @@ from .tokenizers import TOKENIZER_ROWS, TOKENIZERS
 __all__ = ['SIZE_ROWS', 'SIZES', 'BOTH_NORMS', 'NULLS', 'SEES', 'ROPE_BASE', 'ROPES', 'SHORT_SEQUENCE', 'NO_NORMS', 'KINDS',
            'RECIPES', 'Size', 'SizeRow', 'register_size', 'names_of_rows', 'small_sizes', 'ModelConfig', 'frequencies',
            'angles_2d', 'unit_vectors', 'rope_2d', 'rope_2d_zero', 'rope_1d_released', 'rope_table', 'apply_rope',
-           'attention_mask', 'plain_attention', 'seen_apart', 'attention', 'rows_at', 'true_rows', 'Attention',
-           'compute_dtype', 'inverse_rms', 'UnitRMS', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block',
+           'attention_mask', 'plain_attention', 'settled_apart_mask', 'attention', 'rows_at', 'true_rows', 'Attention',
+           'compute_dtype', 'inverse_rms', 'RMSNormFunction', 'RMSNorm', 'hidden_width', 'FeedForward', 'Block',
            'ClassCondition', 'TextCondition', 'code_digits', 'CodeEmbedding', 'joint_logits', 'KVCache', 'SettledCache',
-           'ImageModel', 'check_tokens', 'check_condition', 'condition_tokens', 'initialise', 'LlamaBody', 'ImageLlama',
-           'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model', 'parameter_count',
-           'weights_per_position', 'weights_behind_attention', 'forward_flops', 'training_flops', 'load_model']
+           'ImageModel', 'check_places', 'check_tokens', 'check_condition', 'condition_tokens', 'initialise',
+           'LlamaBody', 'ImageLlama', 'TransformerBlock', 'MaskGITTransformer', 'model_config', 'build_model',
+           'parameter_count', 'weights_per_position', 'weights_behind_attention', 'forward_flops', 'training_flops',
+           'load_model']
 
 # %% ../nbs/12_models.ipynb #bdd03ac6
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def rope_2d(
     grid: tuple[int, int], head_dim: int, prefix: int, # as in `rope_table`
 ) -> Tensor: # (prefix+h*w, head_dim/2, 2)
     "2D angles; a token of the condition is turned by nothing."
-    unturned = torch.zeros(prefix, head_dim // 2)
+    unturned = torch.zeros(prefix, head_dim // 2, dtype=torch.float32)
     return torch.cat([unit_vectors(unturned), unit_vectors(angles_2d(grid, head_dim))])
 
 # %% ../nbs/12_models.ipynb #79650f53
@@ -202,7 +203,7 @@ def rope_2d_zero(
     grid: tuple[int, int], head_dim: int, prefix: int, # as in `rope_table`
 ) -> Tensor: # (prefix+h*w, head_dim/2, 2)
     "2D angles; the query and key of a token of the condition vanish (LlamaGen)."
-    nowhere = torch.zeros(prefix, head_dim // 2, 2)
+    nowhere = torch.zeros(prefix, head_dim // 2, 2, dtype=torch.float32)
     return torch.cat([nowhere, unit_vectors(angles_2d(grid, head_dim))])
 
 # %% ../nbs/12_models.ipynb #fb38b594
@@ -211,7 +212,7 @@ def rope_1d_released(
 ) -> Tensor: # (h*w+prefix, head_dim/2, 2)
     "1D angles behind a row of zeros, whatever comes first (synbol/MaskGIL, Network/gpt.py)."
     positions = torch.arange(grid[0] * grid[1] + prefix - 1).float()
-    nowhere = torch.zeros(1, head_dim // 2, 2)
+    nowhere = torch.zeros(1, head_dim // 2, 2, dtype=torch.float32)
     return torch.cat([nowhere, unit_vectors(torch.outer(positions, frequencies(head_dim)))])
 
 # %% ../nbs/12_models.ipynb #842cd781
@@ -277,11 +278,11 @@ def plain_attention(
     return scores.softmax(-1).to(v.dtype) @ v
 
 # %% ../nbs/12_models.ipynb #3ac27c65
-def seen_apart(
+def settled_apart_mask(
     settled: Tensor, # (b t) bool, also true of the condition
     key_mask: Tensor | None = None, # (b t) bool, False hides a key
 ) -> Tensor: # (b t t) bool, True where a row sees a column
-    "A settled token sees what is settled, a hidden one sees all (ENAT, arXiv 2411.06959)."
+    "ENAT's mask: a settled query sees the settled keys, a hidden one sees all (arXiv 2411.06959)."
     pairs = settled[:, None] | ~settled[:, :, None]
     return pairs if key_mask is None else pairs & key_mask[:, None]
 
@@ -366,7 +367,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor: # (... d) -> (... 1)
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 # %% ../nbs/12_models.ipynb #b72613e6
-class UnitRMS(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     "x / sqrt(mean(x^2) + eps) * weight, with a backward pass that is short of memory traffic."
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -394,7 +395,7 @@ class RMSNorm(nn.Module):
         whole = x.float()
         fused = x.device.type != 'cpu' or torch.compiler.is_compiling()
         if fused: y = F.rms_norm(whole, x.shape[-1:], self.weight, self.eps)
-        elif torch.is_grad_enabled(): y = UnitRMS.apply(whole, self.weight, self.eps)
+        elif torch.is_grad_enabled(): y = RMSNormFunction.apply(whole, self.weight, self.eps)
         else: y = (whole * inverse_rms(whole, self.eps)).mul_(self.weight)
         return y.to(compute_dtype(x))
 
@@ -469,6 +470,7 @@ class ClassCondition(nn.Module):
         drop: Tensor | None = None, # (b,) bool, True for the null class
         null: Tensor | None = None, # (d,), where the null class has no row of its own
     ) -> Tensor: # (b 1 d)
+        labels = labels.long() # bytes hold no null class, and an embedding takes none
         if drop is not None: labels = labels.masked_fill(drop.bool(), self.classes)
         if null is None: return self.embedding(labels)[:, None]
         known = self.embedding(labels.clamp(max=self.classes - 1))
@@ -622,6 +624,22 @@ class SettledCache:
 class ImageModel(nn.Module):
     "A network that predicts image tokens from image tokens and a condition."
     config: ModelConfig
+    _recompute = False
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        "In training, compute the blocks again in the backward pass and keep only what goes into them."
+        return self._recompute
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        if not isinstance(value, bool): raise ValueError(f'gradient_checkpointing is True or False, not {value!r:.80}')
+        self._recompute = value
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        "A block, in the way that `gradient_checkpointing` says."
+        recompute = self._recompute and self.training
+        return checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
 
     @property
     def output(self) -> tuple[Tensor, Tensor | None]: # (outputs d) and (n outputs)
@@ -655,6 +673,18 @@ class ImageModel(nn.Module):
     def forward(self, *args: Any, **options: Any) -> Tensor: return self.logits(*args, **options)
 
 # %% ../nbs/12_models.ipynb #e508ccdf
+def check_places(
+    at: Tensor, # what should be (b n) or (b h w) bool
+    tokens: Tensor, # (b h w) or (b n), which it chooses from
+    causal: bool = False, # the model's paradigm
+) -> Tensor: # (b n)
+    "Places of an image in raster order; anything but one truth value for each token is a `ValueError`."
+    if causal: raise ValueError('a causal model predicts every place at once')
+    flat = tokens.flatten(1).shape
+    if isinstance(at, Tensor) and at.dtype == torch.bool and at.shape in (flat, tokens.shape): return at.reshape(flat)
+    found = f'{at.dtype} of shape {tuple(at.shape)}' if isinstance(at, Tensor) else type(at).__name__
+    raise ValueError(f'at is a tensor of bool, of shape {tuple(flat)} or {tuple(tokens.shape)}, not {found}')
+
 def _is_whole(x: Tensor) -> bool: return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 def check_tokens(
@@ -726,7 +756,7 @@ class LlamaBody(ImageModel):
         width = config.width
         check_choice('rope', config.rope, ROPES)
         if config.head_dim % 4: raise ValueError(f'heads have width {config.head_dim}: 2D RoPE needs a multiple of 4')
-        self.config, self.gradient_checkpointing = config, False
+        self.config = config
         self.token_embedding = CodeEmbedding(config.groups, mask=not config.causal, width=width)
         if config.text_width: self.condition = TextCondition(config.text_width, width)
         else: self.condition = ClassCondition(config.classes, width, config.null == 'class')
@@ -753,15 +783,14 @@ class LlamaBody(ImageModel):
         sides = (0, end - prefix) if self.config.class_first else (end - prefix, 0) # where the image tokens are
         key_mask = None if visible is None else F.pad(visible, sides, value=True) # b t
         if settled is not None:
-            key_mask = seen_apart(F.pad(settled, self.config.condition_sides(prefix), value=True), key_mask) # b t t
+            apart = F.pad(settled, self.config.condition_sides(prefix), value=True) # b t
+            key_mask = settled_apart_mask(apart, key_mask) # b t t
         if at is not None: at = F.pad(at, self.config.condition_sides(prefix)) # b t
         if at is not None and isinstance(cache, SettledCache): at = cache.pick(at) # b m
         rows = None if at is None else true_rows(at)
-        recompute = self.gradient_checkpointing and self.training
         for layer, block in enumerate(self.layers):
             wanted = rows if layer == len(self.layers) - 1 else None
-            if recompute: x = checkpoint(block, x, rope, key_mask, None, layer, wanted, use_reentrant=False)
-            else: x = block(x, rope, key_mask, cache, layer, wanted)
+            x = self.run_block(block, x, rope, key_mask, cache, layer, wanted)
         return self.norm(x)
 
 # %% ../nbs/12_models.ipynb #95a9ef8d
@@ -778,11 +807,12 @@ class ImageLlama(LlamaBody):
         cache: SettledCache | None = None, # MAR: what may be kept from the step before; wants `at`
     ) -> Tensor: # (b n d) or (k d), or (b t+1 d) when causal
         "What the output layer reads: one vector for each prediction."
+        tokens = tokens.long() # an embedding takes no bytes
         if grid is None: grid = (tokens.shape[1], tokens.shape[2]) if tokens.ndim == 3 else self.config.grid
         prefix, visible = self.condition.length(labels), self.condition.visible(labels, drop)
         parts = [condition_tokens(self, labels, drop), self.token_embedding(tokens.flatten(1))] # b prefix d, b n d
         x = torch.cat(parts if self.config.class_first else parts[::-1], 1)             # b prefix+n d
-        if self.config.causal and at is not None: raise ValueError('a causal model predicts every place at once')
+        if at is not None: at = check_places(at, tokens, self.config.causal)
         settled = tokens.flatten(1) != self.config.mask_id if self.config.sees == 'settled' else None
         if cache is not None:
             if settled is not None: raise ValueError("reuse is for models whose settled tokens see all: sees='all'")
@@ -795,11 +825,11 @@ class ImageLlama(LlamaBody):
 
     def logits(
         self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None,
-        cache: SettledCache | None = None, # see `features`
+        cache: SettledCache | None = None, grid: tuple[int, int] | None = None, # see `features`
     ) -> Tensor:
         "MAR: (b h w) -> (b n v), or (k v) for the k places where `at` (b n) is true. AR: (b t) -> (b t+1 v)."
         self.check(tokens, labels)
-        return self.predict(self.features(tokens, labels, drop, at=at, cache=cache))
+        return self.predict(self.features(tokens, labels, drop, grid, at=at, cache=cache))
 
     def predict(self, x: Tensor) -> Tensor: # (... d) -> (... v)
         "The output layer."
@@ -810,8 +840,7 @@ class ImageLlama(LlamaBody):
 
     def new_cache(self, labels: Tensor, tokens: int, dtype: torch.dtype) -> KVCache:
         "Room for the condition and all tokens but the last, which is never an input."
-        positions = self.condition.length(labels) + tokens - 1
-        return KVCache(self.config, len(labels), positions, labels.device, dtype)
+        return KVCache(self.config, len(labels), self.condition.length(labels) + tokens - 1, labels.device, dtype)
 
     def decode(
         self,
@@ -873,18 +902,19 @@ class MaskGITTransformer(ImageModel):
         "What the tied output layer reads."
         trained, asked = self.config.grid, tuple(tokens.shape[1:])
         if asked != trained: raise ValueError(f'learned positions: this model draws grids of {trained}, not {asked}')
-        x = torch.cat([self.token_embedding(tokens.flatten(1)), condition_tokens(self, labels, drop)], 1) # b n+1 d
+        embedded = self.token_embedding(tokens.flatten(1).long())                       # b n d
+        x = torch.cat([embedded, condition_tokens(self, labels, drop)], 1)              # b n+1 d
         x = self.first(x + self.positions)
         *blocks, last = self.layers
-        for block in blocks: x = block(x)
-        if at is None: return self.last(last(x)[:, :-1])
-        return self.last(last(x, true_rows(F.pad(at, (0, 1)))))
+        for block in blocks: x = self.run_block(block, x)
+        if at is None: return self.last(self.run_block(last, x)[:, :-1])
+        return self.last(self.run_block(last, x, true_rows(F.pad(check_places(at, tokens), (0, 1)))))
 
     def logits(self, tokens: Tensor, labels: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         "(b h w) -> (b n v+1), or (k v+1) for the k places where `at` (b n) is true."
         self.check(tokens, labels)
         x, bias = self.features(tokens, labels, drop, at=at), self.bias
-        if at is not None: bias = bias[at.nonzero()[:, 1]]
+        if at is not None: bias = bias[check_places(at, tokens).nonzero()[:, 1]]
         return (F.linear(x, self.token_embedding.weight) + bias).float()
 
 # %% ../nbs/12_models.ipynb #59af23cb
@@ -915,7 +945,8 @@ def model_config(
     row: dict[str, Any] = dataclasses.asdict(SIZES[check_choice('size', size, SIZES)])
     row['codebook_size'] = TOKENIZERS[check_choice('tokenizer', tokenizer, TOKENIZERS)].codebook_size
     row |= KINDS[check_choice('kind', kind, KINDS)][1]
-    if kind == 'maskgil': row |= RECIPES[check_choice('recipe', recipe, RECIPES)]
+    of_recipe = RECIPES[check_choice('recipe', recipe, RECIPES)]
+    if kind == 'maskgil': row |= of_recipe
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for name in changes: check_choice('model option', name, fields)
     return ModelConfig(kind=kind, **row | changes)
@@ -987,7 +1018,7 @@ def load_model(
     checkpoint: str | None = None, # a published file or one of ours; None for fresh weights
     recipe: str = 'paper', # 'paper' or 'released'
     tokenizer: str = 'llamagen-vq', # whose codes it predicts
-    device: str | torch.device = 'cpu',
+    device: str | torch.device = 'cpu', # 'auto' or anything torch accepts
     seed: int = 0, # of fresh weights; the global generator is left as it was
     average: bool = True, # of weights and their average in one file, the average
     **changes: Any, # fields of `ModelConfig`: classes, grid, dropout...
@@ -1001,4 +1032,4 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build_model(config)
-    return model.to(device).eval()
+    return model.to(pick_device(device)).eval()

@@ -20,9 +20,9 @@ from .core import fingerprint
 __all__ = ['SUFFIXES', 'OTHER_PICTURES', 'SYSTEM_FILES', 'SPLIT_WORDS', 'SPLITS', 'MAX_PIXELS', 'MAX_BYTES', 'SEVERAL', 'FORMATS',
            'TURNS', 'MAX_SCALED', 'WHOLE', 'BY_CONTENT', 'BY_SAMPLE', 'say', 'few', 'in_threads', 'is_hidden',
            'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below', 'examples_below', 'data_path',
-           'split_named', 'files_of_split', 'split_folders', 'folder_of_split', 'UnreadableImage', 'reason_of',
-           'NoBytes', 'open_picture', 'picture_size', 'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps',
-           'content_identity']
+           'split_named', 'files_of_split', 'split_folders', 'folder_of_split', 'has_alpha', 'on_white',
+           'UnreadableImage', 'reason_of', 'NoBytes', 'open_picture', 'picture_size', 'trimmed', 'fitted',
+           'report_skipped', 'Piece', 'stamps', 'content_identity']
 
 # %% ../nbs/02_pictures.ipynb #fb8d3b61
 @functools.cache # so that a text is said once
@@ -296,10 +296,14 @@ def _turn(image: Image.Image) -> int: # a key of `TURNS`, or 1: as it is
     return said if isinstance(said, int) and said in TURNS else 1
 
 # %% ../nbs/02_pictures.ipynb #5de7740a
-def _on_white(image: Image.Image) -> Image.Image: # RGB
-    has_alpha = image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
-    image = image.convert('RGBA' if has_alpha else 'RGB')
-    if not has_alpha: return image
+def has_alpha(image: Image.Image) -> bool: return image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info
+
+def on_white(
+    image: Image.Image, # of any mode
+) -> Image.Image: # RGB
+    "A picture without transparency: what is behind it is white."
+    if not has_alpha(image): return image.convert('RGB')
+    image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')
     return Image.alpha_composite(white, image).convert('RGB')
 
@@ -358,7 +362,7 @@ def open_picture(
     with _named(name):
         image = _header(data)
         turn = _turn(image)
-        with _room(image.width * image.height): upright = _on_white(image)
+        with _room(image.width * image.height): upright = on_white(image)
         return upright.transpose(TURNS[turn]) if turn > 1 else upright
 
 # %% ../nbs/02_pictures.ipynb #4e90dd23

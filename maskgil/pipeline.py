@@ -19,12 +19,13 @@ from .checks import check_choice, printable
 from maskgil.core import (
     check_real, check_whole, fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json,
 )
+from .pictures import has_alpha, on_white
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
 from maskgil.weights import (
     CheckpointError, find_folder, load_model_weights, mismatch, only_shapes, plain_names, read_header, save_weights,
     send_folder, unwrapped,
 )
-from .tokenizers import load_tokenizer, Tokenizer, TOKENIZERS
+from .tokenizers import load_tokenizer, Tokenizer, TokenizerConfig, TOKENIZERS
 from .models import build_model, ImageModel, KINDS, ModelConfig, parameter_count
 from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .text import check_captions, encoder_folder, load_text_encoder, TEXT_ENCODERS, weight_files
@@ -32,16 +33,17 @@ from .text import check_captions, encoder_folder, load_text_encoder, TEXT_ENCODE
 # %% auto #0
 __all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'CUSTOM_PIPELINE', 'FOR_DIFFUSERS', 'SCHEDULER_OPTIONS',
            'OF_DIFFUSERS', 'READY', 'NETWORKS', 'FIELDS', 'PICTURE_FORMATS', 'CHECKPOINT', 'TEXT_CHECKPOINT',
-           'MOST_COLUMNS', 'class_ids', 'class_id', 'fit_shape', 'device_of', 'draw_tokens', 'decode_tokens',
-           'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against', 'fused', 'row_feet',
-           'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel', 'check_classes',
-           'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose', 'evaluation_results',
-           'card_data', 'metrics_table', 'measured_against', 'protocol_lines', 'ascii_name', 'usage_example',
-           'diffusers_example', 'told_origin', 'model_card', 'encoder_digest', 'saved_encoder', 'pipeline_config',
-           'model_index', 'scheduler_config', 'write_for_diffusers', 'replacing', 'check_free_for', 'save_pipeline',
-           'check_loads', 'file_of', 'pipeline_settings', 'check_encoder', 'load_transformer', 'load_pipeline_parts',
-           'open_parts', 'complete_folder', 'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading',
-           'Drawing', 'check_writable', 'save_picture', 'Placed', 'MaskGILPipeline', 'saved_pipeline', 'sample']
+           'MOST_COLUMNS', 'class_ids', 'class_id', 'fit_shape', 'device_of', 'check_start', 'draw_tokens',
+           'decode_tokens', 'token_pictures', 'hidden_squares', 'known_tokens', 'outpaint', 'Against', 'fused',
+           'row_feet', 'picture_sheet', 'enlarge', 'write_lines', 'save_gif', 'PipelineParts', 'not_parallel',
+           'check_classes', 'check_defaults', 'check_buckets', 'check_card', 'check_codes', 'in_markdown', 'prose',
+           'evaluation_results', 'card_data', 'metrics_table', 'measured_against', 'protocol_lines', 'ascii_name',
+           'usage_example', 'diffusers_example', 'told_origin', 'model_card', 'encoder_digest', 'saved_encoder',
+           'of_own_layout', 'pipeline_config', 'model_index', 'scheduler_config', 'write_for_diffusers', 'replacing',
+           'check_free_for', 'save_pipeline', 'check_loads', 'file_of', 'pipeline_settings', 'check_encoder',
+           'load_transformer', 'load_own_tokenizer', 'load_pipeline_parts', 'open_parts', 'complete_folder',
+           'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading', 'Drawing', 'check_writable',
+           'save_picture', 'Placed', 'MaskGILPipeline', 'saved_pipeline', 'sample']
 
 # %% ../nbs/18_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -90,6 +92,19 @@ def device_of(
     return next(network.parameters()).device
 
 # %% ../nbs/18_pipeline.ipynb #10b1bcd7
+def check_start(
+    *given: Tensor | None, # at most one of them: (n h w)
+    images: int, # n
+) -> Tensor | None:
+    "Where every image begins, or a `ValueError`."
+    starts = [start for start in given if start is not None]
+    if len(starts) > 1: raise ValueError('tokens and start are the same: give one of them')
+    for start in starts:
+        if not isinstance(start, Tensor) or len(start) != images:
+            found = f'{len(start)}' if hasattr(start, '__len__') else type(start).__name__
+            raise ValueError(f'start tokens are a tensor with a grid for each of {images} images, not for {found}')
+    return starts[0] if starts else None
+
 def draw_tokens(
     model: Any, # from `load_model`, MAR or AR; the paradigm is the model's
     labels: Tensor, # (n,) int64, or texts (n l width)
@@ -107,6 +122,7 @@ def draw_tokens(
     device, grid, batch_size = device_of(model), grid or model.config.grid, check_whole('batch_size', batch_size, 1)
     seeds: Any = seed if np.ndim(seed) else None # type: ignore[arg-type]
     if seeds is not None and len(seeds) != len(labels): raise ValueError(f'{len(seeds)} seeds for {len(labels)} images')
+    start = check_start(start, options.pop('tokens', None), images=len(labels))
     starts = start.split(batch_size) if start is not None else ()
     batches, drawn = list(enumerate(labels.split(batch_size))), []
     for i, part in progress(batches, desc='sampling', unit='batch', disable=not show_progress, leave=False):
@@ -159,7 +175,7 @@ def hidden_squares(
 
 # %% ../nbs/18_pipeline.ipynb #864f5a66
 def known_tokens(
-    image: Image.Image, # of any mode
+    image: Image.Image, # of any mode; alpha is laid on white
     mask: Image.Image, # of the same size, white where the picture is to be drawn
     tokenizer: Any, # from `load_tokenizer`
 ) -> Tensor: # (1 h w) int64, with the mask id where a token is to be drawn
@@ -170,13 +186,13 @@ def known_tokens(
     if image.size != mask.size:
         raise ValueError(f'the image is {image.height}x{image.width} '
                          f'and its mask {mask.height}x{mask.width} pixels')
-    pixels = torch.from_numpy(np.array(image.convert('RGB'))).permute(2, 0, 1)[None] # 1 3 H W
+    pixels = torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1)[None] # 1 3 H W
     ids = tokenizer.encode(to_float(pixels).to(device_of(tokenizer))).cpu()
     return ids.masked_fill(hidden_squares(mask, tokenizer.downsample), tokenizer.codebook_size)
 
 # %% ../nbs/18_pipeline.ipynb #7184e25d
 def outpaint(
-    image: Image.Image,
+    image: Image.Image, # of any mode; alpha is laid on white
     height: int, width: int, # pixels of the canvas
     top: int | None = None, left: int | None = None, # where the image goes; the middle if None
 ) -> tuple[Image.Image, Image.Image]: # for the pipeline's arguments `image` and `mask`
@@ -188,13 +204,14 @@ def outpaint(
         size = f'{image.height}x{image.width}'
         raise ValueError(f'an image of {size} pixels at ({top}, {left}) does not fit into {height}x{width}')
     canvas, mask = Image.new('RGB', (width, height), 'white'), Image.new('L', (width, height), 255)
-    canvas.paste(image, (left, top))
+    canvas.paste(on_white(image), (left, top))
     mask.paste(0, (left, top, left + image.width, top + image.height))
     return canvas, mask
 
 # %% ../nbs/18_pipeline.ipynb #9cb998f6
 class Against:
     "A model that reads a text where it is told to read none."
+    state = ', steered away from a text' # see `sampling.name_with_state`
     def __init__(
         self,
         model: Any, # one that reads texts
@@ -208,8 +225,10 @@ class Against:
         if drop is None: return texts
         return torch.where(drop[:, None, None], self.text.to(texts), texts)
 
-    def logits(self, tokens: Tensor, texts: Tensor, drop: Tensor | None = None, at: Tensor | None = None) -> Tensor:
-        return self.model.logits(tokens, self._swap(texts, drop), None, at)
+    def logits(
+        self, tokens: Tensor, texts: Tensor, drop: Tensor | None = None, at: Tensor | None = None, **told: Any,
+    ) -> Tensor:
+        return self.model.logits(tokens, self._swap(texts, drop), None, at, **told)
 
     def new_cache(self, texts: Tensor, tokens: int, dtype: torch.dtype) -> Any:
         return self.model.new_cache(texts, tokens, dtype)
@@ -283,7 +302,7 @@ def enlarge(
 ) -> Image.Image: # RGB
     "Each pixel as a square."
     size = picture.width * scale, picture.height * scale
-    return picture.convert('RGB').resize(size, Image.Resampling.NEAREST)
+    return on_white(picture).resize(size, Image.Resampling.NEAREST)
 
 # %% ../nbs/18_pipeline.ipynb #f9e3b92b
 def write_lines(
@@ -536,7 +555,7 @@ def model_card(
     task = TASKS['text' if config.text_width else 'class']
     tags = [f'{config.kind}', 'autoregressive' if config.causal else 'masked-autoregressive', parts.tokenizer.name]
     network = f'{config.kind}, {config.layers} layers, width {config.width}, {config.heads} heads'
-    codes = f'tokenizer {parts.tokenizer.name} with {config.codebook_size:,} codes'
+    codes = f'tokenizer {in_markdown(parts.tokenizer.name)} with {config.codebook_size:,} codes'
     grid = f'grid {config.grid[0]} x {config.grid[1]}'
     lines = [
         '---', card_data(name, metrics, license, task, tags, card.get('datasets', ())), '---',
@@ -575,6 +594,13 @@ def saved_encoder(
     return where, ''
 
 # %% ../nbs/18_pipeline.ipynb #838a18b8
+def of_own_layout(
+    tokenizer: Any, # from `load_tokenizer`, or a `Tokenizer` of somebody else's configuration
+) -> dict[str, Any]: # nothing for a row of `TOKENIZERS`
+    "The entry of `config.json` for a tokenizer that its name does not describe."
+    config = unwrapped(tokenizer).config
+    return {} if TOKENIZERS.get(tokenizer.name) == config else dict(tokenizer_config=fields_told(config))
+
 def pipeline_config(
     parts: PipelineParts, # a pipeline, for one
 ) -> dict[str, Any]: # that JSON can hold
@@ -583,7 +609,7 @@ def pipeline_config(
     return dict(
         model_type='maskgil', # the hub wants to be told
         model=fields_told(unwrapped(parts.model).config),
-        tokenizer=parts.tokenizer.name,
+        tokenizer=parts.tokenizer.name, **of_own_layout(parts.tokenizer),
         classes=parts.classes,
         defaults=parts.defaults,
         card=parts.card,
@@ -726,7 +752,8 @@ def file_of(
 
 # %% ../nbs/18_pipeline.ipynb #17a6fae2
 FIELDS: dict[str, tuple[Any, Any]] = { # of `config.json`: what it must be, and what an older folder means that lacks it
-    'model': (dict, None), 'tokenizer': (str, None), 'classes': (list, []), 'defaults': (dict, {}), 'card': (dict, {}),
+    'model': (dict, None), 'tokenizer': (str, None), 'tokenizer_config': ((dict, type(None)), None),
+    'classes': (list, []), 'defaults': (dict, {}), 'card': (dict, {}),
     'ar': ((dict, type(None)), None), 'text_encoder': ((str, type(None)), None), 'text_encoder_files': (str, ''),
     'buckets': (list, []), 'fingerprints': (dict, {}), 'model_type': (str, 'maskgil'),
 }
@@ -777,6 +804,23 @@ def load_transformer(
     return model
 
 # %% ../nbs/18_pipeline.ipynb #e131783c
+def load_own_tokenizer(
+    folder: Path, # written by `save_pipeline`
+    name: str, # a row of `TOKENIZERS`, or any if there is a configuration
+    told: dict[str, Any] | None, # fields of `TokenizerConfig`, as JSON keeps them
+) -> Tokenizer:
+    "The tokenizer of a folder."
+    where = folder/'config.json'
+    if told is None: check_choice(f'tokenizer in {where}', name, TOKENIZERS)
+    for field in told or {}:
+        check_choice(f'field in {where}', field, [field.name for field in dataclasses.fields(TokenizerConfig)])
+    try:
+        config = None if told is None else TokenizerConfig(**told)
+        if config is not None:
+            with only_shapes(): Tokenizer(config)
+    except (TypeError, ValueError) as error: raise ValueError(f'{where}, tokenizer_config: {error}') from None
+    return load_tokenizer(printable(name), checkpoint=file_of(folder, 'tokenizer.safetensors'), config=config)
+
 def load_pipeline_parts(
     folder: Path, # written by `save_pipeline`
     text_encoder: str | Path = '', # where the text encoder is, if not where `config.json` says
@@ -788,9 +832,8 @@ def load_pipeline_parts(
     config = pipeline_settings(folder)
     encoder = str(text_encoder) or config['text_encoder']
     if config['text_encoder'] and not text_encoder: check_encoder(folder, encoder, config['text_encoder_files'])
-    check_choice(f"tokenizer in {folder/'config.json'}", config['tokenizer'], TOKENIZERS)
     parts: dict[str, Any] = dict(
-        tokenizer=load_tokenizer(config['tokenizer'], checkpoint=file_of(folder, 'tokenizer.safetensors')),
+        tokenizer=load_own_tokenizer(folder, config['tokenizer'], config['tokenizer_config']),
         model=load_transformer(folder, 'model', config['model']),
         ar=load_transformer(folder, 'ar', config['ar']) if config['ar'] else None,
         text_encoder=encoder, **{name: config[name] for name in ('classes', 'defaults', 'card', 'buckets')})
@@ -1004,10 +1047,7 @@ def save_picture(
 ) -> None:
     "Write a picture in the format that its ending says; a format without transparency shows it on white."
     kind, settings = PICTURE_FORMATS[file.suffix.lower()]
-    if kind in ('JPEG', 'BMP') and picture.mode == 'RGBA':
-        opaque = Image.new('RGB', picture.size, 'white')
-        opaque.paste(picture, mask=picture.getchannel('A'))
-        picture = opaque
+    if kind in ('JPEG', 'BMP') and has_alpha(picture): picture = on_white(picture)
     with write_atomic(file) as tmp: picture.save(tmp, kind, **settings)
 
 # %% ../nbs/18_pipeline.ipynb #1c92a8c6

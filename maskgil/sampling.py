@@ -5,7 +5,7 @@
 # %% ../nbs/15_sampling.ipynb #ed1b490f
 from __future__ import annotations
 
-import contextlib, functools, inspect, math
+import contextlib, functools, inspect, math, threading
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -18,19 +18,23 @@ from .checks import check_choice
 from maskgil.core import (
     autocast, check_real, check_whole, derived_seed, DTYPES, has_fast_bfloat16, pick_dtype, progress,
 )
-from .models import check_condition, check_tokens, compute_dtype, ImageLlama, ModelConfig, SettledCache
+from maskgil.models import (
+    check_condition, check_tokens, compute_dtype, ImageLlama, ImageModel, ModelConfig, SettledCache,
+)
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUTONAT', 'HIDDEN_SHARES', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
-           'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply', 'CHOICE_SCHEDULES',
-           'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat', 'guidance_scales',
-           'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
-           'sample_categorical', 'filter_logits', 'temperatures_of', 'halton', 'halton_ranks', 'checkerboard_ranks',
-           'top_scoring', 'check_options', 'check_grid', 'check_asked', 'codes_of', 'check_call', 'refusing_first',
-           'name_of', 'check_logits', 'kept_by_autocast', 'linear_layers', 'other_products', 'packed_product',
-           'unit_of_rows', 'int8_product', 'has_int8', 'ready_products', 'readying_weights', 'start_tokens', 'fading',
-           'choice_temperatures', 'confidence_in', 'at_hidden', 'remask_shares', 'remasking', 'cache_for',
-           'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+           'NEEDS_GRID', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply',
+           'CHOICE_SCHEDULES', 'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'steps_taken',
+           'autonat', 'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds',
+           'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'sampling_temperatures', 'halton',
+           'halton_ranks', 'checkerboard_ranks', 'order_noise', 'top_scoring', 'check_options', 'check_grid',
+           'check_model_and_labels', 'codes_of', 'check_call', 'checked_sampler', 'name_of', 'is_compiled',
+           'name_with_state', 'check_logits', 'kept_by_autocast', 'ChosenProduct', 'linear_layers', 'other_products',
+           'packed_product', 'unit_of_rows', 'int8_product', 'has_int8', 'ready_products', 'products_dtype',
+           'readying_weights', 'start_tokens', 'fading', 'choice_temperatures', 'confidence_in', 'at_hidden',
+           'remask_shares', 'remasking', 'cache_for', 'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar',
+           'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -79,7 +83,7 @@ def unmask_plan(
     steps = check_whole('steps', steps, 1)
     if steps >= tokens: return [1] * tokens + [0] * (steps - tokens)
     if schedule in HIDDEN_SHARES: return counts_by_ratio(tokens, steps, HIDDEN_SHARES[schedule])
-    weights = SCHEDULES[schedule](torch.linspace(1, 0, steps)) if steps > 1 else torch.ones(1)
+    weights = SCHEDULES[schedule](torch.linspace(1, 0, steps, dtype=torch.float32)) if steps > 1 else torch.ones(1)
     counts = (weights / weights.sum() * tokens).round().long().clamp(min=1)
     counts[-1] += tokens - counts.sum()
     while counts[-1] < 1: # many steps of at least one token can overdraw: the largest gives back
@@ -97,6 +101,13 @@ def unmask_plans(
     tokens = hidden.sum(1).tolist()
     plans = {count: unmask_plan(count, steps, schedule) for count in set(tokens)}
     return torch.tensor([plans[count] for count in tokens], device=hidden.device, dtype=torch.long).view(-1, steps)
+
+def steps_taken(
+    hidden: Tensor, # (b n) bool
+    steps: int, # as asked for
+) -> int: # T
+    "No more steps than the image with the most hidden tokens has, and one at least: guidance and noise run over these."
+    return max(1, min(steps, int(hidden.sum(1).max()))) if len(hidden) else 1
 
 # %% ../nbs/15_sampling.ipynb #732ea967
 def autonat(
@@ -213,9 +224,9 @@ def image_noise(
     device: torch.device, # where they go
 ) -> Tensor: # (b *shape), uniform in (0, 1)
     "Uniform numbers of each image from its own generator, on the CPU so that every machine draws the same."
-    if not len(seeds): return torch.zeros(0, *shape, device=device)
+    if not len(seeds): return torch.zeros(0, *shape, dtype=torch.float32, device=device)
     generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
-    uniform = torch.stack([torch.rand(shape, generator=generator) for generator in generators])
+    uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float32) for g in generators])
     return uniform.clamp_(1e-7, 1 - 1e-7).to(device)
 
 # %% ../nbs/15_sampling.ipynb #b9f68052
@@ -263,7 +274,7 @@ TEMPERATURES: dict[str, Callable[[float, int, int], float]] = { # temperature, s
 }
 
 # %% ../nbs/15_sampling.ipynb #93ac9d6c
-def temperatures_of(
+def sampling_temperatures(
     temperature: float,
     steps: int, # T
     schedule: str = 'constant', # a name of `TEMPERATURES`
@@ -286,18 +297,22 @@ def halton(
     return value
 
 # %% ../nbs/15_sampling.ipynb #4506ee72
-def halton_ranks(
-    grid: tuple[int, int], # h, w
-) -> Tensor: # (h*w,) int64: when each token's turn comes
-    "The order in which a Halton sequence in bases 2 and 3 first visits the cells of the grid."
-    h, w = grid
+@functools.lru_cache(maxsize=64)
+def _halton_turns(h: int, w: int) -> tuple[int, ...]: # of each cell; kept, since every step asks
     turns: dict[int, int] = {} # cell -> when it was first visited
     point = 0
     while len(turns) < h * w:
         point += 1
         row, column = int(halton(point, 2) * h), int(halton(point, 3) * w)
         turns.setdefault(row * w + column, len(turns))
-    return torch.tensor([turns[cell] for cell in range(h * w)])
+    return tuple(turns[cell] for cell in range(h * w))
+
+def halton_ranks(
+    grid: tuple[int, int], # h, w
+) -> Tensor: # (h*w,) int64: when each token's turn comes
+    "The order in which a Halton sequence in bases 2 and 3 first visits the cells of the grid."
+    h, w = grid
+    return torch.tensor(_halton_turns(h, w))
 
 # %% ../nbs/15_sampling.ipynb #3d7bd9cc
 def checkerboard_ranks(
@@ -316,6 +331,15 @@ ORDERS: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = { # log
     'raster':     lambda log_p, noise, grid: log_p * 0 - torch.arange(log_p.shape[1]).to(log_p),
     'checkerboard': lambda log_p, noise, grid: log_p * 0 - checkerboard_ranks(grid).to(log_p),
 }
+NEEDS_GRID = ('halton', 'checkerboard') # height and width decide; the others see tokens in a row
+
+def order_noise(
+    order: str, # a name of `ORDERS`
+    strength: float, # of the noise, at this step
+    uniform: Tensor, # (b n) in (0, 1)
+) -> Tensor: # (b n)
+    "What an order adds to its scores. A random order is nothing but noise, so strength 0 leaves it whole."
+    return (strength or float(order == 'random')) * gumbel(uniform)
 
 # %% ../nbs/15_sampling.ipynb #533ce3f7
 def top_scoring(
@@ -346,11 +370,15 @@ def _dtype(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value in DTYPES.values(): return value
     return check_choice('dtype', value, ['auto', *DTYPES])
 
+def _on_step(value: Any) -> Any:
+    if callable(value): return value
+    raise ValueError(f'on_step is a function of the step and the tokens so far, not {value!r:.80}')
+
 def _or_none(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
 # %% ../nbs/15_sampling.ipynb #635a5ed5
-MOST_STEPS = 10_000 # each has random numbers of its own; beyond one for each token nothing changes
+MOST_STEPS = 10_000 # beyond one for each token nothing changes
 
 # %% ../nbs/15_sampling.ipynb #d55c8fbc
 OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; returns it as a Python number
@@ -379,6 +407,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = { # name -> what a value may be; retu
     'length': _or_none(lambda value: check_whole('length', value, 0)),
     'codebook_size': _or_none(lambda value: check_whole('codebook_size', value, 1)),
     'first': lambda value: check_whole('first', value),
+    'on_step': _or_none(_on_step),
     'dtype': _dtype,
 }
 
@@ -391,14 +420,16 @@ def check_options(
 
 # %% ../nbs/15_sampling.ipynb #79c6afa8
 def check_grid(
-    grid: Any, # tokens in height and width
+    grid: Any, # tokens in height and width; None is that of the first model that has one, or (16, 16)
+    *models: Any, # networks, or functions
 ) -> tuple[int, int]:
     "Two whole numbers, or a `ValueError`."
+    if grid is None: grid = next((m.config.grid for m in models if hasattr(m, 'config')), (16, 16))
     sides = tuple(grid) if isinstance(grid, (Sequence, torch.Size)) and not isinstance(grid, str) else ()
     if len(sides) != 2: raise ValueError(f'grid is height and width in tokens, not {grid!r:.80}')
     return check_whole('grid height', sides[0], 1), check_whole('grid width', sides[1], 1)
 
-def check_asked(
+def check_model_and_labels(
     model: Any, # a network, or a function
     labels: Tensor,
     causal: bool, # the sampler draws from left to right
@@ -441,31 +472,42 @@ def check_call(
     return checked
 
 # %% ../nbs/15_sampling.ipynb #c41fc6a1
-def refusing_first(sampler: Callable) -> Callable: # the same, with everything refused first
+def checked_sampler(
+    **causal: bool, # the sampler's models by name: does it draw left to right with them?
+) -> Callable: # of a sampler: the same, with everything refused first
     "Check the arguments of a sampler before it begins; no images are an empty result."
-    signature = inspect.signature(sampler)
-    networks = {'model': 'schedule' not in signature.parameters, 'ar': True, 'mar': False} # name -> left to right
-    @functools.wraps(sampler)
-    def check_first(*args: Any, **options: Any) -> Tensor:
-        for name in options: check_choice('option of the sampler', name, signature.parameters)
-        call = signature.bind(*args, **options)
-        call.apply_defaults()
-        given = call.arguments
-        given['grid'] = check_grid(given['grid'])
-        given.update(check_call(sampler, dict(given)))
-        for name, causal in networks.items():
-            if name in given: check_asked(given[name], given['labels'], causal)
-        length = given.get('length')
-        if length is not None: check_whole('length', length, 0, math.prod(given['grid']))
-        if not len(given['labels']): return torch.zeros(0, *(given['grid'] if length is None else (length,))).long()
-        return sampler(*call.args, **call.kwargs)
-    return check_first
+    def decorate(sampler: Callable) -> Callable:
+        signature = inspect.signature(sampler)
+        @functools.wraps(sampler)
+        def check_first(*args: Any, **options: Any) -> Tensor:
+            for name in options: check_choice('option of the sampler', name, signature.parameters)
+            call = signature.bind(*args, **options)
+            call.apply_defaults()
+            given = call.arguments
+            given['grid'] = check_grid(given['grid'], *(given[name] for name in causal))
+            given.update(check_call(sampler, dict(given)))
+            for name in causal: check_model_and_labels(given[name], given['labels'], causal[name])
+            length = given.get('length')
+            if length is not None: check_whole('length', length, 0, math.prod(given['grid']))
+            if not len(given['labels']): return torch.zeros(0, *(given['grid'] if length is None else (length,))).long()
+            return sampler(*call.args, **call.kwargs)
+        return check_first
+    return decorate
 
 # %% ../nbs/15_sampling.ipynb #f512fd45
 def name_of(model: Any) -> str:
     "How a message calls a network or a function."
     config = getattr(model, 'config', None)
     return str(getattr(config, 'kind', None) or getattr(model, '__name__', type(model).__name__))
+
+def is_compiled(model: nn.Module) -> bool:
+    "Whether `torch.compile` has been at the network, or at a part of it."
+    return any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules())
+
+def name_with_state(model: Any) -> str:
+    "`name_of`, and what makes of a network more than its layers."
+    if isinstance(model, nn.Module): return f"{name_of(model)}{', compiled' if is_compiled(model) else ''}"
+    return f"{name_of(model)}{getattr(model, 'state', '')}"
 
 def check_logits(
     logits: Tensor, # (k v), after guidance
@@ -500,12 +542,25 @@ def kept_by_autocast(
 # %% ../nbs/15_sampling.ipynb #aa9dbd32
 Product = Callable[[Tensor], Tensor]
 
+_LOCK, _HERE = threading.Lock(), threading.local()
+
+def _products() -> dict[nn.Linear, Product]: # what the drawings of this thread have in place of a layer's product
+    return vars(_HERE).setdefault('products', {})
+
+class ChosenProduct:
+    "A layer's `forward` while a drawing has another product for it, which other threads do not see."
+    def __init__(self, layer: nn.Linear): self.layer, self.drawings = layer, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product = _products().get(self.layer)
+        return nn.Linear.forward(self.layer, x) if product is None else product(x)
+
 # %% ../nbs/15_sampling.ipynb #e0b81413
 def linear_layers(model: Any) -> list[nn.Linear]: # none of a function, or where a compiler or a hook has been at work
     "The layers of a network whose product may be replaced."
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    if any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in modules): return [] # compiled
-    plain = [m for m in modules if type(m) is nn.Linear and 'forward' not in vars(m)]
+    if not modules or is_compiled(model): return []
+    plain = [m for m in modules if type(m) is nn.Linear and type(vars(m).get('forward')) in (type(None), ChosenProduct)]
     return [m for m in plain if m.weight.dtype == torch.float32]
 
 # %% ../nbs/15_sampling.ipynb #7dde56bf
@@ -514,16 +569,23 @@ def other_products(
     layers: Iterable[nn.Linear],
     made: Callable[[nn.Linear], Product], # from its weights
 ) -> Iterator[None]:
-    "Meanwhile these layers multiply in another way."
-    changed = []
+    "Meanwhile these layers multiply in another way, in this thread."
+    with torch.no_grad(): products = {layer: made(layer) for layer in layers}
+    before = dict(_products())
+    with _LOCK:
+        for layer in products: vars(layer).setdefault('forward', ChosenProduct(layer)).drawings += 1
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.forward = made(layer) # type: ignore[method-assign,assignment]
-                changed.append(layer)
+        _products().update(products)
         yield
     finally:
-        for layer in changed: vars(layer).pop('forward', None) # another thread may have drawn from it meanwhile
+        _HERE.products = before
+        with _LOCK:
+            for layer in products: _end_drawing(layer)
+
+def _end_drawing(layer: nn.Linear) -> None:
+    "With the last drawing the layer's own `forward` comes back."
+    layer.forward.drawings -= 1 # type: ignore[attr-defined]
+    if not layer.forward.drawings: del layer.forward # type: ignore[attr-defined]
 
 # %% ../nbs/15_sampling.ipynb #0cec2f04
 PACKED_FROM = 2**25 # bytes of weights, about what a processor's cache holds
@@ -544,7 +606,7 @@ def packed_product(
 ) -> Product:
     "oneDNN's product (`mkldnn._linear_pointwise`, as in Inductor), or the layer's own where this build lacks it."
     try: order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), rows)
-    except (RuntimeError, AttributeError): return layer.forward
+    except (RuntimeError, AttributeError): return functools.partial(nn.Linear.forward, layer)
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), order, bias, 'none', [], '')
 
@@ -620,11 +682,27 @@ def ready_products(
         with other_products(_to_pack(model, device, dtype), lambda layer: packed_product(layer, rows, dtype)): yield
         return
     layers = linear_layers(model)
-    if not layers: raise ValueError(f"{name_of(model)} has no linear layers for int8: choose precision='full'")
+    if not layers: raise ValueError("precision='int8' needs a network with linear layers as `load_model` gives it, not "
+                                    f"{name_with_state(model)}: choose precision='full'")
     if not has_int8(device.type): raise ValueError(f"no product of int8 on {device} here: choose precision='full'")
     with other_products(layers, lambda layer: int8_product(layer, rows)): yield
 
 # %% ../nbs/15_sampling.ipynb #de9d2906
+def products_dtype(
+    model: Any, # a network, or a function
+    dtype: str | torch.dtype, # 'auto' or one of `DTYPES`
+    device: torch.device,
+) -> torch.dtype:
+    "As `pick_dtype` says for weights in float32. Others are multiplied in their own precision, and in no other."
+    inner = getattr(model, 'model', model) # of a network that is steered
+    if not isinstance(inner, ImageModel): return pick_dtype(dtype, device)
+    own = next((w.dtype for w in inner.parameters() if w.is_floating_point()), torch.float32)
+    if own == torch.float32: return pick_dtype(dtype, device)
+    if own in DTYPES.values() and (dtype == 'auto' or pick_dtype(dtype, device) == own): return own
+    weights, products = (str(kind).removeprefix('torch.') for kind in (own, pick_dtype(dtype, device)))
+    raise ValueError(f'{name_of(model)} has weights in {weights}, and products in {products} need them in float32: '
+                     'see model.float()')
+
 def readying_weights(
     tokens_at_once: Callable[[tuple[int, int]], int], # of the grid: how many a step looks at
 ) -> Callable: # of a sampler: the same, in mixed precision
@@ -633,7 +711,7 @@ def readying_weights(
         @functools.wraps(sampler)
         def draw(model: Any, labels: Tensor, grid: tuple[int, int], *args: Any,
                  dtype: str | torch.dtype = 'auto', precision: str = 'full', **options: Any) -> Tensor:
-            device, dtype = labels.device, pick_dtype(dtype, labels.device)
+            device, dtype = labels.device, products_dtype(model, dtype, labels.device)
             products = ready_products(model, 2 * len(labels) * tokens_at_once(grid), device, dtype, precision)
             with kept_by_autocast(model, dtype), products, autocast(device, dtype):
                 return sampler(model, labels, grid, *args, dtype=dtype, precision=precision, **options)
@@ -649,8 +727,8 @@ def start_tokens(
 ) -> Tensor: # (b h w) int64
     "A copy of what is given, or the mask everywhere."
     if given is None: return torch.full(shape, mask_id, device=device)
-    if given.shape != shape: raise ValueError(f'start tokens are {tuple(given.shape)}, expected {shape}')
     check_tokens(given, mask_id)
+    if given.shape != shape: raise ValueError(f'start tokens are {tuple(given.shape)}, expected {shape}')
     return given.long().clone()
 
 # %% ../nbs/15_sampling.ipynb #1463fdc5
@@ -697,7 +775,7 @@ def at_hidden(
     hidden: Tensor, # (b n) bool, k of them true
 ) -> Tensor: # (b n), -inf where nothing is hidden
     "Values of the hidden tokens, each in its place."
-    return torch.full(hidden.shape, -torch.inf, device=hidden.device).masked_scatter(hidden, values)
+    return values.new_full(hidden.shape, -torch.inf).masked_scatter(hidden, values)
 
 # %% ../nbs/15_sampling.ipynb #915bafb2
 def remask_shares(
@@ -738,7 +816,8 @@ def cache_for(
     "An empty one; a model that cannot keep anything is refused with a `ValueError`."
     if reuse == 'none': return None
     if isinstance(model, ImageLlama): return SettledCache()
-    raise ValueError(f"reuse='settled' needs a network of kind 'maskgil', not {name_of(model)}")
+    raise ValueError("reuse='settled' needs a network of kind 'maskgil' as `load_model` gives it, not "
+                     f"{name_with_state(model)}")
 
 # %% ../nbs/15_sampling.ipynb #a4343861
 def looked_at_again(
@@ -753,14 +832,14 @@ def looked_at_again(
     return hidden | (settled_at >= 0) & (step - settled_at <= window)
 
 # %% ../nbs/15_sampling.ipynb #233bee3a
-@refusing_first
+@checked_sampler(model=False)
 @torch.no_grad()
 @readying_weights(math.prod)
 def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
     labels: Tensor, # (b,) int64, or texts (b l width)
-    grid: tuple[int, int] = (16, 16), # tokens in height and width
-    steps: int = 8, # T
+    grid: tuple[int, int] | None = None, # tokens in height and width, see `check_grid`
+    steps: int = 8, # T, see `steps_taken`
     cfg: float = 3.0, # guidance scale s in the paper's convention; 1 is no guidance
     *,
     guidance: str = 'constant', # a name of `GUIDANCE`
@@ -780,15 +859,15 @@ def sample_mar(
     show_progress: bool = False,
 ) -> Tensor: # (b h w) int64
     "Draw all hidden tokens in T steps (MaskGIT's confidence decoding; Appendix D of the paper)."
-    b, n, device = len(labels), grid[0] * grid[1], labels.device
-    v = codes_of(model, codebook_size)
+    assert grid is not None # `checked_sampler` has filled it in
+    b, n, v, device = len(labels), grid[0] * grid[1], codes_of(model, codebook_size), labels.device
     x = start_tokens((b, *grid), v, device, tokens)
-    score, scales = ORDERS[order], guidance_scales(cfg, steps, guidance)
-    plan = unmask_plans((x == v).flatten(1), steps, schedule)                                 # b T
-    temperatures = temperatures_of(temperature, steps, temperature_schedule)
+    steps = steps_taken(drawn := (x == v).flatten(1), steps)                                  # b n
+    plan, scales = unmask_plans(drawn, steps, schedule), guidance_scales(cfg, steps, guidance) # b T
+    temperatures = sampling_temperatures(temperature, steps, temperature_schedule)
     taus, seeds = choice_temperatures(choice_temperature, steps, choice_schedule), image_seeds(seed, b, first)
     uniform, noise = image_noise(seeds, (steps, 2, n), device).unbind(2)                      # b T n
-    hidden_again = remasking(plan, (x == v).flatten(1), remask, seeds)
+    hidden_again = remasking(plan, drawn, remask, seeds)
     cache, settled_at = cache_for(model, reuse), torch.full_like(x.flatten(1), -1)               # b n
     for t in progress(range(steps), desc='steps', disable=not show_progress, leave=False):
         if not plan[:, t].any(): continue
@@ -803,7 +882,7 @@ def sample_mar(
         ids = sample_categorical(log_p, uniform[:, t][hidden])                                # k
         confidence = at_hidden(confidence_in(ids, log_p, logits, confidence_from), hidden)    # b n
         del logits, log_p # before the next step asks for its own
-        scores = score(confidence, taus[t] * gumbel(noise[:, t]), grid)
+        scores = ORDERS[order](confidence, order_noise(order, taus[t], noise[:, t]), grid)
         # 4. keep the surest, hide the rest again, and of those settled before what remasking says
         again = hidden_again(t, hidden)                                                       # b n
         keep = top_scoring(scores, hidden, plan[:, t] + again.sum(1))                         # b n
@@ -828,16 +907,17 @@ def next_logits(
         last = tokens[:, -1:].repeat(halves, 1) if tokens.shape[1] else None
         return model.decode(last, labels, drop, cache, grid)
     if drop is None: drop = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    return model(tokens.repeat(halves, 1), labels, drop)[:, -1]
+    asked = tokens.repeat(halves, 1), labels, drop
+    return (model.logits(*asked, grid=grid) if hasattr(model, 'decode') else model(*asked))[:, -1]
 
 # %% ../nbs/15_sampling.ipynb #23b4777b
-@refusing_first
+@checked_sampler(model=True)
 @torch.no_grad()
 @readying_weights(lambda grid: 1)
 def sample_ar(
     model: Any, # LlamaGen, or a function (tokens (b t), labels (b,), drop (b,)) -> (b t+1 v), row i predicts token i
     labels: Tensor, # (b,) int64, or texts (b l width)
-    grid: tuple[int, int] = (16, 16), # tokens in height and width
+    grid: tuple[int, int] | None = None, # tokens in height and width, see `check_grid`
     cfg: float = 2.0, # guidance scale s; 1 is no guidance
     top_k: int = 0, top_p: float = 1.0, # see `filter_logits`
     temperature: float = 1.0, # 0 takes the likeliest code
@@ -851,6 +931,7 @@ def sample_ar(
     show_progress: bool = False,
 ) -> Tensor: # (b h w) int64, or (b length) if `length` is given
     "Draw the tokens in raster order (LlamaGen, autoregressive/models/generate.py)."
+    assert grid is not None # `checked_sampler` has filled it in
     b, n, device = len(labels), length if length is not None else grid[0] * grid[1], labels.device
     def guided(i): return cfg != 1 and (cfg_interval is None or i < cfg_interval)
     uniform = image_noise(image_seeds(seed, b, first), (max(n, 1),), device)                  # b n
@@ -884,11 +965,11 @@ def shared_codebook_size(
     raise ValueError(f'the AR model predicts {theirs} codes and the MAR model {ours}: they need one tokenizer')
 
 # %% ../nbs/15_sampling.ipynb #07053e3c
-@refusing_first
+@checked_sampler(ar=True, mar=False)
 def sample_fusion(
     ar: Any, mar: Any, # as in `sample_ar` and `sample_mar`; they must share a tokenizer
     labels: Tensor, # (b,) int64, or texts (b l width)
-    grid: tuple[int, int] = (16, 16), # tokens in height and width
+    grid: tuple[int, int] | None = None, # tokens in height and width, see `check_grid`
     ar_tokens: int = 128, # 0 is MAR alone, h*w is AR alone
     mar_steps: int = 8, # T
     ar_cfg: float = 2.0, mar_cfg: float = 3.0, # guidance scales
@@ -898,6 +979,7 @@ def sample_fusion(
     seed: int | Sequence[int] = 0, first: int = 0, # see `image_seeds`
 ) -> Tensor: # (b h w) int64
     "The first tokens left to right, the others by masked decoding around them."
+    assert grid is not None # `checked_sampler` has filled it in
     b, n = len(labels), grid[0] * grid[1]
     if not 0 <= ar_tokens <= n: raise ValueError(f'ar_tokens must be between 0 and {n}, not {ar_tokens}')
     ar_options = check_call(sample_ar, ar_options or {}, taken=('labels', 'grid', 'cfg', 'length', 'seed', 'first'))

@@ -58,7 +58,19 @@ class TokenizerConfig:
             for number in [value] if isinstance(value, int) else value: check_whole(name, number, 0)
         for name in ('projected', 'conv_bias', 'adaptive_norm'):
             if not isinstance(getattr(self, name), bool): raise ValueError(f'{name} is True or False')
-        if not self.multipliers: raise ValueError('multipliers: a tokenizer has at least one level')
+        self._check_layout()
+
+    def _check_layout(self):
+        levels = len(self.multipliers)
+        if not levels: raise ValueError('multipliers: a tokenizer has at least one level')
+        if not self.code_kernel % 2: raise ValueError(f'code_kernel {self.code_kernel} is even: the grid would grow')
+        for half in ('encoder', 'decoder'):
+            if len(blocks := self.blocks(half)) != levels:
+                raise ValueError(f'{half}_blocks {blocks} are {len(blocks)} numbers for {levels} levels')
+        if beyond := [level for level in self.attention_levels if level >= levels]:
+            raise ValueError(f'attention_levels {beyond} do not exist: the levels are 0 to {levels - 1}')
+        if not isinstance(self.middle, str) or set(self.middle) - {'r', 'a'}:
+            raise ValueError(f"middle is spelt with 'r' and 'a', not {self.middle!r:.80}")
 
     @property
     def widths(self) -> list[int]: # channels, level by level
@@ -601,9 +613,10 @@ def load_tokenizer(
     device: str | torch.device = 'cpu', # 'auto' or anything torch accepts
     seed: int = 0, # of the random weights
     average: bool = True, # of weights and their average in one file, the average
+    config: TokenizerConfig | None = None, # of a tokenizer that is no row, or other than its row
 ) -> Tokenizer: # in evaluation mode, float32
     "A tokenizer by name. Raises `CheckpointError` for a file of another tokenizer, a damaged one, or one with code."
-    config = TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)]
+    if config is None: config = TOKENIZERS[check_choice('tokenizer', name, TOKENIZERS)]
     if checkpoint is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -61,7 +61,8 @@ def by_hand(model, labels, scheduler, steps, cfg, seed, x):
 
 @pytest.mark.parametrize('options', [
     {}, dict(schedule='cosine'), dict(schedule='linear', choice_temperature=0.), dict(order='halton'),
-    dict(order='random', temperature=.6, top_k=12), dict(top_p=.8)], ids=str)
+    dict(order='random', temperature=.6, top_k=12), dict(order='random', choice_temperature=0.),
+    dict(top_p=.8)], ids=str)
 @torch.no_grad()
 def test_the_scheduler_decodes_as_sample_mar_does(options, model):
     labels = torch.tensor([0, 2])
@@ -70,6 +71,24 @@ def test_the_scheduler_decodes_as_sample_mar_does(options, model):
     for start in (torch.full_like(begun, CODES), begun):
         ours = sample_mar(model, labels, GRID, 5, 2.5, seed=3, tokens=start, dtype='float32', **options)
         assert torch.equal(by_hand(model, labels, MaskGILScheduler(CODES, **options), 5, 2.5, 3, start), ours)
+
+
+@torch.no_grad()
+def test_more_steps_than_tokens(model):
+    "As `sample_mar`: the noise fades over the steps that reveal something, of a whole image and of a hole."
+    labels, hole = torch.tensor([0, 2]), torch.full((2, *GRID), 7)
+    hole[:, 1, 2:] = CODES
+    for start in (torch.full_like(hole, CODES), hole):
+        ours = sample_mar(model, labels, GRID, 40, 2.5, seed=3, tokens=start, dtype='float32')
+        assert torch.equal(by_hand(model, labels, MaskGILScheduler(CODES), 40, 2.5, 3, start), ours)
+
+
+@pytest.mark.parametrize('order', ['halton', 'checkerboard'])
+def test_an_order_of_the_grid_needs_one(order):
+    scheduler, flat = MaskGILScheduler(CODES, order=order), torch.full((1, 24), CODES)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=f"order='{order}' needs samples with height and width"):
+        scheduler.step(torch.zeros(1, 24, CODES), 3, flat)
 
 
 # The pipeline
@@ -94,6 +113,39 @@ def test_defaults_come_from_the_folder(model, tmp_path):
     theirs.save_pretrained(tmp_path/'b') # with the scheduler as it is now
     again = opened(str(tmp_path/'b'))(class_labels=[2], generator=seeded(5)).tokens
     assert torch.equal(again, pipe.draw(labels=[2], seed=5, schedule='root'))
+
+
+def test_the_scheduler_becomes_the_defaults(pipe, folder, tmp_path):
+    "Whoever opens the saved folder, with diffusers or without, draws what was drawn."
+    theirs = opened(folder)
+    theirs.scheduler = MaskGILScheduler(CODES, schedule='cosine', temperature=.5)
+    drawn = theirs(class_labels=[0, 1], generator=seeded(3)).tokens
+    theirs.save_pretrained(tmp_path/'b')
+    ours = MaskGILPipeline.from_pretrained(tmp_path/'b', device='cpu')
+    assert ours.defaults == dict(steps=4, cfg=2., schedule='cosine', temperature=.5)
+    assert torch.equal(ours.draw(labels=[0, 1], seed=3), drawn) and theirs.parts.defaults == pipe.defaults
+    assert torch.equal(opened(str(tmp_path/'b'))(class_labels=[0, 1], generator=seeded(3)).tokens, drawn)
+
+
+def test_other_defaults_are_refused(model, tmp_path):
+    "Tokens that would be others than those of `MaskGILPipeline` are not drawn."
+    others = dict(remask=.4, choice_schedule='autonat', temperature_schedule='autonat', confidence_from='model')
+    for i, wrong in enumerate((others, dict(reuse='settled'))):
+        pipe = MaskGILPipeline(model, load_tokenizer(TOKENIZER), defaults=dict(steps=3) | wrong)
+        folder = str(pipe.save_pretrained(tmp_path/str(i)))
+        with pytest.raises(ValueError, match='cannot draw with the defaults') as error: opened(folder)
+        assert all(name in str(error.value) for name in wrong) and 'steps' not in str(error.value)
+    known = dict(steps=3, precision='int8', top_k=9, window=2)
+    pipe = MaskGILPipeline(model, load_tokenizer(TOKENIZER), defaults=known)
+    theirs = opened(str(pipe.save_pretrained(tmp_path/'c')))
+    assert torch.equal(theirs(class_labels=[2], generator=seeded(5)).tokens, pipe.draw(labels=[2], seed=5))
+
+
+def test_the_output_type_is_looked_at_first(folder, monkeypatch):
+    theirs = opened(folder)
+    def never(*args, **options): raise AssertionError('asked before everything was checked')
+    monkeypatch.setattr(theirs.transformer, 'logits', never)
+    with pytest.raises(ValueError, match='output_type'): theirs(class_labels=[0], output_type='jpg')
 
 
 def test_a_generator_that_was_used_draws_something_else(folder):

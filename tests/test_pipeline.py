@@ -1,15 +1,17 @@
 "A pipeline's folder: the hub's conventions, on the disk, from the hub, and what is said when there is none."
 import json, shutil, subprocess, sys
+from dataclasses import replace
 
 import huggingface_hub, pytest, torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from maskgil import MaskGILPipeline
-from maskgil.pipeline import complete_folder
+from maskgil.pipeline import complete_folder, known_tokens, outpaint, picture_sheet, save_picture
 from maskgil.weights import CheckpointError, read_header
 from maskgil.core import project_root
 from maskgil.models import load_model
-from maskgil.tokenizers import TOKENIZERS, load_tokenizer
+from maskgil.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer
 
 TOKENIZER = 'smoke-llamagen-vq'
 CODES = TOKENIZERS[TOKENIZER].codebook_size
@@ -23,6 +25,45 @@ def pipe():
     torch.nn.init.normal_(model.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
     card = dict(name='A small one', license='mit', metrics=METRICS, datasets=['ILSVRC/imagenet-1k'])
     return MaskGILPipeline(model, load_tokenizer(TOKENIZER), ['people', 'flags', 'food'], dict(steps=4, cfg=2.), card)
+
+
+def test_transparent_is_white(pipe, tmp_path):
+    "Wherever a picture comes in or goes out: kept, on a canvas, on a sheet, in a file without transparency."
+    clear, white = Image.new('RGBA', (16, 16), (0, 0, 0, 0)), Image.new('RGB', (16, 16), 'white')
+    clear.paste((200, 0, 0, 255), (0, 0, 8, 8))
+    white.paste((200, 0, 0), (0, 0, 8, 8))
+    few = Image.new('P', (16, 16), 0)
+    few.putpalette([0, 0, 0, 200, 0, 0])
+    few.paste(1, (0, 0, 8, 8))
+    few.info['transparency'] = 0 # a colour of the palette
+    nothing = Image.new('L', (16, 16), 0)
+    for given in (clear, few):
+        assert known_tokens(given, nothing, pipe.tokenizer).equal(known_tokens(white, nothing, pipe.tokenizer))
+        assert outpaint(given, 24, 24)[0].tobytes() == outpaint(white, 24, 24)[0].tobytes()
+        assert picture_sheet([given]).tobytes() == picture_sheet([white]).tobytes()
+        save_picture(given, tmp_path/'x.bmp')
+        assert Image.open(tmp_path/'x.bmp').convert('RGB').tobytes() == white.tobytes()
+
+
+def test_tokens_in_batches(pipe):
+    "What is given belongs to its image, whatever the batches."
+    start = torch.full((3, 4, 4), CODES)
+    for i in range(3): start[i, i] = i
+    for name in ('tokens', 'start'):
+        whole, parts = (pipe.draw([0, 1, 2], batch_size=size, **{name: start}) for size in (3, 2))
+        assert whole.equal(parts) and whole[start < CODES].equal(start[start < CODES])
+    with pytest.raises(ValueError, match='give one of them'): pipe.draw([0, 1, 2], tokens=start, start=start)
+
+
+@pytest.mark.parametrize('name', ['custom', TOKENIZER, '`x`|<b>'])
+def test_a_tokenizer_that_is_no_row(name, pipe, tmp_path):
+    config = replace(TOKENIZERS[TOKENIZER], channels=16)
+    own = MaskGILPipeline(pipe.model, Tokenizer(config, name), pipe.classes, pipe.defaults)
+    folder = own.save_pretrained(tmp_path/'own')
+    again = load(folder)
+    assert again.tokenizer.config == config and again.tokenizer.name == name and same(own, again)
+    assert '<b>' not in (folder/'README.md').read_text().split('---')[2]
+    assert 'tokenizer_config' not in json.loads((pipe.save_pretrained(tmp_path/'row')/'config.json').read_text())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from maskgil.pipeline import (
 )
 from maskgil.sampling import check_call, check_options, image_seeds, sample_ar, sample_fusion, sample_mar
 from maskgil.text import check_captions, encode_captions, load_text_encoder
-from maskgil.tokenizers import load_tokenizer
+from maskgil.tokenizers import load_tokenizer, TokenizerConfig
 from maskgil.weights import CheckpointError
 
 TOKENIZER = 'smoke-llamagen-vq'
@@ -60,7 +60,6 @@ WRONG_OF_BOTH = [
     dict(top_k=True),
     dict(top_p=0), dict(top_p=1.1), dict(top_p=math.nan), dict(top_p=-.5), dict(dtype='int8'), dict(dtype=torch.int64),
     dict(dtype='float64'), dict(grid=(4,)), dict(grid=4), dict(grid='44'), dict(grid=(4, 0)), dict(grid=(4., 4)),
-    dict(grid=None),
     dict(seed=.5), dict(seed=True), dict(seed='7'), dict(seed=[1]), dict(seed=[1, 2, 3]), dict(seed=[1, .5]),
     dict(seed=None),
     dict(first=.5), dict(temprature=1.)]
@@ -396,7 +395,8 @@ def test_damaged_features_are_found(tmp_path):
     (dict(labels=[0], ar_tokens=2.), 'ar_tokens'), (dict(labels=[0], prompts=['a']), 'either'),
     (dict(prompts=[3]), 'reads no texts'),
     (dict(labels=[0], image='a.png', mask='b.png'), 'image'), (dict(labels=[], steps=0), 'steps must be'),
-    (dict(labels=[0], negative_prompt='a'), 'negative prompt')])
+    (dict(labels=[0], negative_prompt='a'), 'negative prompt'), (dict(labels=[0], on_step=3), 'on_step is a function'),
+    (dict(labels=[0, 1], tokens=torch.full((1, 4, 4), 256)), 'for each of 2 images, not for 1')])
 def test_requests(request_, says, pipe, monkeypatch):
     monkeypatch.setattr(pipe.model, 'logits', never)
     with pytest.raises(ValueError, match=re.escape(says)): pipe(**request_)
@@ -552,7 +552,9 @@ def model_with(folder, **changes): return dict(model=read_json(folder/'config.js
 
 @pytest.mark.parametrize('changes, says', [
     (dict(colour=3), 'does not know: colour'), (dict(tokenizer='../../vq'), 'unknown tokenizer in'),
-    (dict(tokenizer=3), 'tokenizer missing'),
+    (dict(tokenizer=3), 'tokenizer missing'), (dict(tokenizer_config=3), 'tokenizer_config missing'),
+    (dict(tokenizer_config=dict(quantizer='vq', code_dim=8)), 'tokenizer_config: '),
+    (dict(tokenizer_config=dict(colour=8)), 'unknown field in'),
     (dict(tokenizer='smoke-maskgit-vq'), 'smoke-maskgit-vq'), (dict(classes='abc'), 'classes missing'),
     (dict(classes=['a']), '1 names of classes'),
     (dict(classes=['a', 'b', 3]), 'a list of texts'), (dict(classes=['a', 'b', 'a']), 'its name twice'),
@@ -702,6 +704,19 @@ def test_class_names_on_a_terminal(pipe, tmp_path, capsys, monkeypatch):
     sample(str(folder), str(tmp_path/'a.png'), columns=1, steps=1)
     said = capsys.readouterr().out
     assert '\x1b' not in said and '\r' not in said and '\u202e' not in said and '\\x1b[31m' in said
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(code_kernel=2), 'is even'), (dict(attention_levels=(9,)), r'\[9\] do not exist: the levels are 0 to 4'),
+    (dict(middle='x'), "spelt with 'r' and 'a'"), (dict(middle=('r',)), 'spelt with'),
+    (dict(decoder_blocks=(1, 1)), '2 numbers for 5 levels'), (dict(encoder_blocks=()), '0 numbers')], ids=str)
+def test_layouts_of_tokenizers(wrong, says):
+    with pytest.raises(ValueError, match=says): TokenizerConfig('vq', 16, 8, **wrong)
+
+
+def test_names_of_models():
+    with pytest.raises(ValueError, match="Did you mean 'paper'?"): load_model('llamagen', 'smoke-b', recipe='paperr')
+    assert next(load_model('maskgil', 'smoke-b', device='auto', **OPTIONS).parameters()).device.type in ('cpu', 'cuda')
 
 
 def test_the_committed_pipelines_load():

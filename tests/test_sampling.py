@@ -1,16 +1,18 @@
 "Ingredients of masked sampling: plans, guidance and temperatures as published, orders, remasking."
-import math
+import copy, math
+from unittest import mock
 
 import numpy as np
 import pytest, torch
 
 from maskgil.cells import STUDIED_ORDERS
-from maskgil.models import load_model
-from maskgil.pipeline import draw_tokens
+from maskgil.models import load_model, rope_table
+from maskgil.pipeline import Against, draw_tokens
 from maskgil.records import records
 from maskgil.sampling import (
     AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, HIDDEN_SHARES, image_seeds,
-    OPTIONS, ORDERS, remask_shares, remasking, sample_fusion, sample_mar, SCHEDULES, TEMPERATURES, unmask_plan,
+    OPTIONS, ORDERS, remask_shares, remasking, sample_ar, sample_fusion, sample_mar, SCHEDULES, TEMPERATURES,
+    unmask_plan,
 )
 
 LABELS, MASK = torch.tensor([0, 2, 1]), 12
@@ -207,7 +209,90 @@ def test_remasking_repairs():
     assert strays(remask=.5) < .5 * strays()
 
 
+# What the caller need not know
+
+@pytest.mark.parametrize('choice_schedule', ['fading', 'autonat'])
+def test_a_random_order_without_strength(choice_schedule):
+    "Strength scales noise beside a confidence; of an order that is nothing but noise it changes nothing."
+    options = dict(order='random', steps=16, choice_schedule=choice_schedule)
+    seen, noisy = (steps_of(choice_temperature=strength, **options) for strength in (0., 4.5))
+    assert seen.equal(noisy)
+    first = (seen[3] != MASK).int()
+    assert not first[0].equal(first[1]) and not first[:, :4].all()
+
+
+@pytest.mark.parametrize('guidance', GUIDANCE)
+def test_more_steps_than_tokens(guidance):
+    "Beyond one for each hidden token nothing changes, of a whole image and of a hole in one."
+    hole = torch.full((3, 4, 4), 5)
+    hole[:, 1, 1:] = MASK
+    options = dict(guidance=guidance, temperature_schedule='autonat', choice_schedule='autonat', order='confidence')
+    for tokens, hidden in ((None, 16), (hole, 3)):
+        exact = draw(steps=hidden, tokens=tokens, **options)
+        for steps in (hidden + 1, 300): assert draw(steps=steps, tokens=tokens, **options).equal(exact)
+    scales = []
+    def asked(model, x, labels, hidden, scale, **_):
+        scales.append(scale)
+        return table(x, labels, torch.zeros(len(x), dtype=torch.bool))[hidden]
+    with mock.patch('maskgil.sampling.guided_logits', asked): draw(steps=8, tokens=hole, guidance=guidance)
+    assert scales == guidance_scales(2., 3, guidance)
+
+
+def test_the_grid_is_the_models(ar_and_mar):
+    ar, mar = ar_and_mar
+    for drawn in (sample_ar(ar, LABELS), sample_mar(mar, LABELS, steps=2), sample_mar(mar, LABELS, None, 2),
+                  sample_fusion(ar, mar, LABELS, ar_tokens=3, mar_steps=2)): assert drawn.shape == (3, 4, 4)
+    assert sample_mar(mar, LABELS, (2, 6), 2).shape == (3, 2, 6)
+    def even(tokens, labels, drop): return torch.zeros(len(tokens), tokens[0].numel(), 2)
+    assert sample_mar(even, LABELS, steps=2, codebook_size=2).shape == (3, 16, 16)
+
+
+def test_orders_are_found_once():
+    "Every step asks for the order of its grid."
+    grid = (7, 9)
+    expected = halton_ranks(grid)
+    with mock.patch('maskgil.sampling.halton', side_effect=AssertionError('found again')):
+        assert halton_ranks(grid).equal(expected) and checkerboard_ranks([7, 9]).shape == (63,)
+    halton_ranks(grid).zero_()
+    assert halton_ranks(grid).equal(expected)
+
+
+def test_labels_and_tokens_in_bytes(ar_and_mar):
+    bert = load_model('maskgit-transformer', 'smoke-b', classes=3, codebook_size=MASK, grid=(4, 4))
+    for model, sample in zip((*ar_and_mar, bert), (sample_ar, sample_mar, sample_mar)):
+        for kind in (torch.uint8, torch.int8, torch.int32):
+            assert sample(model, LABELS.to(kind)).equal(sample(model, LABELS))
+        tokens = torch.arange(3 * 12).view(3, 12) % MASK if model.config.causal else torch.full((3, 4, 4), MASK)
+        assert model.logits(tokens.to(torch.uint8), LABELS.to(torch.uint8)).equal(model.logits(tokens, LABELS))
+
+
+def test_torchs_default_precision_does_not_matter(ar_and_mar):
+    ar, mar = ar_and_mar
+    def drawn(): return sample_mar(mar, LABELS, steps=3), sample_ar(ar, LABELS), sample_mar(mar, LABELS, remask=.3)
+    expected = drawn()
+    torch.set_default_dtype(torch.float64)
+    try: rope_table.cache_clear(); found = drawn()
+    finally: torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True): assert one.equal(other)
+
+
+@pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('which', [0, 1])
+def test_weights_in_half_precision(which, kind, ar_and_mar):
+    model, sample = copy.deepcopy(ar_and_mar[which]).to(kind), (sample_ar, sample_mar)[which]
+    for dtype in ('auto', kind): assert sample(model, LABELS, dtype=dtype).shape == (3, 4, 4)
+    with pytest.raises(ValueError, match=r'in float32: see model.float\(\)'): sample(model, LABELS, dtype='float32')
+
+
 # Refusals
+
+@pytest.mark.parametrize('option', [dict(reuse='settled'), dict(precision='int8')], ids=str)
+def test_a_refusal_says_what_the_model_is(option, ar_and_mar):
+    mar = ar_and_mar[1]
+    with pytest.raises(ValueError, match='not maskgil, compiled'): sample_mar(torch.compile(mar), LABELS, **option)
+    steered = Against(mar, torch.zeros(1, 1, 1))
+    with pytest.raises(ValueError, match='not maskgil, steered away'): sample_mar(steered, LABELS, **option)
+
 
 @pytest.mark.parametrize('wrong, said', [
     (dict(schedule='autonad'), "'autonat'"), (dict(schedule='exp'), 'exponential'),
@@ -216,7 +301,8 @@ def test_remasking_repairs():
     (dict(choice_schedule='none'), 'choose one of fading, autonat'),
     (dict(confidence_from='logits'), 'choose one of drawn, model'),
     (dict(remask=-.1), 'remask must be a finite number'), (dict(remask=1.1), 'remask'), (dict(remask=None), 'remask'),
-    (dict(remask=.1, reuse='settled'), "choose remask=0 or reuse='none'")], ids=str)
+    (dict(remask=.1, reuse='settled'), "choose remask=0 or reuse='none'"), (dict(on_step=3), 'on_step is a function')],
+    ids=str)
 def test_what_is_refused(wrong, said):
     def never(*args): raise AssertionError('asked before everything was checked')
     with pytest.raises(ValueError, match=said): sample_mar(never, LABELS, (4, 4), codebook_size=MASK, **wrong)
@@ -224,7 +310,7 @@ def test_what_is_refused(wrong, said):
 
 
 def test_every_option_has_a_rule():
-    assert OPTIONS.keys() >= {'remask', 'choice_schedule', 'confidence_from', 'temperature_schedule'}
+    assert OPTIONS.keys() >= {'on_step', 'remask', 'choice_schedule', 'confidence_from', 'temperature_schedule'}
     assert check_call(sample_mar, dict(remask=0, reuse='settled')) == dict(remask=0., reuse='settled')
 
 

@@ -1,5 +1,6 @@
 """The fast ways compute what the plain ones do: packed products, the last block at the places that are asked for,
 keys and values kept. The plain ways are written out here."""
+import threading
 from unittest import mock
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from maskgil.approximate import run_approximate
 from maskgil.losses import MaskedObjective
 from maskgil.models import load_model
-from maskgil.sampling import sample_ar, sample_mar
+from maskgil.sampling import next_logits, sample_ar, sample_mar
 from maskgil.speed import LEAST_SHARE, SHORT, SPEEDS, ar_operations, mar_operations
 
 SHAPE = dict(size='b', layers=3, heads=4, width=128, codebook_size=500, classes=10, grid=(8, 8))
@@ -152,3 +153,72 @@ def test_operations_of_a_drawing():
 def test_prices_refuse_before_they_draw(asked, said):
     with mock.patch('maskgil.approximate.count_operations', side_effect=AssertionError('it has begun')):
         with pytest.raises(ValueError, match=said): run_approximate(**asked)
+
+
+# Other products belong to one drawing
+
+@pytest.mark.parametrize('options, packed', [(dict(precision='int8'), False), ({}, True)], ids=str)
+def test_other_products_are_of_one_thread(options, packed):
+    "While one thread draws with other products, the network is what it was to the others, and afterwards to all."
+    model, tokens, labels = lively('maskgil'), torch.full((2, 8, 8), 500), torch.arange(2)
+    inside, asked, answers = threading.Event(), threading.Event(), []
+    def wait(step, x):
+        inside.set()
+        assert asked.wait(60)
+    def draw(): answers.append(sample_mar(model, labels, steps=2, dtype='float32', on_step=wait, **options))
+    with torch.no_grad(), mock.patch('maskgil.sampling.PACKED_FROM', 0 if packed else 2**62):
+        before, alone = model.logits(tokens, labels), sample_mar(model, labels, steps=2, dtype='float32', **options)
+        thread = threading.Thread(target=draw)
+        thread.start()
+        assert inside.wait(60) and 'forward' in vars(model.head)
+        during = model.logits(tokens, labels)
+        assert sample_mar(model, labels, steps=2, dtype='float32', **options).equal(alone) # and ends first
+        asked.set()
+        thread.join()
+    assert during.equal(before) and answers[0].equal(alone) and 'forward' not in vars(model.head)
+
+
+def test_products_within_products():
+    "The inner ones end, the outer ones go on."
+    from maskgil.sampling import other_products
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    with other_products([layer], lambda _: lambda x: 'outer'):
+        with other_products([layer], lambda _: lambda x: 'inner'): assert layer(x) == 'inner'
+        assert layer(x) == 'outer'
+    assert isinstance(layer(x), torch.Tensor)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_checkpointed_blocks_have_the_same_gradients(kind, batch):
+    tokens, labels, hidden = batch
+    model, gradients, blocks = lively(kind, dropout=0.).train(), [], []
+    for recompute in (False, True):
+        model.gradient_checkpointing = recompute
+        with mock.patch('maskgil.models.checkpoint', side_effect=torch.utils.checkpoint.checkpoint) as again:
+            model.logits(tokens, labels, at=hidden).square().sum().backward()
+        blocks.append(again.call_count)
+        gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+        model.zero_grad()
+    assert blocks == [0, 3] and all(one.equal(other) for one, other in zip(*gradients, strict=True))
+    with pytest.raises(ValueError, match='True or False'): model.gradient_checkpointing = 'no'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_places_have_one_form(kind, batch):
+    tokens, labels, hidden = batch
+    model = lively(kind)
+    assert model.logits(tokens, labels, at=hidden.view_as(tokens)).equal(model.logits(tokens, labels, at=hidden))
+    for wrong in (hidden.long(), hidden[:, :-1], hidden[:3], hidden.view(6, 4, 16), hidden.T, [True]):
+        with pytest.raises(ValueError, match='at is a tensor of bool'): model.logits(tokens, labels, at=wrong)
+
+
+def test_without_a_cache_the_grid_is_the_one_asked_for():
+    model = lively('llamagen')
+    tokens, labels = torch.arange(20).expand(2, 20), torch.arange(2)
+    cache = model.new_cache(labels, 40, torch.float32)
+    with torch.no_grad():
+        for token in (None, *tokens.split(1, 1)): cached = model.decode(token, labels, None, cache, (4, 16))
+        plain = next_logits(model, tokens, labels, None, None, (4, 16))
+        of_own_grid = next_logits(model, tokens, labels, None, None, (8, 8))
+    torch.testing.assert_close(plain, cached, atol=1e-4, rtol=1e-4)
+    assert (plain - of_own_grid).abs().max() > 1e-2
