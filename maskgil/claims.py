@@ -192,7 +192,9 @@ def at_end(
 def rows_at_best_guidance(
     table: pd.DataFrame, # from `tables.long_table`
 ) -> pd.DataFrame: # with the rows of every metric at that scale
-    "Each curve at the guidance scale with the lowest mean FID, the smaller one of equals; `NoData` where one is lost."
+    """Each point at the guidance scale with the lowest mean FID, the smaller one of equals; `NoData` where one is lost.
+
+    A scale that was measured at the last epoch only counts too; for `tables.best_guidance`, which draws curves, not."""
     lost = table[(table.family == 'fid') & ~np.isfinite(table.value.astype(float))]
     if len(lost): raise NoData(f'FID is not finite at {len(lost)} of {(table.family == "fid").sum()} points')
     point = [table[column] for column in table if column not in (*RESULTS, 'cfg')]

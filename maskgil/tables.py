@@ -99,14 +99,25 @@ def variance_of_images(
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
-    "One row for each point: the mean over seeds, and its interval where the seeds have intervals."
+    "One row for each point: the mean over the seeds that have a number, and its interval where they have intervals."
     if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
-    group = table.assign(variance_of_images=variance_of_images(table)).groupby(by, dropna=False, sort=False)
+    group = _noting_lost(table, by).assign(variance_of_images=variance_of_images).groupby(by, dropna=False, sort=False)
     merged = group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'),
-                       seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'),
+                       seeds=('value', 'count'), note=('note', 'first'), key=('key', 'first'),
                        variance_of_images=('variance_of_images', 'mean'), variance_of_seeds=('value', 'var'))
     return _narrowed(merged.reset_index()).drop(columns=['variance_of_images', 'variance_of_seeds'])
+
+def _noting_lost(table: pd.DataFrame, by: list[str]) -> pd.DataFrame: # by: the columns of a point
+    "Infinite numbers are lost, too; each note of a point says which of its seeds are."
+    table = table.assign(value=table.value.astype(float).where(np.isfinite(table.value.astype(float))))
+    gone = table[table.value.isna()]
+    if gone.empty: return table
+    text = gone.seed.map('{:g}'.format).groupby([gone[c] for c in by], dropna=False).transform(', '.join)
+    point = table.groupby(by, dropna=False, sort=False).ngroup()
+    lost = point.map(dict(zip(point[table.value.isna()], 'without a number: seed ' + text)))
+    notes = [' '.join(part for part in pair if isinstance(part, str) and part) for pair in zip(table.note, lost)]
+    return table.assign(note=notes)
 
 def _narrowed(merged): # to the interval of the mean, where that is narrower than from the lowest to the highest
     variance = merged[['variance_of_images', 'variance_of_seeds']].astype(float).max(axis=1) / merged.seeds
@@ -120,7 +131,9 @@ def best_guidance(
     table: pd.DataFrame, # from `over_seeds`
     family: str = 'fid', # the metric to choose by; the smaller the better
 ) -> pd.DataFrame: # one row for each point of training
-    "The guidance scale with the lowest value, at each epoch of each curve."
+    """The guidance scale with the lowest value at each epoch of each curve, of those measured at every epoch.
+
+    `claims.rows_at_best_guidance` also takes a scale that was measured at the last epoch only."""
     curve = table[(table.family == family) & (table.part == 'curve')]
     measured = ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')
     line = [c for c in curve if c not in measured]
@@ -133,9 +146,10 @@ def best_guidance(
 def main_profile(
     table: pd.DataFrame, # with columns `profile` and `source`, and `seed` or `seeds`
 ) -> str | None: # None where nothing was measured
-    """The largest that you ran, if the reference has it too; else the larger of that and of the reference's own.
+    """The profile that a table shows by default; profiles are ordered as in `PROFILES`, the largest last.
 
-    That is the one with most seeds, the larger of equals."""
+    Your largest, if the reference has rows of it. Otherwise the larger of two: your largest, and the profile of which
+    the reference has the most seeds (of several, the largest)."""
     known = list(PROFILES)
     ran = set(table.profile[table.source == 'yours']) & {*known}
     rows = table[(table.source == 'reference') & table.profile.isin(known)]
