@@ -165,12 +165,16 @@ class Study:
         "The profile of the stage that is asked for."
         return second_stage(profile) if self.grows and p.stage == '512' else profile
 
+    def given(self, p: Any) -> dict[str, Any]: # p: the notebook's parameters
+        "The settings that they replace; 0 and what is empty are the profile's."
+        asked = {setting: getattr(p, name) for name, setting in self.settings.items()}
+        return {setting: value for setting, value in asked.items() if value not in (0, '', [])}
+
     def profile(self, p: Any) -> Profile: # p: the notebook's parameters
         "The profile that a notebook's parameters ask for, checked; prints which and why."
         resolved = resolve_profile(p.profile, p.data)
         called = {setting: name for name, setting in self.settings.items()} | {'data.source': 'data'}
-        given = {setting: getattr(p, name) for name, setting in self.settings.items()}
-        chosen = override(self.at_stage(self.trained_with(resolved), p), given, called)
+        chosen = override(self.at_stage(self.trained_with(resolved), p), self.given(p), called)
         self.check(chosen, p, called)
         return chosen
 

@@ -280,7 +280,7 @@ def expected(part: Part, form: str) -> list[tuple[str, dict[str, Any]]]: # study
     given = {k: str(v) for k, v in part.arguments.items()}
     p = argparse.Namespace(**check_parameters(given, study_declarations(study_notebook(part.study))))
     at = study.at_stage(study.trained_with(profile), p)
-    chosen = override(at, {name: getattr(p, k) for k, name in study.settings.items()})
+    chosen = override(at, study.given(p))
     cells = {str(cell.parameters): cell for cell in study.grid(chosen, p)} # several may share a record
     return [(cell.study or part.study, cell.parameters) for cell in cells.values()]
 

@@ -74,6 +74,16 @@ def test_what_was_right_is_still_right():
     changed = override(MINI, given)
     assert changed.evaluation.images == 20 and changed.evaluation.cfg == (1, 2.5) and changed.data.limit == 0
     assert override(MINI, {'evaluation.steps': np.int64(4)}).evaluation.steps == 4
+    off = override(MINI, {'training.ema': 0., 'training.warmup_steps': 0, 'evaluation.judged': False})
+    assert (off.training.ema, off.training.warmup_steps, off.evaluation.judged) == (0., 0, False)
+
+
+def test_a_zero_among_a_notebooks_parameters_is_the_profiles():
+    for study in STUDIES.values():
+        p = defaults(study.name, profile='smoke')
+        assert study.given(p) == {} and study.profile(p) == study.at_stage(study.trained_with(PROFILES['smoke']), p)
+    p = defaults('scaling', profile='smoke', eval_images=20, steps=0)
+    assert STUDIES['scaling'].given(p) == {'evaluation.images': 20}
 
 
 @pytest.mark.parametrize('slip', [dict(seed=-1), dict(seed=2**63), dict(seed=.5), dict(eval_images=4),
