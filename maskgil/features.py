@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import check_whole, file_digest, pick_device, progress, write_atomic
+from .core import autocast, check_whole, file_digest, pick_device, progress, write_atomic
 from .data import to_float, to_rgb
 from .weights import check_finite, CheckpointError, only_shapes, read_weights
 from .checkpoints import synthetic_weights
@@ -368,6 +368,9 @@ def in_batches(
     "Any images, a batch at a time. Raises for a tensor that is not bytes."
     if isinstance(images, np.ndarray): images = torch.from_numpy(images)
     if not isinstance(images, Tensor) and not hasattr(images, 'batch'):
+        if isinstance(images, (str, bytes, Path)) or not hasattr(images, '__iter__'):
+            raise ValueError('metrics take (n 3 h w) uint8, an image set, or an iterator of such, not '
+                             f'{images!r:.80}; see maskgil.data.load_images')
         for part in images: yield from in_batches(part, size)
         return
     if isinstance(images, Tensor): _check_bytes(images)
@@ -420,14 +423,14 @@ def extract(
     device: str | torch.device = 'auto', # where to run
     weights: Path | str | None = None, # a local file, for Inception
 ) -> Features: # on the CPU
-    "Features and logits of images."
+    "Features and logits of images, in float32 whatever surrounds the call."
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
     size = EXTRACTORS[extractor].batch_size if batch_size is None else check_whole('batch_size', batch_size, 1)
     total = len(images) if hasattr(images, '__len__') else None
     seen = GrowingRows(), GrowingRows() # features, logits
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in in_batches(images, size):
-            features, logits = look(batch)
+            with autocast(pick_device(device), torch.float32): features, logits = look(batch)
             if not (features.isfinite().all() and logits.isfinite().all()):
                 raise FloatingPointError(f'{extractor}: features that are not finite, in batch '
                                          f'{len(seen[0]) // size + 1}: '
