@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from .checks import printable
+from .checks import check_choice, printable
 from .models import SIZE_ROWS
 from .profiles import PROFILES
 from .records import Record, SOURCES, latest
@@ -20,8 +20,8 @@ from .tokenizers import tokenizer_names
 
 # %% auto #0
 __all__ = ['FIRST_MODEL_LABELS', 'COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table',
-           'history_table', 'variance_of_images', 'over_seeds', 'best_guidance', 'main_profile', 'of_profile',
-           'in_table_order', 'compare', 'as_text']
+           'history_table', 'variance_of_images', 'over_seeds', 'best_guidance', 'main_profile', 'check_profile',
+           'of_profile', 'in_table_order', 'compare', 'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
@@ -161,11 +161,19 @@ def main_profile(
     if len(seeds): ran.add(max(seeds.index, key=lambda name: (seeds[name], known.index(name))))
     return max(ran, key=known.index, default=None)
 
+def check_profile(
+    profile: str | None, # None: the main one
+    table: pd.DataFrame, # with a column `profile`
+) -> None:
+    "A `ValueError` for a profile that there is neither a row nor a record of."
+    if profile is not None: check_choice('profile', profile, dict.fromkeys([*PROFILES, *table.get('profile', [])]))
+
 def of_profile(
     table: pd.DataFrame, # as `main_profile` takes it
     profile: str | None = None, # `main_profile` unless told otherwise
 ) -> pd.DataFrame: # the paper's rows, and the measured ones of one profile
     "Leave out what other profiles measured; each stage of a study has a main profile of its own."
+    check_profile(profile, table)
     stage = table.groupby('stage', dropna=False).ngroup() if 'stage' in table else pd.Series(0, table.index)
     kept = table.source == 'paper'
     for one in stage.unique():
