@@ -422,15 +422,16 @@ def extract(
     batch_size: int | None = None, # None is the fastest on a CPU
     device: str | torch.device = 'auto', # where to run
     weights: Path | str | None = None, # a local file, for Inception
+    dtype: torch.dtype = torch.float32, # of products, whatever surrounds the call; metrics are of float32
 ) -> Features: # on the CPU
-    "Features and logits of images, in float32 whatever surrounds the call."
+    "Features and logits of images."
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
     size = EXTRACTORS[extractor].batch_size if batch_size is None else check_whole('batch_size', batch_size, 1)
     total = len(images) if hasattr(images, '__len__') else None
     seen = GrowingRows(), GrowingRows() # features, logits
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in in_batches(images, size):
-            with autocast(pick_device(device), torch.float32): features, logits = look(batch)
+            with autocast(pick_device(device), dtype): features, logits = look(batch)
             if not (features.isfinite().all() and logits.isfinite().all()):
                 raise FloatingPointError(f'{extractor}: features that are not finite, in batch '
                                          f'{len(seen[0]) // size + 1}: '
