@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence
 
 # %% auto #0
-__all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TAKES', 'ORDINARY', 'VARIABLES', 'WANTED', 'A_PLACE', 'NEEDED',
-           'check_choice', 'brief', 'nearest', 'Declared', 'declarations', 'list_items', 'convert_value',
+__all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TABLES', 'TAKES', 'ORDINARY', 'VARIABLES', 'WANTED', 'A_PLACE',
+           'NEEDED', 'check_choice', 'brief', 'nearest', 'Declared', 'declarations', 'list_items', 'convert_value',
            'ParameterError', 'check_parameters', 'read_declarations', 'UndeclaredParameter', 'Parameters',
            'check_current', 'notebook_parameters', 'project_of', 'parameters_cell', 'notebook_cells',
            'study_declarations', 'OneLineParser', 'options', 'printable', 'error_line', 'one_line_errors',
@@ -157,6 +157,7 @@ class ParameterError(ValueError):
 
 # %% ../nbs/00_checks.ipynb #a95923df
 Rows = Callable[[str], Iterable[str]] # a table's name -> the names of its rows
+TABLES: dict[str, Callable[[], Iterable[str]]] = {} # tables that a later module has put here -> the names of their rows
 
 TAKES = { # what a message says of a type
     'str': "a text, such as 'b'", 'bool': 'True or False',
@@ -184,10 +185,14 @@ def _chosen(parameter: Declared, item: Any, rows: Rows | None) -> Any:
     tables = [choice for choice in parameter.choices if choice.isupper() and '_' in choice]
     named = [choice for choice in parameter.choices if choice not in tables]
     if not parameter.choices or item in named or tables and rows is None: return item
-    known = dict.fromkeys([*named, *(row for table in tables for row in (rows(table) if rows else []))])
+    known = dict.fromkeys([*named, *(row for table in tables for row in _rows_of(table, rows))])
     same = [choice for choice in known if choice.casefold() == str(item).strip().casefold()]
     if item not in known and len(same) == 1: return same[0]
     return check_choice(parameter.name, item, known, ParameterError)
+
+def _rows_of(table: str, rows: Rows | None) -> Iterable[str]:
+    if table in TABLES: return TABLES[table]()
+    return rows(table) if rows else []
 
 # %% ../nbs/00_checks.ipynb #3d874eab
 def check_parameters(

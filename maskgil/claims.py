@@ -21,7 +21,7 @@ from .weights import only_shapes
 from .tokenizers import TOKENIZERS
 from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
-from .tables import of_profile, ORDER
+from .tables import check_profile, of_profile, ORDER
 from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, LEVEL, NoData, RESULTS
 from .statistics import MOST_SEEDS, seeds_to_decide, spread_of_table
 
@@ -192,7 +192,9 @@ def at_end(
 def rows_at_best_guidance(
     table: pd.DataFrame, # from `tables.long_table`
 ) -> pd.DataFrame: # with the rows of every metric at that scale
-    "Each curve at the guidance scale with the lowest mean FID, the smaller one of equals; `NoData` where one is lost."
+    """Each point at the guidance scale with the lowest mean FID, the smaller one of equals; `NoData` where one is lost.
+
+    A scale that was measured at the last epoch only counts too; for `tables.best_guidance`, which draws curves, not."""
     lost = table[(table.family == 'fid') & ~np.isfinite(table.value.astype(float))]
     if len(lost): raise NoData(f'FID is not finite at {len(lost)} of {(table.family == "fid").sum()} points')
     point = [table[column] for column in table if column not in (*RESULTS, 'cfg')]
@@ -1079,6 +1081,7 @@ def verdicts_by_claim(
     profile: str | None = None,
 ) -> dict[str, dict[str, Verdict]]: # key of a claim -> source that can bear on it -> verdict
     "The verdict of each source on each claim."
+    check_profile(profile, table)
     history = pd.DataFrame(columns=['source']) if history is None else history
     read = lambda row: history if row.study == 'stability' else table
     return {key: {source: verdict_of(row, read(row), source, profile) for source in row.judged_on}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .checks import check_choice, printable
 
 # %% auto #0
-__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'results_dir', 'cache_dir',
+__all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'expanded', 'results_dir', 'cache_dir',
            'checkpoints_dir', 'shipped', 'shown', 'check_whole', 'check_real', 'check_number', 'fingerprint',
            'file_digest', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
            'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'take_lock', 'locked', 'set_seed', 'derived_seed',
@@ -41,17 +41,21 @@ def project_root(
     return Path.cwd().resolve()
 
 # %% ../nbs/01_core.ipynb #31c486f2
+def expanded(path: Path | str) -> Path:
+    "A path with its `~`, if it begins with one, replaced by the home folder; `~` of an unknown user stays."
+    return Path(os.path.expanduser(path))
+
 def results_dir() -> Path:
     "Records and tables: `results/` of the project, or `MASKGIL_RESULTS`."
-    return Path(os.environ.get('MASKGIL_RESULTS') or project_root()/'results')
+    return expanded(os.environ.get('MASKGIL_RESULTS') or project_root()/'results')
 
 def cache_dir() -> Path:
     "Whatever can be made again: rendered images, tokens, features. `.cache/` of the project, or `MASKGIL_CACHE`."
-    return Path(os.environ.get('MASKGIL_CACHE') or project_root()/'.cache')
+    return expanded(os.environ.get('MASKGIL_CACHE') or project_root()/'.cache')
 
 def checkpoints_dir() -> Path:
     "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
-    return Path(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints').expanduser()
+    return expanded(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints')
 
 # %% ../nbs/01_core.ipynb #f815d605
 def shipped(
@@ -209,7 +213,7 @@ def write_atomic(
     path: Path | str, # the file to create or replace; its folder is created
 ) -> Iterator[Path]: # a temporary name in the same folder
     "Yield a temporary path to write to; on a clean exit it becomes `path`, otherwise it is removed."
-    path = Path(path)
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = _temporary_name(path, os.getpid())
@@ -236,7 +240,7 @@ def write_json(
         content.pop('checksum', None)
         text = _json_text(content | dict(checksum=fingerprint(content)))
     with write_atomic(path) as temporary: temporary.write_bytes(text.encode('utf-8', 'backslashreplace'))
-    return Path(path)
+    return expanded(path)
 
 def _json_text(value: Any) -> str: # a name that is not UTF-8 ends as an escape that JSON knows
     return json.dumps(value, indent=1, default=_jsonable, allow_nan=False, ensure_ascii=False) + '\n'
@@ -247,7 +251,7 @@ def read_json(
     look_at_unsealed: Callable[[dict[str, Any]], None] | None = None, # at a dictionary without a checksum; may raise
 ) -> Any: # what it holds, without its checksum
     "Read a JSON file; one that is damaged, or was changed since it was written, is a `DamagedFile`."
-    try: value = json.loads(Path(path).read_text(encoding='utf-8'))
+    try: value = json.loads(expanded(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DamagedFile(f'{path} is not valid JSON: {e}') from None
     if not isinstance(value, dict): return value

@@ -21,7 +21,8 @@ from PIL import Image
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, cache_dir, DamagedFile, derived_seed, fingerprint, locked, pick_device, pick_dtype, read_json, write_json,
+    autocast, cache_dir, check_whole, DamagedFile, derived_seed, expanded, fingerprint, locked, pick_device, pick_dtype,
+    read_json, write_json,
 )
 from .kept import fill_array, MARK, open_array, save_array, SEAL_BYTES
 from maskgil.pictures import (
@@ -256,6 +257,7 @@ def openmoji(
 ) -> ImageSet: # four channels, premultiplied alpha
     "OpenMoji, rendered once for each size into `cache_dir()`."
     check_choice('split', split, ['train', 'test'])
+    if limit is not None: check_whole('limit', limit, 1)
     pictures, made_from = _openmoji_pictures(*pair(size), trim)
     table = openmoji_table()
     where = np.flatnonzero(table['split'] == split)[:limit]
@@ -280,6 +282,7 @@ def to_float(
     images: torch.Tensor, # (b 3 h w) uint8
 ) -> torch.Tensor: # (b 3 h w) float32 in [-1, 1]
     "Bytes to what the networks see."
+    if images.is_floating_point(): raise ValueError(f'to_float takes bytes, not {images.dtype}')
     return images.float().div_(127.5).sub_(1)
 
 # %% ../nbs/03_data.ipynb #0856b368
@@ -287,6 +290,7 @@ def to_uint8(
     images: torch.Tensor, # (b 3 h w), any float type
 ) -> torch.Tensor: # (b 3 h w) uint8
     "What a network gives back, as bytes: clamped to [-1, 1] and rounded."
+    if not images.is_floating_point(): raise ValueError(f'to_uint8 takes numbers from -1 to 1, not {images.dtype}')
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 # %% ../nbs/03_data.ipynb #789260e6
@@ -611,12 +615,13 @@ def image_folder(
 ) -> FolderSet:
     "A dataset in the ImageNet layout. Only names and sizes are read here."
     if split is not None: check_choice('split', split, SPLITS)
+    if limit is not None: check_whole('limit', limit, 1)
     root = data_path(root)
     if not root.is_dir(): raise FileNotFoundError(f'there is no folder {root}')
     found = _listed(root, split)
     if not len(found): raise FileNotFoundError(f"{root} has no image in the split '{split}'")
     found.size = pair(size)
-    if limit and limit < len(found):
+    if limit is not None and limit < len(found):
         drawn = np.random.default_rng(0).permutation(len(found))[:limit]
         found = found.subset(np.sort(drawn))
     return found
@@ -731,7 +736,7 @@ class TokenSet:
         path: Path | str, # the folder of a finished cache
     ) -> TokenSet:
         "Open a finished cache; raises `DamagedFile` if its files do not belong together."
-        path = Path(path)
+        path = expanded(path)
         if missing := [name for name in TOKEN_FILES if not (path/name).exists()]:
             raise FileNotFoundError(f"{path} holds no finished token cache: expected {', '.join(TOKEN_FILES)}, there "
                                     f"is no {' and no '.join(missing)}")
@@ -821,10 +826,11 @@ def encode_tokens(
 ) -> TokenSet:
     "Encode once, resume where it was interrupted, reuse afterwards."
     device = pick_device(device); dtype = pick_dtype(dtype, device)
+    for what, number in dict(copies=copies, batch_size=batch_size).items(): check_whole(what, number, 1)
     images = images.readable()
     augmentation: dict[str, Any] = dict(seed=seed, shift=shift, background=background)
     made_from = _made_from(tokenizer, images, copies, augmentation, dtype)
-    path = Path(path) if path else cache_dir()/'tokens'/f'{images.name}-{fingerprint(made_from)}'
+    path = expanded(path) if path else cache_dir()/'tokens'/f'{images.name}-{fingerprint(made_from)}'
     _same_cache(path, made_from)
     if _is_finished(path): return TokenSet.load(path)
     with locked(path/'lock'): # no other process writes half of these files

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice, one_line_errors, options, ParameterError
 from maskgil.core import (
-    DamagedFile, fields_told, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype, progress,
-    read_json, weights_fingerprint, write_atomic, write_json,
+    DamagedFile, expanded, fields_told, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype,
+    progress, read_json, weights_fingerprint, write_atomic, write_json,
 )
 from .kept import open_array, save_array
 from .processes import device_count, left_to_others, local_device, place, run_here
@@ -27,7 +27,7 @@ from maskgil.features import (
 from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
 from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .shards import shard_ranges
-from .metrics import evaluate, fewest_images, load_statistics, Reference, said_images
+from .metrics import check_bootstrap, evaluate, fewest_images, load_statistics, Reference, said_images
 from .tasks import EvaluationTask, kept_metrics, read_task, reference_file, reference_of_images
 from .versions import versions_of
 
@@ -234,7 +234,7 @@ def draw_blocks(
     keep_images: bool = True, # for `write_npz`; tokens and features are always kept
 ) -> bool: # whether the set is complete
     "Draw and look at this rank's blocks that are missing."
-    folder, here = Path(folder), local_device(device)
+    folder, here = expanded(folder), local_device(device)
     if rank is None or not ranks: rank, ranks = place()
     products = str(pick_dtype(samples.options.get('dtype', 'auto'), here))
     _same_set(folder, samples.card() | dict(products=products))
@@ -262,7 +262,7 @@ def read_blocks(
 ) -> Iterator[np.ndarray]: # images (b H W 3) uint8
     "The blocks of a whole set, in order; a `FileNotFoundError` where there are none, or not all."
     check_choice('kind of block', kind, BLOCK_KINDS)
-    folder = Path(folder)
+    folder = expanded(folder)
     if not (folder/'set.json').is_file(): raise FileNotFoundError(f'{folder} holds no samples: set.json is missing')
     card = read_json(folder/'set.json')
     parts = [_array_file(folder, block, kind) for block in range(len(shard_ranges(card['count'], card['block'])))]
@@ -277,7 +277,7 @@ def read_blocks(
 def read_features(folder: Path | str) -> Features:
     "What the extractor saw in the whole set; a `ValueError` where that is not the number of images asked for."
     def whole(kind): return torch.from_numpy(np.concatenate(list(read_blocks(folder, kind))))
-    card = read_json(Path(folder)/'set.json')
+    card = read_json(expanded(folder)/'set.json')
     seen = Features(whole('features'), whole('logits'), card['extractor'])
     if len(seen) == card['count']: return seen
     raise ValueError(f"{folder} holds features of {len(seen)} images, and {card['count']} were asked for")
@@ -297,16 +297,24 @@ def write_npz(
     labels: Sequence[int] | Tensor, # (n,) of all images
 ) -> Path:
     "Write images and labels in ADM's layout; a `ValueError`, and no file, where they are not equally many."
-    blocks, classes = iter(blocks), np.asarray(labels, np.int64)
-    first, done = next(blocks), 0
+    blocks, classes, path = iter(blocks), np.asarray(labels, np.int64), expanded(path)
+    first, done = next(blocks, None), 0
+    if first is None: raise ValueError(f'there are no images to write into {path}')
     with write_atomic(path) as temporary, zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive:
         with _open_array(archive, 'arr_0', np.uint8, (len(classes), *first.shape[1:])) as file:
             for block in itertools.chain([first], blocks):
-                file.write(np.ascontiguousarray(block).tobytes())
+                file.write(_pixels(block, first.shape[1:]))
                 done += len(block)
         if done != len(classes): raise ValueError(f'{done} images for {len(classes)} labels')
         with _open_array(archive, 'arr_1', np.int64, classes.shape) as file: file.write(classes.tobytes())
-    return Path(path)
+    return path
+
+def _pixels(block: np.ndarray, shape: Sequence[int]) -> bytes: # shape: (H W 3), of each image
+    "A block as a file holds it; a `ValueError` for what is no bytes, or of another shape than the others."
+    if block.ndim == 4 and block.shape[3] == 3 and block.shape[1:] == tuple(shape) and block.dtype == np.uint8:
+        return np.ascontiguousarray(block).tobytes()
+    raise ValueError(f'a block of images is {tuple(block.shape)} {block.dtype}, expected uint8 of '
+                     f'(b, {", ".join(map(str, shape))}), of which the last is 3')
 
 # %% ../nbs/31_evaluation.ipynb #a40bd54a
 def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
@@ -320,7 +328,8 @@ def _array_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 # %% ../nbs/31_evaluation.ipynb #fb1f683f
 def npz_layout(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]: # name: shape and type
     "What an .npz file holds, without reading it."
-    if not Path(path).is_file(): raise FileNotFoundError(f'there is no file {path}')
+    path = expanded(path)
+    if not path.is_file(): raise FileNotFoundError(f'there is no file {path}')
     found = {}
     with _naming(path), zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -347,7 +356,7 @@ def read_npz(
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
         raise ValueError(f'{path}: arr_0 is {(n, *shape)} {dtype}, expected (n, H, W, 3) uint8')
     if not n: raise ValueError(f'{path} holds no images')
-    with _naming(path), zipfile.ZipFile(path) as archive, archive.open('arr_0.npy') as file:
+    with _naming(path), zipfile.ZipFile(expanded(path)) as archive, archive.open('arr_0.npy') as file:
         _array_header(file) # the pixels begin behind it
         for start in range(0, n, rows):
             count = min(rows, n - start)
@@ -447,7 +456,7 @@ def protocol_card(
 # %% ../nbs/31_evaluation.ipynb #6c8211f7
 def _check_folder(folder: Path | str, samples: SampleSet) -> None:
     "Refuse the samples of another set: the card would be of this one."
-    there = read_json(Path(folder)/'set.json')
+    there = read_json(expanded(folder)/'set.json')
     asked = json.loads(json.dumps(samples.card(), default=str))
     differs = [name for name in asked if name in there and there[name] != asked[name]]
     if differs: raise ValueError(f"the samples in {folder} are of something else: another {', '.join(differs)}")
@@ -481,7 +490,7 @@ def draw_on_all(
     **options: Any, # of the sampler: steps, cfg, guidance, dtype, ...; with `ar_tokens` the pipeline's AR model begins
 ) -> Features:
     "Draw a set, resume it, and return what the extractor sees."
-    folder, processes = Path(folder), processes or device_count()
+    folder, processes = expanded(folder), processes or device_count()
     if processes == 1:
         samples = SampleSet(pipe.model, pipe.tokenizer, labels, options, seed, batch_size, block, extractor, weights,
                             ar=pipe.ar if FUSED in options else None)
@@ -521,10 +530,10 @@ def check_target(
 ) -> None:
     "Refuse, before anything is drawn, what would be refused after it: a `ValueError` or an `OSError`."
     row = EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)]
-    if bootstrap < 0: raise ValueError(f'bootstrap is {bootstrap}: it has to be 0 or more')
+    check_bootstrap(bootstrap)
     if npz and not keep_images: raise ValueError('npz needs the images: keep_images has to be true')
-    if npz and Path(npz).is_dir(): raise IsADirectoryError(f'npz names a folder, {npz}: give a file')
-    if npz: Path(npz).resolve().parent.mkdir(parents=True, exist_ok=True)
+    if npz and expanded(npz).is_dir(): raise IsADirectoryError(f'npz names a folder, {npz}: give a file')
+    if npz: expanded(npz).resolve().parent.mkdir(parents=True, exist_ok=True)
     if not reference: return
     layout = npz_layout(reference)
     mean = row.statistics[0] if row.statistics else ''
@@ -651,6 +660,7 @@ def evaluate_checkpoint(
     task: str = '', # a name of `tasks.task_names`, or a file: it says reference, count, seeds, extractors and bootstrap
 ) -> None:
     "Draw a balanced set and measure it; resumes, and runs on any number of ranks."
+    out = str(expanded(out))
     given, file = dict(locals()), weights or None
     if task: return measure_by_task(given)
     check_target(reference, extractor, npz, keep_images, bootstrap)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .core import check_whole, file_digest, pick_device, progress, write_atomic
+from .core import autocast, check_whole, file_digest, pick_device, progress, write_atomic
 from .data import to_float, to_rgb
 from .weights import check_finite, CheckpointError, only_shapes, read_weights
 from .checkpoints import synthetic_weights
@@ -368,6 +368,9 @@ def in_batches(
     "Any images, a batch at a time. Raises for a tensor that is not bytes."
     if isinstance(images, np.ndarray): images = torch.from_numpy(images)
     if not isinstance(images, Tensor) and not hasattr(images, 'batch'):
+        if isinstance(images, (str, bytes, Path)) or not hasattr(images, '__iter__'):
+            raise ValueError('metrics take (n 3 h w) uint8, an image set, or an iterator of such, not '
+                             f'{images!r:.80}; see maskgil.data.load_images')
         for part in images: yield from in_batches(part, size)
         return
     if isinstance(images, Tensor): _check_bytes(images)
@@ -419,6 +422,7 @@ def extract(
     batch_size: int | None = None, # None is the fastest on a CPU
     device: str | torch.device = 'auto', # where to run
     weights: Path | str | None = None, # a local file, for Inception
+    dtype: torch.dtype = torch.float32, # of products, whatever surrounds the call; metrics are of float32
 ) -> Features: # on the CPU
     "Features and logits of images."
     look, _ = load_extractor(extractor, str(pick_device(device)), weights)
@@ -427,7 +431,7 @@ def extract(
     seen = GrowingRows(), GrowingRows() # features, logits
     with progress(total=total, desc=f'features ({extractor})', delay=8, leave=False) as bar:
         for batch in in_batches(images, size):
-            features, logits = look(batch)
+            with autocast(pick_device(device), dtype): features, logits = look(batch)
             if not (features.isfinite().all() and logits.isfinite().all()):
                 raise FloatingPointError(f'{extractor}: features that are not finite, in batch '
                                          f'{len(seen[0]) // size + 1}: '

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .core import write_atomic
+from .core import expanded, write_atomic
 from .tokenizers import TOKENIZER_ROWS, tokenizer_names, TOKENIZERS
 from .models import attention, SIZE_ROWS, SIZES
 from .sampling import sample_fusion, unmask_plan
@@ -133,7 +133,7 @@ def save_figure(
 ) -> list[Path]: # the SVG and the PNG
     "Write a figure as SVG and PNG, atomically."
     import matplotlib.pyplot as plt
-    paths = [Path(folder)/f'{name}.{kind}' for kind in ('svg', 'png')]
+    paths = [expanded(folder)/f'{name}.{kind}' for kind in ('svg', 'png')]
     undated = dict(svg={'Date': None}, png={'Software': None})
     with plt.rc_context(theme()):
         box = fig.get_tightbbox().padded(.1) # once for both

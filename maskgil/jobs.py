@@ -30,7 +30,8 @@ from .text import TEXTS, TextTokens
 from .pipeline import decode_tokens, draw_tokens
 from .losses import CausalObjective, MaskedObjective, NotFinite, WatchedObjective
 from maskgil.preflight import (
-    check_run_folder, check_settings, check_training, data_identity, differences, in_words, model_identity, ranks_to_be,
+    check_products, check_run_folder, check_settings, check_training, data_identity, differences, in_words,
+    model_identity, ranks_to_be,
 )
 from maskgil.training import (
     accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
@@ -413,9 +414,11 @@ def check_beforehand(job: Job) -> tuple[ModelConfig, CausalObjective | MaskedObj
     "All that can be refused before weights and data are read: a `ValueError`, an `OSError` or a missing package."
     ranks, config = ranks_to_be(), check_job_model(job)
     training, objective = job_config(job, ranks), job_objective(job, config)
-    try: device = pick_device(job.device)
+    try: pick_device(job.device)
     except RuntimeError as e: raise ValueError(f"unknown device '{job.device}': {str(e).splitlines()[0]}") from None
-    if local_device(job.device) and pick_dtype(job.dtype, device): check_fit_options(**_options_of_fit(job))
+    local_device(job.device) # there is one
+    check_products(job.dtype)
+    check_fit_options(**_options_of_fit(job))
     for name in ('norms_every', 'samples_every'): check_number(name, getattr(job, name), 0, whole=True)
     for name in job.trackers: check_tracker(name)
     check_files(job)

@@ -19,7 +19,8 @@ from .core import keep_freed_memory, progress, project_root, shipped, weights_fi
 from .data import to_float
 from .features import in_batches, resize_bytes
 from maskgil.metrics import (
-    bootstrap_counts, frechet_distance, frechet_estimates, interval, mean_and_covariance, mean_estimates,
+    ANY, bootstrap_counts, check_bootstrap, frechet_distance, frechet_estimates, interval, mean_and_covariance,
+    mean_estimates, SHARE,
 )
 from .shards import open_images
 from .weights import read_weights
@@ -162,14 +163,16 @@ def judged_metrics(
 ) -> dict[str, dict[str, Any]]: # name: value, low, high, n, n_reference, label, reference
     "Both verdicts with their intervals, in the form of `metrics.evaluate`."
     features, named = as_judged(images, judge)
-    counts = bootstrap_counts(len(features), bootstrap, seed)
+    counts = bootstrap_counts(len(features), check_bootstrap(bootstrap), seed)
     estimates = dict(
         recognition=mean_estimates(recognised(named, asked), counts),
         fd_judge=100 * frechet_estimates(features.double(), counts, *mean_and_covariance(real)))
     compared = dict(recognition=None, fd_judge=len(real))
     eyes = f'judge {weights_fingerprint(judge or load_judge())}'
-    return {name: interval(found) | dict(n=len(features), n_reference=compared[name], label=JUDGE_METRICS[name],
-                                         reference=eyes) for name, found in estimates.items()}
+    bounds = dict(recognition=SHARE, fd_judge=ANY)
+    return {name: interval(found, bounds=bounds[name]) | dict(n=len(features), n_reference=compared[name],
+                                                              label=JUDGE_METRICS[name], reference=eyes)
+            for name, found in estimates.items()}
 
 # %% ../nbs/32_judge.ipynb #fc6a782e
 def make_judge(

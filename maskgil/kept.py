@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .core import DamagedFile, locked, naming_full_disk, progress, write_atomic
+from .core import DamagedFile, expanded, locked, naming_full_disk, progress, write_atomic
 
 # %% auto #0
 __all__ = ['MARK', 'SEAL_BYTES', 'tensors_checksum', 'save_tensors', 'load_tensors', 'save_array', 'open_array', 'fill_array']
@@ -43,7 +43,7 @@ def save_tensors(
     header: dict[str, str] | None = None, # text by name
 ) -> Path: # `path`
     "Write tensors with a checksum; raises OSError where there is no room."
-    path, header = Path(path), header or {}
+    path, header = expanded(path), header or {}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     stamped = header | dict(checksum=tensors_checksum(held, header))
     with write_atomic(path) as temporary, _as_os_error(path): save_file(held, temporary, stamped)
@@ -62,7 +62,7 @@ def load_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]: # tensors, header without its checksum
     "Read tensors and compare their checksum, if they have one; one that differs is a `DamagedFile`."
     try:
-        with safe_open(path, 'pt') as f:
+        with safe_open(expanded(path), 'pt') as f:
             tensors, header = {name: f.get_tensor(name) for name in f.keys()}, dict(f.metadata() or {})
     except SafetensorError as e: raise DamagedFile(f'{path} is damaged or cut: {e}') from None
     written = header.pop('checksum', None)
@@ -88,7 +88,7 @@ def save_array(
     array: np.ndarray, # of numbers
 ) -> Path: # `path`
     "Write an array with a checksum."
-    path, array = Path(path), np.ascontiguousarray(array)
+    path, array = expanded(path), np.ascontiguousarray(array)
     header, content = _npy_header(array.shape, array.dtype), array.tobytes()
     with write_atomic(path) as temporary:
         temporary.write_bytes(header + content + _seal(hashlib.sha256(header + content)))
@@ -117,7 +117,7 @@ def open_array(
     path: Path | str, # .npy
 ) -> np.memmap: # read-only
     "Map an array whose checksum is right, if it has one; otherwise a `DamagedFile`."
-    path = Path(path).resolve()
+    path = expanded(path).resolve()
     found = path.stat()
     try:
         _check_array(path, found.st_size, found.st_mtime_ns, found.st_ino)
@@ -188,7 +188,7 @@ def fill_array(
     """Fill an array on disk block by block; interrupted, it continues where it stopped.
 
     A file that is there and damaged is made again, with a warning."""
-    path, what = Path(path), (shape, np.dtype(dtype), block, rows, label)
+    path, what = expanded(path), (shape, np.dtype(dtype), block, rows, label)
     partial = path.with_name(path.name + '.partial')
     with contextlib.suppress(FileNotFoundError):
         try: return open_array(path)

@@ -20,11 +20,11 @@ from .models import code_digits, compute_dtype
 from .sampling import SCHEDULES
 
 # %% auto #0
-__all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'FEWEST_TOKENS', 'TRAINING_RECIPES', 'beta_quantile', 'mean_ratio',
-           'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target', 'OutputLayer',
-           'stream_block', 'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy', 'block_sizes',
-           'token_loss', 'Objective', 'NotFinite', 'random_copies', 'drop_conditions', 'MaskedObjective',
-           'WatchedObjective', 'CausalObjective']
+__all__ = ['LEAST_HIDDEN', 'MASK_RATIOS', 'LOGITS_AT_ONCE', 'FEWEST_TOKENS', 'TRAINING_RECIPES', 'NO_LAST_NORM', 'beta_quantile',
+           'mean_ratio', 'hide_tokens', 'slices', 'target_columns', 'StreamingCrossEntropy', 'softmax_minus_target',
+           'OutputLayer', 'stream_block', 'logit_gradients', 'add_product', 'OutputGradients', 'SmoothedCrossEntropy',
+           'block_sizes', 'check_targets', 'token_loss', 'Objective', 'NotFinite', 'random_copies', 'drop_conditions',
+           'MaskedObjective', 'WatchedObjective', 'CausalObjective']
 
 # %% ../nbs/20_losses.ipynb #604a2ae7
 @functools.cache
@@ -271,6 +271,17 @@ def block_sizes(
     return (tokens, codes) if tokens * codes <= 2 * budget else (2048, budget // 2048)
 
 # %% ../nbs/20_losses.ipynb #a3dd1652
+def check_targets(
+    targets: Tensor, # (k,) int64
+    codes: int, # of the codebook
+) -> None:
+    "A `ValueError` for targets outside the codebook; a GPU is not waited for, its batches `preflight.check_batch` saw."
+    if targets.device.type != 'cpu' or torch.compiler.is_compiling() or not len(targets): return
+    low, high = map(int, targets.aminmax())
+    if low < 0 or high >= codes:
+        raise ValueError(f'targets go from {low} to {high}, and the codes from 0 to {codes - 1}: a token that is not '
+                         'learned is left out, not given another number')
+
 def token_loss(
     features: Tensor, # (k d)
     weight: Tensor, # (v d), or the sum of the groups instead of v
@@ -283,6 +294,7 @@ def token_loss(
 ) -> tuple[Tensor, Tensor]: # sum of the losses, number of right guesses
     "Sum of label-smoothed cross-entropies and the number of codes that were the likeliest."
     if bias is not None and places is None: raise ValueError('a bias needs `places`, the row that each token adds')
+    check_targets(targets, math.prod(groups) if len(groups) > 1 else len(weight))
     def head_loss(weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]: # of one head; see `SmoothedCrossEntropy`
         block, width = chunk or block_sizes(len(weight), features.device)
         return SmoothedCrossEntropy.apply(features, weight, bias, places, targets, smoothing, block, width)
@@ -295,7 +307,10 @@ def token_loss(
 
 # %% ../nbs/20_losses.ipynb #c2864cbd
 class Objective(Protocol):
-    "What the loop asks of an objective. It sets `step`, and calls `after_step` and keeps `extra` where there are such."
+    """What the loop asks of an objective.
+
+    The loop sets `objective.step` before each step, calls `after_step` if there is one, and keeps the state of `extra`
+    in checkpoints."""
     def batch(self,
         data: Any, # what is learned from
         indices: Tensor, # (b,) int64, of its images
@@ -322,8 +337,10 @@ def random_copies(
     indices: Tensor, # (b,) int64
     generator: torch.Generator, # on the CPU
 ) -> tuple[Tensor, Tensor]: # tokens (b h w) and labels (b,), or text features (b l d)
-    "The images at these indices, each in one of its variants."
-    return data.batch(indices, torch.randint(data.copies, indices.shape, generator=generator))
+    "The images at these indices, each in one of its variants; a `ValueError` for tokens that are no grids."
+    tokens, labels = data.batch(indices, torch.randint(data.copies, indices.shape, generator=generator))
+    if tokens.ndim != 3: raise ValueError(f'the data gave tokens {tuple(tokens.shape)}, expected (images height width)')
+    return tokens, labels
 
 # %% ../nbs/20_losses.ipynb #02f703d7
 def drop_conditions(
@@ -375,12 +392,15 @@ class MaskedObjective:
         return loss, dict(accuracy=right)
 
 # %% ../nbs/20_losses.ipynb #593ecd98
+NO_LAST_NORM = "a model without a last norm, such as 'maskgit-transformer', has no output_norm: use MaskedObjective"
+
 @dataclass
 class WatchedObjective(MaskedObjective):
     "A masked objective that logs the norm of the features before the last norm, as `output_norm`."
     watched: bool = True # so that a job is told from one of a `MaskedObjective`
 
     def loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if not hasattr(model, 'norm'): raise ValueError(NO_LAST_NORM)
         norms = []
         def note(module: nn.Module, inputs: tuple) -> None: # what the last norm reads: (... d)
             norms.append(inputs[0].detach().float().norm(dim=-1).mean())

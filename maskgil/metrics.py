@@ -5,7 +5,7 @@
 # %% ../nbs/30_metrics.ipynb #ddbebdf6
 from __future__ import annotations
 
-import functools, json, warnings, zipfile
+import functools, json, math, warnings, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Sequence, TypeVar
@@ -15,18 +15,20 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .core import cache_dir, DamagedFile, derived_seed, fingerprint, pick_device
+from maskgil.core import (
+    autocast, cache_dir, check_whole, DamagedFile, derived_seed, expanded, fingerprint, pick_device,
+)
 from .data import to_float, to_uint8
 from .features import extract, EXTRACTORS, Features, in_batches, load_extractor
 from .kept import load_tensors, save_tensors
 
 # %% auto #0
-__all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'LINEARISE_ABOVE', 'CMMD_SIGMA', 'CMMD_SCALE', 'METRICS', 'EL0_LAYERS',
-           'check_covariance', 'symmetric_root', 'frechet_distance', 'mean_and_covariance', 'load_statistics',
-           'principal_components', 'project', 'check_features', 'repeated_images', 'images_read', 'said_images',
-           'ReferenceData', 'StoredReference', 'Reference', 'bootstrap_counts', 'frechet_estimates',
-           'principal_deviations', 'frechet_linearised', 'kernel_estimates', 'inception_estimates', 'in_manifold',
-           'mean_estimates', 'interval', 'clip_discrepancies', 'Metric', 'metric_key', 'fewest_images',
+__all__ = ['REPEATED', 'CARD', 'NEIGHBOURS', 'ANY', 'SHARE', 'LINEARISE_ABOVE', 'CMMD_SIGMA', 'CMMD_SCALE', 'METRICS',
+           'EL0_LAYERS', 'check_covariance', 'symmetric_root', 'frechet_distance', 'mean_and_covariance',
+           'load_statistics', 'principal_components', 'project', 'check_features', 'repeated_images', 'images_read',
+           'said_images', 'ReferenceData', 'StoredReference', 'Reference', 'check_bootstrap', 'bootstrap_counts',
+           'frechet_estimates', 'principal_deviations', 'frechet_linearised', 'kernel_estimates', 'inception_estimates',
+           'in_manifold', 'mean_estimates', 'interval', 'cmmd_estimates', 'Metric', 'metric_key', 'fewest_images',
            'check_measurable', 'evaluate', 'register_el0', 'real_floor', 'codebook_usage', 'usage_of', 'reconstruct',
            'psnr', 'Rebuilt', 'reconstruction_metrics']
 
@@ -123,7 +125,8 @@ def load_statistics(
     names: Sequence[str] = ('mu', 'sigma'), # of the mean and the covariance in it
 ) -> tuple[Tensor, Tensor]: # mean (k), covariance (k k), float64
     "Read a mean and a covariance in ADM's format (openai/guided-diffusion, evaluations)."
-    if not Path(path).is_file(): raise FileNotFoundError(f'there is no file of reference statistics {path}')
+    path = expanded(path)
+    if not path.is_file(): raise FileNotFoundError(f'there is no file of reference statistics {path}')
     try:
         with np.load(path, allow_pickle=False) as file:
             held = getattr(file, 'files', ['one array'])
@@ -251,7 +254,8 @@ class ReferenceData:
     def kernel_mean(self) -> float:
         "The kernel's mean over all pairs of different real images: a term of the kernel distance, computed once."
         features = self.seen.features.to(_product_device())
-        return float(_kernel_pairs(features, torch.ones(1, len(features), device=features.device)))
+        with autocast(features.device, torch.float32):
+            return float(_kernel_pairs(features, torch.ones(1, len(features), device=features.device)))
 
 # %% ../nbs/30_metrics.ipynb #81dd839b
 def _write_reference(reference: ReferenceData, path: Path) -> None:
@@ -282,23 +286,29 @@ class StoredReference(ReferenceData):
     "The same, to files and from them."
     def save(self, path: Path | str) -> Path:
         "Write as safetensors, with the card."
-        _write_reference(self, Path(path))
-        return Path(path)
+        _write_reference(self, path := expanded(path))
+        return path
 
     @classmethod
     def load(cls: type[_Stored], path: Path | str) -> _Stored:
         "The inverse of `save`."
-        return cls(**_read_reference(Path(path)))
+        return cls(**_read_reference(expanded(path)))
 
     @classmethod
     def from_statistics(cls: type[_Stored],
         path: Path | str, # an .npz file with mu and sigma, as ADM publishes it
         extractor: str = 'inception', # whose features these are
     ) -> _Stored: # enough for FID alone
-        "A reference that is only a mean and a covariance; a `ValueError` where the extractor has another width."
-        mean, cov = load_statistics(path, EXTRACTORS[extractor].statistics)
-        width = EXTRACTORS[extractor].features
-        if len(mean) != width: raise ValueError(f'{path} has {len(mean)} features, {extractor} has {width}')
+        "A reference that is only a mean and a covariance; a `ValueError` where FID is of other features than these."
+        row = EXTRACTORS[check_choice('extractor', extractor, EXTRACTORS)]
+        made_of = 'a reference of it is made of images, by Reference.from_images'
+        if not row.statistics: raise ValueError(f'there are no published statistics of {extractor}: {made_of}')
+        mean, cov = load_statistics(path, row.statistics)
+        width, found = row.features, len(mean)
+        if found != width: raise ValueError(f'{path} has {found} features, {extractor} has {width}')
+        if row.components:
+            raise ValueError(f'FID{row.label} is of {row.components} principal components, which are not in {path}: '
+                             f'{made_of}')
         card = dict(name=Path(path).stem, extractor=extractor, protocol='statistics read from a file', weights='',
                     images=fingerprint(mean, cov), count=None, components=None)
         return cls(mean, cov, card)
@@ -363,27 +373,34 @@ class Reference(StoredReference):
         weights: Path | str | None = None, # a local file, for Inception
     ) -> Reference:
         "The reference of some images, read if its file is there; a `ValueError` if that is of something else."
-        name = getattr(images, 'name', 'images')
+        name = getattr(images, 'name', None) or 'images' # a tensor's name is None
         made_of = getattr(images, 'fingerprint', None) or fingerprint(list(images.shape), images)
         which = load_extractor(extractor, str(pick_device(device)), weights)[1]
-        path = Path(path) if path else _cached_at(name, made_of, extractor, which, components_from)
+        path = expanded(path) if path else _cached_at(name, made_of, extractor, which, components_from)
         if path.exists():
             found = _checked(cls.load(path), path, made_of, extractor, which, components_from)
             return replace(found, card=found.card | dict(read_from=images_read(images)))
-        with torch.autocast(pick_device(device).type, enabled=False): # in float32, whatever surrounds it
-            seen = extract(images, extractor, device=device, weights=weights)
+        seen = extract(images, extractor, device=device, weights=weights)
         made = cls.from_features(seen, name, made_of, components_from, which)
         reference = replace(made, card=made.card | dict(read_from=images_read(images))) # skipped ones are known now
         reference.save(path)
         return reference
 
 # %% ../nbs/30_metrics.ipynb #1a045900
+def check_bootstrap(replicates: int) -> int: # 0, or 2 and more
+    "A `ValueError` for a number of replicates that gives no interval."
+    try: number = check_whole('bootstrap', replicates, 0)
+    except ValueError: number = 1
+    if number != 1: return number
+    raise ValueError(f'bootstrap is {replicates!r:.40}: it has to be 0, for values alone, or a whole number from 2')
+
 def bootstrap_counts(
     n: int, # images
     replicates: int, # resamples; 0 for the value alone
     seed: int, # of the resampling
 ) -> Tensor: # (1 + replicates, n) float32; rows sum to n, the first is ones
     "How often each image is drawn, with replacement."
+    check_whole('bootstrap', replicates, 0)
     generator = torch.Generator().manual_seed(derived_seed('bootstrap', n, seed))
     drawn = torch.randint(n, (replicates, n), generator=generator)
     counts = torch.zeros(replicates, n).scatter_add_(1, drawn, torch.ones(replicates, n))
@@ -444,14 +461,14 @@ def frechet_linearised(
     return value.clamp(min=0) + counts.double() @ (influence - influence.mean()) / len(z)
 
 # %% ../nbs/30_metrics.ipynb #4fbc6e05
-def _kernel(x: Tensor, y: Tensor) -> Tensor: return (x @ y.T / x.shape[1] + 1) ** 3 # n d, m d -> n m
+def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor: return (x @ y.T / x.shape[1] + 1) ** 3 # n d, m d -> n m
 
 # %% ../nbs/30_metrics.ipynb #7752017d
 def _kernel_pairs(x: Tensor, counts: Tensor, rows: int = 2048) -> Tensor: # (n d), (b n) -> (b) float64
     "Mean of the kernel over pairs of different rows of x, weighted by counts; a block of rows at a time."
     total = torch.zeros(len(counts), dtype=torch.float64)
     for start in range(0, len(x), rows):
-        kernel = _kernel(x[start:start + rows], x) # r d, n d -> r n
+        kernel = _cubic_kernel(x[start:start + rows], x) # r d, n d -> r n
         kernel.diagonal(start).zero_()
         pairs = (counts[:, start:start + rows] @ kernel) * counts # b r, r n -> b n
         total += pairs.sum(1, dtype=torch.float64).cpu()
@@ -465,9 +482,9 @@ def kernel_estimates(
     counts: Tensor, # (b n)
     rows: int = 2048, # a block
 ) -> Tensor: # (b) float64; may be below 0, by chance
-    "The kernel distance under each row of counts."
+    "KID (unbiased squared MMD with a cubic kernel) under each row of counts."
     y = reference.seen.features.to(x.device)
-    cross = torch.cat([_kernel(part, y).mean(1, dtype=torch.float64) for part in x.split(rows)])
+    cross = torch.cat([_cubic_kernel(part, y).mean(1, dtype=torch.float64) for part in x.split(rows)])
     return _kernel_pairs(x, counts, rows) + reference.kernel_mean - 2 * (counts.double() @ cross).cpu() / len(x)
 
 # %% ../nbs/30_metrics.ipynb #7ef7d6fc
@@ -511,16 +528,23 @@ def mean_estimates(
     return (counts.double() @ judged.double()).cpu() / len(judged)
 
 # %% ../nbs/30_metrics.ipynb #cf78c981
+ANY, SHARE = (-math.inf, math.inf), (0., 1.) # between which a metric lies
+
 def interval(
     estimates: Tensor, # (1 + replicates), the value first
     level: float = 0.95, # the share of replicates inside
+    bounds: tuple[float, float] = ANY, # the lowest and the highest there can be, where the interval ends too
 ) -> dict[str, float | None]: # value, low, high
-    "A value and the central part of its replicates, moved onto it."
+    """Percentile bootstrap interval, centred: the replicates' quantiles moved from their mean onto the value.
+
+    Resampling raises a Frechet distance, so that its replicates lie above the value. Records from before there were
+    bounds hold intervals of shares that reach beyond 0 or 1."""
     value, replicates = float(estimates[0]), estimates[1:].double()
     if not len(replicates): return dict(value=value, low=None, high=None)
     tails, mean = ((1 - level) / 2, (1 + level) / 2), replicates.mean().item()
     low, high = (torch.quantile(replicates, tail).item() - mean for tail in tails)
-    return dict(value=value, low=value + min(low, 0), high=value + max(high, 0))
+    low, high = max(value + min(low, 0), bounds[0]), min(value + max(high, 0), bounds[1])
+    return dict(value=value, low=low, high=high)
 
 # %% ../nbs/30_metrics.ipynb #110b5618
 LINEARISE_ABOVE = 256 # components of the Frechet distance
@@ -548,32 +572,32 @@ def _recall(seen, reference, counts, real_counts):
 CMMD_SIGMA, CMMD_SCALE = 10., 1000.
 
 # %% ../nbs/30_metrics.ipynb #15ae104e
-def _near(x: Tensor, y: Tensor) -> Tensor: # n d, m d -> n m
+def _gaussian_kernel(x: Tensor, y: Tensor) -> Tensor: # n d, m d -> n m
     x, y = x.double(), y.double()
     squares = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return torch.exp(-squares.clamp(min=0) / (2 * CMMD_SIGMA**2))
 
 # %% ../nbs/30_metrics.ipynb #d9572cb4
-def clip_discrepancies(
+def cmmd_estimates(
     seen: Tensor, # (n d) of generated images
     real: Tensor, # (m d)
     counts: Tensor, # (b n) how often each generated image is drawn
     rows: int = 2048, # at a time
 ) -> Tensor: # (b) float64
-    "CMMD of resampled sets."
+    "CMMD (biased squared MMD with a Gaussian kernel, times `CMMD_SCALE`) under each row of counts."
     share = counts.double() / counts.sum(1, keepdim=True)
     own = cross = torch.zeros(len(share), dtype=torch.float64, device=seen.device)
     for start in range(0, len(seen), rows):
         part, of_part = seen[start:start + rows], share[:, start:start + rows]
-        own = own + (of_part @ _near(part, seen) * share).sum(1)
-        cross = cross + of_part @ _near(part, real).mean(1)
-    among = sum(float(_near(part, real).sum()) for part in real.split(rows)) / len(real)**2
+        own = own + (of_part @ _gaussian_kernel(part, seen) * share).sum(1)
+        cross = cross + of_part @ _gaussian_kernel(part, real).mean(1)
+    among = sum(float(_gaussian_kernel(part, real).sum()) for part in real.split(rows)) / len(real)**2
     return CMMD_SCALE * (own + among - 2 * cross)
 
 # %% ../nbs/30_metrics.ipynb #d435b147
 def _cmmd(seen, reference, counts, real_counts):
     device = counts.device
-    return clip_discrepancies(seen.features.to(device), reference.features.to(device), counts)
+    return cmmd_estimates(seen.features.to(device), reference.features.to(device), counts)
 
 # %% ../nbs/30_metrics.ipynb #3b4ffe16
 class Metric(NamedTuple):
@@ -581,13 +605,14 @@ class Metric(NamedTuple):
     label: str # what its numbers are called; the extractor's label follows
     needs: str # of the reference: 'nothing', 'statistics' or 'features'
     estimates: Callable[[Features, Reference, Tensor, Tensor | None], Tensor] # (b) float64
+    bounds: tuple[float, float] = ANY # as `interval` takes them
 
 METRICS: dict[str, Metric] = {
     'fid':       Metric('FID', 'statistics', _fid),
     'kid':       Metric('KID', 'features', _kid),
     'is':        Metric('IS', 'nothing', _inception_score),
-    'precision': Metric('precision', 'features', _precision),
-    'recall':    Metric('recall', 'features', _recall),
+    'precision': Metric('precision', 'features', _precision, SHARE),
+    'recall':    Metric('recall', 'features', _recall, SHARE),
     'sfid':      Metric('sFID', 'statistics', _fid), # of 'inception-spatial'
     'fd':        Metric('FD', 'statistics', _fid), # of networks that FID does not mean
     'cmmd':      Metric('CMMD', 'features', _cmmd), # of 'clip'
@@ -640,7 +665,8 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]: # key: value, low, high, n, n_reference, label, reference
     "All metrics of a set of images that the reference allows; one of statistics alone gives FID and IS."
     usual = EXTRACTORS[seen.extractor].metrics if seen.extractor in EXTRACTORS else METRICS # refused below
-    names = [check_choice('metric', name, METRICS) for name in metrics or usual]
+    names = [check_choice(f'metric of {seen.extractor}', name, usual) for name in metrics or usual]
+    check_bootstrap(bootstrap)
     check_measurable(seen, reference, names)
     device, real = _product_device(), len(reference)
     counts = bootstrap_counts(len(seen), bootstrap, seed).to(device)
@@ -649,8 +675,10 @@ def evaluate(
     for name in names:
         metric = METRICS[name]
         if metric.needs == 'features' and reference.features is None: continue
+        with autocast(torch.device(device), torch.float32): # whatever surrounds it
+            estimates = _finite(metric, metric.estimates(seen, reference, counts, real_counts))
         found[metric_key(name, seen.extractor)] = dict(
-            **interval(_finite(metric, metric.estimates(seen, reference, counts, real_counts))),
+            **interval(estimates, bounds=metric.bounds),
             n=len(seen),
             n_reference=None if metric.needs == 'nothing' else reference.card['count'],
             label=metric.label + EXTRACTORS[seen.extractor].label,
@@ -749,10 +777,11 @@ def reconstruct(
     parameters = tokenizer.parameters() if isinstance(tokenizer, torch.nn.Module) else iter(())
     device = next((parameter.device for parameter in parameters), 'cpu')
     originals, rebuilt, tokens = [], [], []
-    for batch in in_batches(images, batch_size):
-        ids = tokenizer.encode(to_float(batch.to(device))) # b 3 H W -> b h w
+    for batch in in_batches(images, check_whole('batch_size', batch_size, 1)):
+        with autocast(torch.device(device), torch.float32): # whatever surrounds it
+            ids = tokenizer.encode(to_float(batch.to(device))) # b 3 H W -> b h w
+            rebuilt.append(to_uint8(tokenizer.decode(ids)).cpu())
         originals.append(batch)
-        rebuilt.append(to_uint8(tokenizer.decode(ids)).cpu())
         tokens.append(ids.cpu())
     if not originals: raise ValueError('there are no images to reconstruct')
     return torch.cat(originals).clone(), torch.cat(rebuilt).clone(), torch.cat(tokens).clone()

@@ -20,15 +20,16 @@ from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
 from .text import texts_fingerprint
 from .versions import VERSIONS, versions_of
-from .losses import CausalObjective, MaskedObjective, Objective
+from .losses import CausalObjective, MaskedObjective, NO_LAST_NORM, Objective, WatchedObjective
 
 # %% auto #0
-__all__ = ['FOR_MEMORY', 'DECAYS', 'OPTIMIZERS', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig', 'check_settings',
-           'block_matrices', 'check_optimizer', 'some_rows', 'where_it_lies', 'check_label_range', 'check_code_range',
-           'check_token_set', 'check_online', 'text_width', 'check_data', 'check_objective', 'check_batch',
-           'not_finite_in', 'state_bytes', 'check_run_folder', 'alone_in', 'ranks_to_be', 'check_division',
-           'check_training', 'described', 'model_identity', 'array_identity', 'sample_identity', 'same_random_numbers',
-           'data_identity', 'training_identity', 'settings_fingerprint', 'differences', 'in_words']
+__all__ = ['FOR_MEMORY', 'DECAYS', 'OPTIMIZERS', 'TRAINED_IN', 'LOOKED_AT', 'MEETING', 'STATE', 'SAMPLED', 'TrainConfig',
+           'check_settings', 'block_matrices', 'check_optimizer', 'check_products', 'some_rows', 'where_it_lies',
+           'check_label_range', 'check_code_range', 'check_token_set', 'check_online', 'text_width', 'check_data',
+           'check_objective', 'check_batch', 'not_finite_in', 'state_bytes', 'check_run_folder', 'alone_in',
+           'ranks_to_be', 'check_division', 'check_training', 'described', 'model_identity', 'array_identity',
+           'sample_identity', 'same_random_numbers', 'data_identity', 'training_identity', 'settings_fingerprint',
+           'differences', 'in_words']
 
 # %% ../nbs/22_preflight.ipynb #77dd50d2
 @dataclass(frozen=True)
@@ -107,6 +108,19 @@ def check_optimizer(
     if strategy == 'fsdp':
         raise ValueError("optimizer 'muon' needs whole matrices, and strategy 'fsdp' slices them: choose strategy "
                          "'ddp', or optimizer 'adamw'")
+
+# %% ../nbs/22_preflight.ipynb #4d1c2020
+TRAINED_IN = ('auto', 'float32', 'bfloat16') # the types of products that a training can have
+
+def check_products(
+    dtype: str | torch.dtype, # as for `core.pick_dtype`
+) -> None:
+    "A `ValueError` for a type that gradients do not fit in."
+    found = str(pick_dtype(dtype, 'cpu')).removeprefix('torch.')
+    if found in TRAINED_IN: return
+    raise ValueError(f"dtype '{found}' is not for training, choose 'bfloat16' or 'float32': gradients below 6e-8 would "
+                     'be 0 in float16, since there is no loss scaling here')
+
 
 # %% ../nbs/22_preflight.ipynb #91c45c7f
 LOOKED_AT = 2**28 # bytes
@@ -233,6 +247,7 @@ def check_objective(
     if not isinstance(objective, kinds[config.causal]):
         raise ValueError(f"a model of kind '{config.kind}' learns by {kinds[config.causal].__name__}, not by "
                          f'{type(objective).__name__}')
+    if isinstance(objective, WatchedObjective) and not hasattr(model, 'norm'): raise ValueError(NO_LAST_NORM)
     if isinstance(objective, MaskedObjective) and objective.mask_id != config.mask_id:
         raise ValueError(f'the objective hides tokens under the id {objective.mask_id}, and the id of the mask is '
                          f'{config.mask_id} for a model of {config.codebook_size} codes')
@@ -360,7 +375,7 @@ def check_training(
     "Refuse what would fail or learn something else: a `ValueError` or an `OSError` of one line."
     check_settings(config, milestones)
     check_optimizer(config.optimizer, model)
-    pick_dtype(dtype, 'cpu') # its name
+    check_products(dtype)
     ranks = ranks_to_be()
     check_division(config, ranks, None if hasattr(data, 'batch_indices') else len(data))
     check_objective(objective, model)

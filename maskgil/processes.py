@@ -98,7 +98,7 @@ def left_to_others(
 
 # %% ../nbs/02_processes.ipynb #cada266f
 def local_device(
-    device: str = 'auto', # as for `core.pick_device`; an index, as in 'cuda:1', is kept
+    device: str | torch.device = 'auto', # as for `core.pick_device`; an index, as in 'cuda:1', is kept
 ) -> torch.device: # with an index, if it is a GPU
     "This rank's GPU, if there are several; a `ValueError` if there is no such GPU."
     found, local = pick_device(device), place().launcher[2:] or ('LOCAL_RANK',)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable
 
-from .checks import check_choice, ParameterError, printable
+from .checks import check_choice, ParameterError, printable, TABLES
 
 # %% auto #0
 __all__ = ['GROUPS', 'PROFILES', 'SEEDS', 'RANGES', 'RISING', 'DIFFERENT', 'FORMS', 'PARAMETERS', 'DataSettings',
            'TokenizerSettings', 'TrainingSettings', 'EvaluationSettings', 'TextSettings', 'SecondStage', 'Profile',
-           'wrong_value', 'wrong_seed', 'wrong_settings', 'check_numbers', 'settings', 'decisive_settings', 'override',
-           'second_stage', 'resolve_profile']
+           'profile_names', 'wrong_value', 'wrong_seed', 'wrong_settings', 'check_numbers', 'settings',
+           'decisive_settings', 'override', 'second_stage', 'resolve_profile']
 
 # %% ../nbs/40_profiles.ipynb #6e98aa1b
 @dataclass(frozen=True)
@@ -193,6 +193,15 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (
             resolution=512, epochs=(20, 80), batch_size=256, adm_reference='VIRTUAL_imagenet512.npz')),
 )}
 
+# %% ../nbs/40_profiles.ipynb #1335820b
+def profile_names() -> list[str]:
+    "The names of all profiles, those of `MASKGIL_EXTEND` included; a notebook's parameter may have one for its value."
+    from maskgil.core import load_extensions # here, since it takes torch
+    load_extensions()
+    return [*PROFILES]
+
+TABLES['PROFILE_ROWS'] = profile_names
+
 # %% ../nbs/40_profiles.ipynb #27d5922a
 SEEDS = (0, 2**63 - 2) # torch takes 63 bits, and an untrained model is drawn with the next seed
 
@@ -328,11 +337,11 @@ def override(
     changes: dict[str, Any], # settings by name, such as 'training.epochs'; lists become tuples
     called: dict[str, str] | None = None, # a setting: what an error calls it
 ) -> Profile:
-    "The profile with every value that is not empty in place of its own; a `ValueError` for what it cannot have."
+    "The profile with these values in place of its own, but for '' and (); a `ValueError` for what it cannot have."
     known, wrong = settings(profile).keys() - {'name', 'prefix'}, []
     for name, value in changes.items():
         group, _, setting = check_choice('setting of a profile', name, sorted(known)).partition('.')
-        if isinstance(value, (str, list, tuple)) and not value or value == 0: continue
+        if isinstance(value, (str, list, tuple)) and not value: continue
         value = tuple(value) if isinstance(value, list) else value
         wrong.append(wrong_value(name, value, (called or {}).get(name, '')))
         changed = dataclasses.replace(getattr(profile, group), **{setting: value})

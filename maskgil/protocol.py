@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import autocast, cache_dir, derived_seed, naming_full_disk, pick_device
+from .core import cache_dir, derived_seed, naming_full_disk, pick_device
 from .data import stretch_to_uint8, to_uint8
 from .evaluation import reference_card
 from .features import extract, EXTRACTORS, Features
@@ -77,9 +77,12 @@ class Subject:
         "What the extractor sees in them."
         return self.changed(to_uint8)
 
-    def see(self, images: Any) -> Features: # images (n 3 H W) uint8, or an iterator of such
+    def see(self,
+        images: Any, # (n 3 H W) uint8, or an iterator of such
+        dtype: torch.dtype = torch.float32, # of the extractor's products
+    ) -> Features:
         "What the extractor sees in these images."
-        return extract(images, self.reference.extractor, device=self.device)
+        return extract(images, self.reference.extractor, device=self.device, dtype=dtype)
 
     def redraw(self,
         labels: Tensor | None = None, # (n,) int64; None is the baseline's
@@ -148,7 +151,7 @@ def resized_by(mode: str) -> Callable[[Subject], Features]: # mode: of `F.interp
 # %% ../nbs/45_protocol.ipynb #a67fbf4a
 def low_precision(subject: Subject) -> Features:
     "The extractor in bfloat16."
-    with autocast(pick_device(subject.device), torch.bfloat16): return subject.changed(to_uint8)
+    return subject.see(map(to_uint8, subject.pictures.split(AT_ONCE)), torch.bfloat16)
 
 # %% ../nbs/45_protocol.ipynb #9302acbc
 def every_second(subject: Subject) -> Features:

@@ -22,11 +22,12 @@ from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, se
 from .versions import STAGES, VERSIONS, versions_of
 
 # %% auto #0
-__all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'COSTS', 'PROGRAMS',
-           'Record', 'run_key', 'record_name', 'record_path', 'record_files', 'save_record', 'not_finite_paths',
-           'null_metrics', 'settings_today', 'read_record', 'outdated', 'reference_dir', 'PaperTable', 'published',
-           'published_records', 'moment', 'record_folders', 'records', 'latest', 'index_table', 'write_index',
-           'run_cell', 'measure_cell', 'keep_files', 'wrong_files', 'record_file', 'once', 'promote']
+__all__ = ['BASES', 'NOT_STORED', 'FORMER_SETTINGS', 'FIELD_TYPES', 'PAPER_TABLES', 'LABELS', 'SOURCES', 'PROGRAMS', 'RECORDED',
+           'COSTS', 'Record', 'run_key', 'record_name', 'record_path', 'record_files', 'save_record',
+           'not_finite_paths', 'null_metrics', 'settings_today', 'read_record', 'outdated', 'reference_dir',
+           'PaperTable', 'published', 'published_records', 'moment', 'record_folders', 'check_study_name', 'records',
+           'latest', 'index_table', 'write_index', 'run_cell', 'measure_cell', 'keep_files', 'wrong_files',
+           'record_file', 'once', 'promote']
 
 # %% ../nbs/41_records.ipynb #c3848fbe
 BASES = ('measured', 'published', 'simulated', 'planned')
@@ -280,17 +281,29 @@ def _read_if_there(path: Path, source: str) -> Record | None: # None where it wa
 
 # %% ../nbs/41_records.ipynb #20387814
 SOURCES = ('paper', 'reference', 'yours')
+PROGRAMS = ('faults', 'speed', 'approximate', 'gpu', 'speedrun') # make records too, and are no studies
+RECORDED = {'learn', *PROGRAMS} # whose records there may be; `studies.register_study` adds to them
 
 def record_folders() -> dict[str, Path]: # source -> folder; the paper has tables in place of records
     "Where the records of a source are."
     return dict(reference=reference_dir(), yours=results_dir()/'runs')
+
+def check_study_name(study: str | None) -> None: # None: all of them
+    "A `ValueError` for a name that is neither known nor that of a folder of records."
+    if study is None or study in RECORDED: return
+    folders = {folder.parent.name for place in record_folders().values() for folder in place.glob('*/*.json')}
+    check_choice('study', study, sorted(RECORDED | folders | {table.study for table in PAPER_TABLES.values()}))
 
 def records(
     study: str | None = None, # all studies unless told otherwise
     sources: Iterable[str] = SOURCES,
     **where: Any, # keep records with these parameters, or this profile, seed or basis
 ) -> list[Record]: # the paper's first, then by time
-    "Every record there is, or those asked for."
+    "Every record there is, or those asked for; a `ValueError` for a study or a source that nobody knows."
+    check_study_name(study)
+    return _found(study, [check_choice('source', source, SOURCES) for source in sources], where)
+
+def _found(study: str | None, sources: list[str], where: dict[str, Any]) -> list[Record]: # as `records` takes them
     found = published_records(study) if 'paper' in sources else []
     for source, folder in record_folders().items():
         if source not in sources: continue
@@ -469,8 +482,6 @@ def once(
     return _decoded(read_json(path))
 
 # %% ../nbs/41_records.ipynb #633c6e50
-PROGRAMS = ('faults', 'speed', 'approximate', 'gpu', 'speedrun') # make records too, and are no studies
-
 def promote(
     study: str = '', # or one of `PROGRAMS`; all of both if empty
     profile: str = 'mini',
@@ -478,7 +489,7 @@ def promote(
     "Copy your newest records, with their files, to the committed reference, in place of what they supersede."
     reference = project_root()/'results'/'reference'
     cell = lambda r: fingerprint(r.study, r.profile, r.parameters, r.seed)
-    newest = latest(records(study or None, ['yours'], profile=check_choice('profile', profile, PROFILES)))
+    newest = latest(_found(study or None, ['yours'], dict(profile=check_choice('profile', profile, PROFILES))))
     mine = {cell(r): r for r in newest if r.basis == 'measured'}
     _check_promoted(study, profile, list(mine.values()))
     former = records(study or None, ['reference'])

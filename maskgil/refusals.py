@@ -11,11 +11,12 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from .bench import published_ar, published_file
 from .checks import ParameterError, printable
-from .core import cache_dir, checkpoints_dir, DTYPES, pick_device, pick_dtype, results_dir
+from .core import cache_dir, checkpoints_dir, pick_device, pick_dtype, results_dir
 from .features import EXTRACTORS, inception_weights
 from .machines import choose_layout, parameter_counts, this_machine
 from .metrics import fewest_images
 from .models import model_config, ModelConfig, SIZES
+from .preflight import TRAINED_IN
 from .processes import device_count
 from .profiles import Profile, wrong_seed, wrong_settings
 from .shards import copy_count, VARIANTS
@@ -32,7 +33,7 @@ __all__ = ['wrong_names', 'wrong_counts', 'config_of', 'wrong_cell', 'wrong_valu
 def wrong_names(profile: Profile) -> Iterator[str]: # one line for each
     "Settings that name a row of a table which is not there."
     named = {'evaluation.extractor': [name for name, row in EXTRACTORS.items() if 'fid' in row.metrics],
-             'training.dtype': ['auto', *DTYPES], 'data.variants': ['', *VARIANTS]}
+             'training.dtype': TRAINED_IN, 'data.variants': ['', *VARIANTS]}
     for setting, rows in named.items():
         group, _, name = setting.partition('.')
         value = getattr(getattr(profile, group), name)

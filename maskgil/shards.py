@@ -18,9 +18,8 @@ from PIL import Image
 
 from .checks import check_choice, one_line_errors, options, printable
 from maskgil.core import (
-    load_extensions,
-    cache_dir, DamagedFile, derived_seed, fingerprint, keep_freed_memory, locked, pick_dtype, progress, read_json,
-    write_json,
+    load_extensions, cache_dir, check_whole, DamagedFile, derived_seed, expanded, fingerprint, keep_freed_memory,
+    locked, pick_dtype, progress, read_json, write_json,
 )
 from .kept import fill_array, open_array, save_array
 from maskgil.pictures import (
@@ -513,6 +512,7 @@ def open_images(
     if str(data) == 'openmoji' or not path.exists() or source_kind(path) is FolderSource:
         return load_images(data, split, size, limit, check)
     images = SourceSet(open_source(path, split), size)
+    if limit is not None: check_whole('limit', limit, 1)
     if limit and limit < len(images): images = images.subset(np.arange(limit) * len(images) // limit)
     return tried(images, split, check)
 
@@ -658,7 +658,9 @@ def encode_shards(
     rank: int | None = None, ranks: int | None = None, # None: from the environment
 ) -> TokenSet | None: # None while other ranks still have shards to make
     "Make this rank's shards that are missing; whoever finds all of them made joins them."
-    folder, here = Path(folder), local_device(device)
+    folder, here = expanded(folder), local_device(device)
+    for what, number in dict(shard_size=shard_size, batch_size=batch_size, workers=workers).items():
+        check_whole(what, number, 1)
     own_rank, rank_total = (rank or 0, ranks) if ranks else place()
     made_from = encoding.made_from(source) | dict(shard_size=shard_size)
     _same_cache(folder, made_from)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from .core import check_number
 from .tables import variance_of_images
 
 # %% auto #0
@@ -81,6 +82,7 @@ class Estimate:
 
     def interval(self, level: float = .95) -> tuple[float, float]:
         "By Student's t; the value itself, twice, where no variance is known."
+        check_number('level', level, above=0, below=1)
         variance, dof = variance_of(self)
         if variance is None: return self.value, self.value
         half = float(stdtrit(dof, (1 + level) / 2)) * math.sqrt(variance)

@@ -41,7 +41,7 @@ from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
 from .profiles import Profile, decisive_settings, override, resolve_profile, second_stage
 from .recipes import changes_of, ladder, our_changes, trained_by
-from .records import Record
+from .records import Record, RECORDED
 from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
 from .refusals import check_study
@@ -54,13 +54,13 @@ from .weights import find_folder
 
 # %% auto #0
 __all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'OF_CHANGES', 'METHOD', 'Figure',
-           'Table', 'Cell', 'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images', 'of_recipe',
-           'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid', 'steps_grid',
-           'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid', 'first_text_model',
-           'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion', 'run_departures',
-           'run_recipe', 'ProtocolBench', 'run_protocol', 'of_paradigm', 'where_given', 'along', 'timed_systems',
-           'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table', 'study_notebook',
-           'defaults', 'default_cells', 'second_cells']
+           'Table', 'Cell', 'given_settings', 'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images',
+           'of_recipe', 'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
+           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid',
+           'first_text_model', 'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion',
+           'run_departures', 'run_recipe', 'ProtocolBench', 'run_protocol', 'of_paradigm', 'where_given', 'along',
+           'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table',
+           'study_notebook', 'defaults', 'default_cells', 'second_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -119,6 +119,15 @@ class Cell:
 
     def __str__(self) -> str: return ' '.join(map(str, self.parameters.values())) or 'all'
 
+# %% ../nbs/53_studies.ipynb #c591a323
+def given_settings(
+    settings: dict[str, str], # a parameter of a notebook -> the setting that it replaces
+    p: Any, # the notebook's parameters
+) -> dict[str, Any]: # setting: value
+    "What replaces a profile's settings: among parameters, 0 and what is empty mean the profile's."
+    asked = {setting: getattr(p, name) for name, setting in settings.items()}
+    return {setting: value for setting, value in asked.items() if value not in (0, '', [])}
+
 # %% ../nbs/53_studies.ipynb #391439b3
 @dataclass(frozen=True)
 class Study:
@@ -169,8 +178,7 @@ class Study:
         "The profile that a notebook's parameters ask for, checked; prints which and why."
         resolved = resolve_profile(p.profile, p.data)
         called = {setting: name for name, setting in self.settings.items()} | {'data.source': 'data'}
-        given = {setting: getattr(p, name) for name, setting in self.settings.items()}
-        chosen = override(self.at_stage(self.trained_with(resolved), p), given, called)
+        chosen = override(self.at_stage(self.trained_with(resolved), p), given_settings(self.settings, p), called)
         self.check(chosen, p, called)
         return chosen
 
@@ -182,6 +190,7 @@ class Study:
 
 # %% ../nbs/53_studies.ipynb #c2f30d54
 SECOND_STAGES = {'weak_to_strong': 'scaling'} # the study of a second stage's records: the one that makes them
+RECORDED.update(SECOND_STAGES)
 
 # %% ../nbs/53_studies.ipynb #75e1e2cc
 def rows_of(profile: Profile, cell: Cell) -> dict[str, Any]:
@@ -451,6 +460,7 @@ def register_study(study: Study) -> None:
     if not hasattr(study.run, '__wrapped__'): # or it is put in again
         study = dataclasses.replace(study, run=_prepared(study), finding=with_caveats(study.finding))
     STUDIES[study.name] = study
+    RECORDED.add(study.name)
 
 def _prepared(study: Study) -> Callable[[Any, Cell, Path], dict[str, Any]]: # `study.run`, with what goes before
     "Count the images before a cell learns from them, and tell the record which they were."

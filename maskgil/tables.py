@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from .checks import printable
+from .checks import check_choice, printable
 from .models import SIZE_ROWS
 from .profiles import PROFILES
 from .records import Record, SOURCES, latest
@@ -20,8 +20,8 @@ from .tokenizers import tokenizer_names
 
 # %% auto #0
 __all__ = ['FIRST_MODEL_LABELS', 'COLUMNS', 'NUMBERS', 'HISTORY', 'ORDER', 'TABLE_DIGITS', 'points', 'data_label', 'long_table',
-           'history_table', 'variance_of_images', 'over_seeds', 'best_guidance', 'main_profile', 'of_profile',
-           'in_table_order', 'compare', 'as_text']
+           'history_table', 'variance_of_images', 'over_seeds', 'best_guidance', 'main_profile', 'check_profile',
+           'of_profile', 'in_table_order', 'compare', 'as_text']
 
 # %% ../nbs/42_tables.ipynb #b91bd2bc
 def points(
@@ -99,14 +99,25 @@ def variance_of_images(
 def over_seeds(
     table: pd.DataFrame, # from `long_table`
 ) -> pd.DataFrame: # the same columns, with `seeds` in place of `seed`
-    "One row for each point: the mean over seeds, and its interval where the seeds have intervals."
+    "One row for each point: the mean over the seeds that have a number, and its interval where they have intervals."
     if 'seeds' in table: return table # done before
     by = [c for c in table if c not in ('seed', 'value', 'low', 'high', 'n', 'note', 'key')]
-    group = table.assign(variance_of_images=variance_of_images(table)).groupby(by, dropna=False, sort=False)
+    group = _noting_lost(table, by).assign(variance_of_images=variance_of_images).groupby(by, dropna=False, sort=False)
     merged = group.agg(value=('value', 'mean'), low=('low', 'min'), high=('high', 'max'), n=('n', 'min'),
-                       seeds=('value', 'size'), note=('note', 'first'), key=('key', 'first'),
+                       seeds=('value', 'count'), note=('note', 'first'), key=('key', 'first'),
                        variance_of_images=('variance_of_images', 'mean'), variance_of_seeds=('value', 'var'))
     return _narrowed(merged.reset_index()).drop(columns=['variance_of_images', 'variance_of_seeds'])
+
+def _noting_lost(table: pd.DataFrame, by: list[str]) -> pd.DataFrame: # by: the columns of a point
+    "Infinite numbers are lost, too; each note of a point says which of its seeds are."
+    table = table.assign(value=table.value.astype(float).where(np.isfinite(table.value.astype(float))))
+    gone = table[table.value.isna()]
+    if gone.empty: return table
+    text = gone.seed.map('{:g}'.format).groupby([gone[c] for c in by], dropna=False).transform(', '.join)
+    point = table.groupby(by, dropna=False, sort=False).ngroup()
+    lost = point.map(dict(zip(point[table.value.isna()], 'without a number: seed ' + text)))
+    notes = [' '.join(part for part in pair if isinstance(part, str) and part) for pair in zip(table.note, lost)]
+    return table.assign(note=notes)
 
 def _narrowed(merged): # to the interval of the mean, where that is narrower than from the lowest to the highest
     variance = merged[['variance_of_images', 'variance_of_seeds']].astype(float).max(axis=1) / merged.seeds
@@ -120,7 +131,9 @@ def best_guidance(
     table: pd.DataFrame, # from `over_seeds`
     family: str = 'fid', # the metric to choose by; the smaller the better
 ) -> pd.DataFrame: # one row for each point of training
-    "The guidance scale with the lowest value, at each epoch of each curve."
+    """The guidance scale with the lowest value at each epoch of each curve, of those measured at every epoch.
+
+    `claims.rows_at_best_guidance` also takes a scale that was measured at the last epoch only."""
     curve = table[(table.family == family) & (table.part == 'curve')]
     measured = ('epoch', 'share', 'cfg', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key')
     line = [c for c in curve if c not in measured]
@@ -133,9 +146,10 @@ def best_guidance(
 def main_profile(
     table: pd.DataFrame, # with columns `profile` and `source`, and `seed` or `seeds`
 ) -> str | None: # None where nothing was measured
-    """The largest that you ran, if the reference has it too; else the larger of that and of the reference's own.
+    """The profile that a table shows by default; profiles are ordered as in `PROFILES`, the largest last.
 
-    That is the one with most seeds, the larger of equals."""
+    Your largest, if the reference has rows of it. Otherwise the larger of two: your largest, and the profile of which
+    the reference has the most seeds (of several, the largest)."""
     known = list(PROFILES)
     ran = set(table.profile[table.source == 'yours']) & {*known}
     rows = table[(table.source == 'reference') & table.profile.isin(known)]
@@ -147,11 +161,19 @@ def main_profile(
     if len(seeds): ran.add(max(seeds.index, key=lambda name: (seeds[name], known.index(name))))
     return max(ran, key=known.index, default=None)
 
+def check_profile(
+    profile: str | None, # None: the main one
+    table: pd.DataFrame, # with a column `profile`
+) -> None:
+    "A `ValueError` for a profile that there is neither a row nor a record of."
+    if profile is not None: check_choice('profile', profile, dict.fromkeys([*PROFILES, *table.get('profile', [])]))
+
 def of_profile(
     table: pd.DataFrame, # as `main_profile` takes it
     profile: str | None = None, # `main_profile` unless told otherwise
 ) -> pd.DataFrame: # the paper's rows, and the measured ones of one profile
     "Leave out what other profiles measured; each stage of a study has a main profile of its own."
+    check_profile(profile, table)
     stage = table.groupby('stage', dropna=False).ngroup() if 'stage' in table else pd.Series(0, table.index)
     kept = table.source == 'paper'
     for one in stage.unique():

@@ -13,7 +13,7 @@ from typing import Any
 from .checks import check_choice, ParameterError, printable
 from .core import checkpoints_dir, fingerprint, shipped
 from .features import EXTRACTORS
-from .metrics import METRICS, Reference
+from .metrics import check_bootstrap, METRICS, Reference
 from .shards import open_images
 
 # %% auto #0
@@ -72,6 +72,8 @@ def wrong_task(task: EvaluationTask) -> str: # what is wrong, in one line; '' wh
         known = EXTRACTORS[extractor].metrics if extractor in EXTRACTORS else ()
         if strange := [name for name in names if name not in known]:
             return f"metrics of {extractor} has {strange[0]!r}: choose among {', '.join(known or EXTRACTORS)}"
+    try: check_bootstrap(task.bootstrap)
+    except ValueError as e: return str(e)
     return '' if task.metrics else 'metrics is empty'
 
 # %% ../nbs/30_tasks.ipynb #5f06f18e

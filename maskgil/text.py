@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .checks import check_choice, printable
 from maskgil.core import (
-    cache_dir, check_whole, DamagedFile, derived_seed, DTYPES, fingerprint, naming_full_disk, pick_device, read_json,
-    write_atomic, write_json,
+    cache_dir, check_whole, DamagedFile, derived_seed, DTYPES, expanded, fingerprint, naming_full_disk, pick_device,
+    read_json, write_atomic, write_json,
 )
 from .kept import fill_array, open_array, save_array, tensors_checksum
 from maskgil.pictures import (
@@ -353,7 +353,7 @@ def writing_texts(
 class StoredTexts(Sequence):
     "Texts that `writing_texts` has written, mapped: memory does not grow with their number."
     def __init__(self, path: Path | str):
-        self.path = path = Path(path)
+        self.path = path = expanded(path)
         self.ends, self.content = (_mapped(file, dtype) for file, dtype in ((_ends_of(path), '<i8'), (path, np.uint8)))
         if len(self.content) != (int(self.ends[-1]) if len(self) else 0):
             raise DamagedFile(f'{path} and {_ends_of(path).name} do not belong together: remove both')
@@ -375,7 +375,7 @@ def store_texts(
     texts: Iterable[str],
 ) -> StoredTexts:
     "Write texts to a disk and open them."
-    with writing_texts(Path(path)) as add:
+    with writing_texts(expanded(path)) as add:
         for text in texts: add(text)
     return StoredTexts(path)
 
@@ -470,7 +470,7 @@ def encode_captions(
         skip = start - (ends[first] - lengths[order[first]])
         return features[skip:skip + stop - start].numpy()
     made_from = fingerprint(encoder.fingerprint(), distinct)
-    path = Path(path) if path else cache_dir()/'texts'/f'{encoder.name}-{made_from}.npy'
+    path = expanded(path) if path else cache_dir()/'texts'/f'{encoder.name}-{made_from}.npy'
     shape, label = (int(lengths.sum()), encoder.width), f'reading captions ({encoder.name})'
     values = fill_array(path, shape, np.float16, block, rows, label)
     starts = np.empty_like(lengths)

@@ -44,7 +44,7 @@ from .machines import Hardware, HARDWARE, hidden_share
 from .jobs import fit_on_all
 from maskgil.metrics import (
     bootstrap_counts, evaluate, images_read, interval, mean_estimates, NEIGHBOURS, real_floor, reconstruct, Reference,
-    said_images,
+    said_images, SHARE,
 )
 from .profiles import Profile
 from .records import once
@@ -842,9 +842,8 @@ def share_found(
     seed: int,
 ) -> dict[str, Any]: # a metric
     "How often a caption is found; an interval stays between 0 and 1."
-    estimate: Any = interval(mean_estimates(right, bootstrap_counts(len(right), 1000, seed)))
-    value, low, high = (min(max(estimate[bound], 0.), 1.) for bound in ('value', 'low', 'high'))
-    return as_metric(value, label, len(right), low, high)
+    found: Any = interval(mean_estimates(right, bootstrap_counts(len(right), 1000, seed)), bounds=SHARE)
+    return as_metric(found['value'], label, len(right), found['low'], found['high'])
 
 # %% ../nbs/46_text_study.ipynb #08ab2c3a
 def judged_sets(

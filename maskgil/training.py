@@ -22,7 +22,7 @@ from maskgil.core import (
     read_json, rng_state, set_rng_state, set_seed, write_json,
 )
 from .kept import load_tensors, save_tensors
-from .processes import all_reduce_sum, broadcast, rank_count, settings_alone, this_rank
+from .processes import all_reduce_sum, broadcast, local_device, rank_count, settings_alone, this_rank
 from .losses import CausalObjective, MaskedObjective, NotFinite, Objective
 from maskgil.preflight import (
     alone_in, block_matrices, check_batch, check_optimizer, check_training, DECAYS, differences, FOR_MEMORY, in_words,
@@ -32,15 +32,16 @@ from maskgil.preflight import (
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'MUON_MOMENTUM', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order',
            'batch_indices', 'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header',
-           'check_identity', 'header_of', 'TrainState', 'save_whole', 'load_whole', 'load_moments', 'file_digests',
-           'check_parts', 'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in',
-           'last_header', 'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step',
-           'make_adamw', 'MuonAndAdamW', 'make_optimizer', 'add_gradients', 'sum_over_ranks', 'update_weights',
-           'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average', 'milestone_file', 'milestone_steps',
-           'save_milestone', 'misfits', 'check_same_model', 'kept_weights', 'load_milestone', 'check_milestones',
-           'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model', 'first_state', 'Logbook', 'make_accelerator',
-           'check_fit_options', 'fit', 'start_from', 'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig',
-           'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
+           'check_identity', 'header_of', 'TrainState', 'save_one_file', 'load_one_file', 'load_moments',
+           'file_digests', 'check_parts', 'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before',
+           'checkpoints_in', 'last_header', 'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt',
+           'CheckpointKeeper', 'Step', 'make_adamw', 'MuonAndAdamW', 'make_optimizer', 'add_gradients',
+           'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
+           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'kept_weights',
+           'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
+           'first_state', 'undisturbed', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from',
+           'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY',
+           'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
@@ -182,7 +183,7 @@ class TrainState:
     average: dict[str, Tensor] | None = None # of the weights, by name
     step: int = 0 # the next one
     history: list[dict[str, float]] = field(default_factory=list) # the logged rows
-    whole: bool = True # False while a step changes it
+    between_steps: bool = True # False while a step changes it
 
     def tensors(self) -> dict[str, Tensor]:
         "All tensors by name; not copies."
@@ -207,7 +208,7 @@ class TrainState:
         self.step, self.history = int(header['step']), json.loads(header['history'])
 
 # %% ../nbs/22_training.ipynb #1034f542
-def save_whole(
+def save_one_file(
     state: TrainState,
     path: Path, # a safetensors file
     identity: dict[str, Any], # of the training it can be resumed by
@@ -216,9 +217,9 @@ def save_whole(
     save_tensors(path, state.tensors(), state.header(identity))
 
 # %% ../nbs/22_training.ipynb #e8a2765e
-def load_whole(
+def load_one_file(
     state: TrainState, # changed in place
-    path: Path, # written by `save_whole`
+    path: Path, # written by `save_one_file`
     identity: dict[str, Any], # a file of another training is a ValueError
 ) -> None:
     "Read a checkpoint into the model, the optimizer, the objective and the generators."
@@ -369,7 +370,7 @@ def try_checkpoint(
     in_parts: bool, # each rank reads its own
 ) -> str: # what is wrong with it: damage, and not that it is of another training
     "Go on from a checkpoint unless it is damaged."
-    try: (load_parts if in_parts else load_whole)(state, file, identity)
+    try: (load_parts if in_parts else load_one_file)(state, file, identity)
     except DamagedFile as e: return str(e) if str(file) in str(e) else f'{file} cannot be used: {e}'
     return ''
 
@@ -422,7 +423,7 @@ class CheckpointKeeper:
         path = self.folder/CHECKPOINT_FILES['fsdp' if self.in_parts else 'ddp']
         if first and not self.damaged: keep_as_before(path)
         if self.in_parts: save_parts(state, self.folder, self.identity, first)
-        elif first: save_whole(state, path, self.identity)
+        elif first: save_one_file(state, path, self.identity)
         self.saved, self.at, self.damaged = time.monotonic(), state.step, False
 
     def save_if_due(self, state: TrainState) -> None:
@@ -438,7 +439,7 @@ class CheckpointKeeper:
         except (KeyboardInterrupt, NotFinite) as e:
             interrupted = isinstance(e, KeyboardInterrupt)
             alone = interrupted and self.in_parts and rank_count() > 1 # the other ranks may not be here
-            if state.whole and not alone:
+            if state.between_steps and not alone:
                 with contextlib.suppress(NotFinite): self.save(state)
             raise
         self.save(state)
@@ -523,8 +524,8 @@ def update_weights(
     state: TrainState, # with gradients
     rate: float, # of this step
 ) -> None:
-    "An optimizer's step. The state is in between until the loop says that it is whole."
-    state.whole = False
+    "An optimizer's step; the loop says when the state is between two steps again."
+    state.between_steps = False
     for group in state.optimizer.param_groups: group['lr'] = rate
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
@@ -552,7 +553,8 @@ def train_step(
     "One step: add up gradients, clip, update. Raises `NotFinite` before what is not finite reaches the weights."
     objective, rank = accelerator.unwrap_model(step_module).objective, accelerator.process_index
     if rank: torch.manual_seed(derived_seed(config.seed, 'rank', rank, state.step))
-    count, objective.step = objective.count(batch), state.step
+    objective.step = state.step # what it does may depend on it
+    count = objective.count(batch)
     parts = micro_batches(batch, rank, accelerator.num_processes, config.accumulate)
     sums = add_gradients(step_module, parts, count, accelerator)
     norm = full_tensor(accelerator.clip_grad_norm_(state.model.parameters(), config.clip))
@@ -639,10 +641,11 @@ def check_same_model(
 # %% ../nbs/22_training.ipynb #d80d1803
 def kept_weights(
     path: Path | str, # of a milestone or a checkpoint, a safetensors file
+    average: bool = True, # of the weights and their average in a checkpoint, the average
 ) -> tuple[dict[str, Tensor], dict[str, str]]: # weights of the model and header
     "Weights that a training has kept; a `ValueError` if they are not finite, a `DamagedFile` if they are damaged."
     tensors, header = load_tensors(path)
-    weights = _part('model', tensors) or tensors
+    weights = average and _part('average', tensors) or _part('model', tensors) or tensors
     if wrong := not_finite_in(weights):
         raise ValueError(f'{path} holds weights that are not finite ({wrong[0]}): the training had diverged')
     return weights, header
@@ -732,25 +735,37 @@ def first_state(model: nn.Module, objective: Objective, config: TrainConfig) -> 
     return TrainState(model, make_optimizer(model, config), getattr(objective, 'extra', None), weights)
 
 # %% ../nbs/22_training.ipynb #a1140ae2
+@contextlib.contextmanager
+def undisturbed(
+    model: nn.Module,
+) -> Iterator[None]:
+    "Inside, modes may change and torch's random numbers may be drawn; afterwards both are as before."
+    drawn, modes = rng_state(), [(module, module.training) for module in model.modules()]
+    try: yield
+    finally:
+        for module, mode in modes: module.training = mode
+        set_rng_state(drawn)
+
 @dataclass
 class Logbook:
-    "Writes the history of a training."
+    "Writes the history of a training; what a listener draws or switches does not reach the training."
     state: TrainState
     batch_size: int
     bar: Any # of `core.progress`
-    listener: Callable[[TrainState, dict[str, float]], None] | None = None # called with each row and the speed
+    listener: Callable[[TrainState, dict[str, float]], None] | None = None # `on_log` of `fit`
 
     def __post_init__(self): self.started, self.first = time.monotonic(), self.state.step
 
     def write(self, logs: dict[str, Tensor | float]) -> None: # of `train_step`
         "Add a row for the step that was just taken."
-        step = self.state.step
+        state, step = self.state, self.state.step
         speed = (step - self.first) * self.batch_size / (time.monotonic() - self.started) # since this run began
         values = {name: float(value) for name, value in logs.items()}
         row: dict[str, float] = dict(step=step, images=step * self.batch_size, **values)
-        self.state.history.append(row)
+        state.history.append(row)
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:.0f} images/s")
-        if self.listener: self.listener(self.state, row | dict(images_per_second=speed))
+        if self.listener is None: return
+        with undisturbed(state.model): self.listener(state, row | dict(images_per_second=speed))
 
 # %% ../nbs/22_training.ipynb #7d289d91
 def make_accelerator(
@@ -760,6 +775,7 @@ def make_accelerator(
     from accelerate import Accelerator
     from accelerate.utils import DynamoBackend, GradientAccumulationPlugin
     wanted = pick_device(device)
+    local_device(wanted) # refuses a GPU that is not there
     if wanted.type == 'cuda' and wanted.index is not None: torch.cuda.set_device(wanted)
     with settings_alone():
         once = GradientAccumulationPlugin(num_steps=1)
@@ -793,7 +809,7 @@ def fit(
     folder: Path | str | None = None, # for the checkpoint and the milestones; None keeps nothing
     milestones: Sequence[int] = (), # after these steps the weights are kept as `weights-<step>.safetensors`
     device: str | torch.device = 'auto', # as for `core.pick_device`
-    dtype: str | torch.dtype = 'auto', # of products, as for `core.pick_dtype`
+    dtype: str | torch.dtype = 'auto', # of products: 'float32', 'bfloat16', or what is faster
     save_seconds: float = 30, # between checkpoints: what an interruption may lose
     log_every: int = 10, # steps
     name: str = 'training', # in front of the progress bar
@@ -822,7 +838,7 @@ def fit(
             for batch in make_batches(objective, data, config, state.step, 0 if on_cpu else 2, model):
                 logs = train_step(step_module, state, batch, config, accelerator)
                 if state.average is not None: update_average(state.average, model, config.ema, state.step)
-                state.step, state.whole = state.step + 1, True
+                state.step, state.between_steps = state.step + 1, True
                 bar.update()
                 if state.step % log_every == 0 or state.step == config.steps: logbook.write(logs)
                 if folder and state.step in milestones: save_milestone(state, folder, first_rank, identity)
@@ -843,9 +859,12 @@ def _complete_milestones(
 def start_from(
     model: nn.Module, # of any grid, changed in place
     path: Path | str, # a milestone, or a checkpoint that is one file
+    average: bool = True, # of the weights and their average in a checkpoint, the average; a milestone has one of them
 ) -> nn.Module:
-    "Begin with the weights of another training, dropout and grid apart of the same model; a ValueError otherwise."
-    (held, header), weights = kept_weights(Path(path).expanduser()), model.state_dict()
+    """Begin with the weights of another training, the average where it has one, as `load_model(checkpoint=...)` does.
+
+    It has to be of the same model, dropout and grid apart; a `ValueError` otherwise."""
+    (held, header), weights = kept_weights(Path(path).expanduser(), average), model.state_dict()
     if wrong := misfits(weights, held):
         raise ValueError(f"the weights of {path} do not fit: {'; '.join(wrong[:3])}; learned positions are tied to "
                          'one grid')

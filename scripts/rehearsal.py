@@ -36,7 +36,7 @@ from maskgil.profiles import override, PROFILES
 from maskgil.records import Record, lost_numbers, records, wrong_files
 from maskgil.reproduce import CellProcess, job_name, start, stop
 from maskgil.shards import open_images
-from maskgil.studies import STUDIES, study_notebook # with the rows of the rehearsal
+from maskgil.studies import STUDIES, given_settings, study_notebook # with the rows of the rehearsal
 from maskgil.tokenizers import TOKENIZER_ROWS, Tokenizer, TOKENIZERS
 from maskgil.weights import CHECKPOINTS, LAYOUTS, only_shapes
 
@@ -280,7 +280,7 @@ def expected(part: Part, form: str) -> list[tuple[str, dict[str, Any]]]: # study
     given = {k: str(v) for k, v in part.arguments.items()}
     p = argparse.Namespace(**check_parameters(given, study_declarations(study_notebook(part.study))))
     at = study.at_stage(study.trained_with(profile), p)
-    chosen = override(at, {name: getattr(p, k) for k, name in study.settings.items()})
+    chosen = override(at, given_settings(study.settings, p))
     cells = {str(cell.parameters): cell for cell in study.grid(chosen, p)} # several may share a record
     return [(cell.study or part.study, cell.parameters) for cell in cells.values()]
 

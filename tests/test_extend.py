@@ -8,12 +8,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ROWS = '''
+from dataclasses import replace
 from maskgil.models import Size, SizeRow, register_size
+from maskgil.profiles import PROFILES
 from maskgil.studies import COST, STUDIES, Cell, Study, Table, register_study
 from maskgil.tokenizers import TOKENIZERS, TokenizerRow, register_tokenizer
 
 register_tokenizer(TokenizerRow('fifth-vq', 'Fifth-VQ', '#cc79a7', published=TOKENIZERS['chameleon-vq'],
                                 small=dict(quantizer='vq', codebook_size=48, code_dim=16)))
+PROFILES['my'] = replace(PROFILES['smoke'], name='my')
 wide = Size(1, 4, 64)
 register_size(SizeRow('wide', 'Wide', '#56b4e9', published=Size(16, 12, 768), small={'mini-': wide, 'smoke-': wide}))
 
@@ -30,7 +33,7 @@ register_study(Study('tenth', 'A tenth study', 'beyond the paper', 'Is it seen?'
                      figures=scaling.figures[:1], tables=(first_rows, COST)))
 '''
 
-PARAMETERS = """profile: str = 'auto'      # auto | smoke | mini | midi | paper
+PARAMETERS = """profile: str = 'auto'      # auto | smoke | mini | midi | paper | PROFILE_ROWS
 data: str = ''             # replaces the profile's data
 seed: int = 0              # of weights, data order and samples
 force: bool = False        # run again even if the record exists
@@ -119,6 +122,13 @@ def test_the_tables_of_a_study_have_them(runs):
 def test_the_index_has_them(project):
     said = run(project, '-c', 'from maskgil.studies import studies_table; print(studies_table().to_string())')
     assert 'papermill nbs/tenth.ipynb' in said
+
+
+def test_a_notebook_takes_a_profile_of_ones_own(project):
+    said = run(project, '-m', 'papermill', 'nbs/scaling.ipynb', '-p', 'profile', 'my', '-p', 'size', 'b', '-p',
+               'dry_run', 'True')
+    copy, = (project/'results'/'runs'/'scaling').glob('*profile=my*.ipynb')
+    assert copy.name in said and 'profile my: as asked' in copy.read_text()
 
 
 def test_a_name_that_is_no_row_is_refused_with_the_rows(project):

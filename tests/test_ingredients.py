@@ -21,7 +21,7 @@ from maskgil.profiles import PROFILES
 from maskgil.studies import Cell
 from maskgil.tokenizers import load_tokenizer
 from maskgil.training import (
-    MuonAndAdamW, TrainConfig, first_state, fit, load_whole, make_optimizer, save_whole,
+    MuonAndAdamW, TrainConfig, first_state, fit, load_one_file, make_optimizer, save_one_file,
 )
 
 TINY = dict(kind='maskgil', size='smoke-b', tokenizer='smoke-llamagen-vq', classes=9, grid=(4, 4), codebook_size=16)
@@ -266,9 +266,9 @@ def test_a_checkpoint_holds_both_optimizers(tmp_path):
     held = [name.split('.', 2)[2] for name in state.tensors() if name.startswith('optimizer.')]
     assert held.count('momentum_buffer') == matrices
     assert held.count('exp_avg') == held.count('exp_avg_sq') == everything - matrices
-    save_whole(state, tmp_path/'checkpoint.safetensors', identity)
+    save_one_file(state, tmp_path/'checkpoint.safetensors', identity)
     again = first_state(model(seed=1), None, MUON)
-    load_whole(again, tmp_path/'checkpoint.safetensors', identity)
+    load_one_file(again, tmp_path/'checkpoint.safetensors', identity)
     before, after = state.tensors(), again.tensors()
     assert before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
     for group in again.optimizer.param_groups: group['lr'] = .5 # as `update_weights` does

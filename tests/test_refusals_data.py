@@ -5,14 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFile
 
 from maskgil import data, pictures, shards, text
-from maskgil.core import fingerprint, read_json
+from maskgil.core import cache_dir, fingerprint, read_json, write_json
 from maskgil.data import encode_tokens, image_folder, load_images, openmoji, read_image, sizes_of, TokenSet
+from maskgil.evaluation import write_npz
+from maskgil.features import Features, extract
+from maskgil.kept import open_array, save_array
+from maskgil.metrics import Reference
 from maskgil.profiles import PROFILES
 from maskgil.shards import Encoding, encode_shards, index_tar, open_images, open_source, OnlineTokens, TarSource
 from maskgil.text import caption_folders, CaptionedFolder, list_captioned, list_part, scene_set, vocabulary
+from maskgil.tokenizers import load_tokenizer
+from maskgil.weights import save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -360,6 +367,42 @@ def test_home(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     put(tmp_path/'d'/'cat'/'1.png'); put(tmp_path/'c'/'1.png'); put(tmp_path/'c'/'1.txt', 'a cat')
     assert len(load_images('~/d', 'train', 8)) == len(open_source('~/d', None)) == len(list_captioned('~/c')) == 1
+
+
+def test_home_is_written_to(tmp_path, monkeypatch):
+    "`~` is a person's home for whatever writes, too."
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('MASKGIL_CACHE', '~/cache')
+    monkeypatch.chdir(tmp_path)
+    tokenizer, pictures_there = load_tokenizer('smoke-llamagen-vq'), openmoji(limit=4, size=16)
+    seen = extract(pictures_there)
+    reference = Reference.from_features(Features(torch.rand(70, 1280), torch.rand(70, 1000), 'el0'), 'r', '')
+    made = (save_weights('~/m.safetensors', tokenizer), reference.save('~/r.safetensors'),
+            save_array('~/a.npy', np.ones(3)), write_npz('~/s.npz', [np.ones((1, 8, 8, 3), np.uint8)], [0]),
+            write_json('~/j.json', 1), Path(encode_tokens(tokenizer, pictures_there, path='~/tokens').tokens.filename))
+    for path in made: assert path.is_relative_to(tmp_path/'home') and path.exists()
+    assert Reference.load('~/r.safetensors').name == 'r'
+    assert read_json('~/j.json') == 1 and len(open_array('~/a.npy')) == 3
+    assert cache_dir() == tmp_path/'home'/'cache' and len(TokenSet.load('~/tokens')) == len(seen) == 4
+    assert [p.name for p in tmp_path.iterdir()] == ['home']
+
+
+@pytest.mark.parametrize('given', [dict(copies=0), dict(copies=-1), dict(batch_size=0), dict(copies=1.5)])
+def test_numbers_that_encode_nothing(tmp_path, given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        encode_tokens(load_tokenizer('smoke-llamagen-vq'), openmoji(limit=4), path=tmp_path/'tokens', **given)
+
+
+@pytest.mark.parametrize('limit', [0, -3, 2.5])
+def test_a_limit_that_leaves_nothing(tmp_path, limit):
+    put(tmp_path/'cat'/'1.png')
+    for read in (lambda: openmoji(limit=limit), lambda: image_folder(tmp_path, limit=limit)):
+        with pytest.raises(ValueError, match='limit must be'): read()
+
+
+def test_bytes_and_numbers_are_not_mixed_up():
+    with pytest.raises(ValueError, match='not torch.uint8'): data.to_uint8(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='not torch.float32'): data.to_float(torch.zeros(1, 3, 2, 2))
 
 
 def test_two_kinds_of_data_in_one_folder_are_refused(tmp_path):

@@ -7,17 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from maskgil import bench as bench_module, records as records_module, refusals
 from maskgil.bench import Bench, check_real_images, measure, published_file
 from maskgil.checks import ParameterError
-from maskgil.claims import CLAIMS, NoData, decide, estimate, exactly, verdict_of
+from maskgil.claims import CLAIMS, NoData, check_claims, decide, estimate, exactly, verdict_of
 from maskgil.core import DamagedFile, read_json, write_json
-from maskgil.evaluation import SampleSet, check_drawn, check_sampler, check_target, draw_blocks, read_features
-from maskgil.features import Features
+from maskgil.evaluation import (
+    SampleSet, check_drawn, check_sampler, check_target, draw_blocks, read_features, write_npz,
+)
+from maskgil.features import Features, extract
 from maskgil.findings import Evidence, gather_evidence, lost_sentence, mixed_sentence, protocol_table, with_caveats
 from maskgil.metrics import (
-    Reference, evaluate, frechet_distance, images_read, load_statistics, psnr, repeated_images, said_images,
+    SHARE, Reference, evaluate, frechet_distance, images_read, interval, load_statistics, psnr, reconstruct,
+    repeated_images, said_images,
 )
 from maskgil.models import load_model
 from maskgil.profiles import PROFILES, RANGES, check_numbers, override, settings, wrong_settings
@@ -25,7 +29,8 @@ from maskgil.records import (
     Record, latest, moment, once, promote, read_record, record_file, record_path, records, run_cell, save_record,
     wrong_files,
 )
-from maskgil.studies import STUDIES, Cell, content_of, defaults, files_of, rows_of
+from maskgil.studies import STUDIES, Cell, content_of, defaults, files_of, given_settings, rows_of
+from maskgil.tables import compare, long_table
 from maskgil.tokenizers import load_tokenizer
 
 SMOKE, MINI, PAPER = (PROFILES[name] for name in ('smoke', 'mini', 'paper'))
@@ -74,6 +79,17 @@ def test_what_was_right_is_still_right():
     changed = override(MINI, given)
     assert changed.evaluation.images == 20 and changed.evaluation.cfg == (1, 2.5) and changed.data.limit == 0
     assert override(MINI, {'evaluation.steps': np.int64(4)}).evaluation.steps == 4
+    off = override(MINI, {'training.ema': 0., 'training.warmup_steps': 0, 'evaluation.judged': False})
+    assert (off.training.ema, off.training.warmup_steps, off.evaluation.judged) == (0., 0, False)
+
+
+def test_a_zero_among_a_notebooks_parameters_is_the_profiles():
+    for study in STUDIES.values():
+        p = defaults(study.name, profile='smoke')
+        assert given_settings(study.settings, p) == {}
+        assert study.profile(p) == study.at_stage(study.trained_with(SMOKE), p)
+    p = defaults('scaling', profile='smoke', eval_images=20, steps=0)
+    assert given_settings(STUDIES['scaling'].settings, p) == {'evaluation.images': 20}
 
 
 @pytest.mark.parametrize('slip', [dict(seed=-1), dict(seed=2**63), dict(seed=.5), dict(eval_images=4),
@@ -251,6 +267,66 @@ def spoilt(kind, value):
 ])
 def test_features_that_would_still_give_a_number(seen, said):
     with pytest.raises(ValueError, match=said): evaluate(seen, REFERENCE, bootstrap=2)
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(metrics=['sfid']), "unknown metric of el0 'sfid'"), (dict(metrics=['cmmd']), "unknown metric of el0 'cmmd'"),
+    (dict(bootstrap=-1), 'bootstrap is -1'), (dict(bootstrap='200'), "bootstrap is '200'"),
+    (dict(bootstrap=1), 'bootstrap is 1: '),
+])
+def test_what_an_extractor_is_not_measured_by(options, said):
+    with pytest.raises(ValueError, match=said): evaluate(seen_of(20), REFERENCE, **options)
+
+
+@pytest.mark.parametrize('extractor, said', [('el0', '64 principal components'), ('dinov2', 'no published statistics'),
+                                             ('dino', "Did you mean 'dinov2'"), ('inception', '1280 features')])
+def test_statistics_that_another_number_would_be_made_of(tmp_path, extractor, said):
+    np.savez(tmp_path/'some.npz', mu=np.zeros(1280), sigma=np.eye(1280))
+    with pytest.raises(ValueError, match=said): Reference.from_statistics(tmp_path/'some.npz', extractor)
+
+
+def test_an_interval_of_a_share_is_of_shares():
+    shares = torch.tensor([.005, 0., 0., .03, .01]) # replicates lie above the value
+    assert interval(shares)['low'] < 0 and interval(1 - shares)['high'] > 1
+    assert interval(shares, bounds=SHARE)['low'] == 0 and interval(1 - shares, bounds=SHARE)['high'] == 1
+    seen = seen_of(60)
+    for name in ('precision', 'recall'):
+        found, = evaluate(seen, REFERENCE, bootstrap=50, metrics=[name]).values()
+        assert 0 <= found['low'] <= found['value'] <= found['high'] <= 1
+
+
+def test_what_surrounds_a_measurement_does_not_change_it(tmp_path):
+    images = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen, tokenizer = extract(images), load_tokenizer('smoke-llamagen-vq')
+    def measured():
+        reference = Reference.from_features(seen, 'some', '') # whose kernel mean is computed once
+        return extract(images).features, evaluate(seen, reference, 3), reconstruct(tokenizer, images[:8])[1]
+    plain = measured()
+    with torch.autocast('cpu', torch.bfloat16): surrounded = measured()
+    assert plain[0].equal(surrounded[0]) and plain[1] == surrounded[1] and plain[2].equal(surrounded[2])
+    assert Reference.from_images(images, path=tmp_path/'r.safetensors').name == 'images'
+
+
+@pytest.mark.parametrize('what', ['folder', [Image.new('RGB', (8, 8))], 3])
+def test_what_is_no_images_is_not_measured(what):
+    with pytest.raises(ValueError, match='metrics take'): extract(what)
+
+
+def test_a_file_of_samples_is_of_bytes_of_one_size(tmp_path):
+    block = np.full((2, 8, 8, 3), 9, np.uint8)
+    for blocks in ([], [block / 255], [block, block[:, :4]], [block[..., :1]]):
+        with pytest.raises(ValueError, match='images'): write_npz(tmp_path/'x.npz', blocks, [0, 1, 2, 3])
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_would_be_answered_as_if_there_were_nothing():
+    for ask, said in ((lambda: records('scalling'), "Did you mean 'scaling'"),
+                      (lambda: records(sources=['papers']), "Did you mean 'paper'"),
+                      (lambda: check_claims(long_table([]), profile='minni'), "Did you mean 'mini'"),
+                      (lambda: compare(long_table([]), profile='minni'), "Did you mean 'mini'"),
+                      (lambda: exactly(3.).interval(95), 'level must be')):
+        with pytest.raises(ValueError, match=said): ask()
+    for name in (*STUDIES, 'speedrun', 'learn'): records(name, ['yours'])
 
 
 def test_a_reference_of_spoilt_images():

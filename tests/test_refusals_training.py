@@ -13,7 +13,7 @@ from maskgil.core import DamagedFile, fingerprint, read_json, write_json
 from maskgil.data import TokenSet
 from maskgil.jobs import Job, check_handed_over, check_job, in_place, launch, read_job, write_job
 from maskgil.kept import save_array
-from maskgil.losses import CausalObjective, MaskedObjective
+from maskgil.losses import CausalObjective, MaskedObjective, WatchedObjective, token_loss
 from maskgil.models import load_model
 from maskgil.preflight import alone_in, data_identity, differences, sample_identity, training_identity
 from maskgil.processes import device_count, left_to_others, local_device, place, run_here
@@ -370,6 +370,10 @@ def test_images_and_discriminators_that_are_not_finite(monkeypatch):
     (dict(milestones=[4, 9]), 'a milestone must be'),
     (dict(strategy='dpd'), "Did you mean 'ddp'"),
     (dict(dtype='float12'), 'unknown dtype'),
+    (dict(dtype='float16'), "choose 'bfloat16' or 'float32'"),
+    (dict(dtype=torch.float16), 'no loss scaling'),
+    (dict(device='cuda:99'), 'torch sees'),
+    (dict(objective=WatchedObjective(16), made=model(kind='maskgit-transformer')), 'no output_norm'),
     (dict(log_every=0), 'log_every must be'),
     (dict(save_seconds=-1.), 'save_seconds must be'),
 ])
@@ -386,6 +390,44 @@ def test_refused_before_the_first_step(tmp_path, changes, said, monkeypatch):
 ])
 def test_an_objective_is_checked_when_it_is_made(options, said):
     with pytest.raises(ValueError, match=said): MaskedObjective(**dict(mask_id=16) | options)
+
+
+def test_tokens_that_are_no_grids_are_refused():
+    class Flat(Custom):
+        def batch(self, indices, copies):
+            found, labels = super().batch(indices, copies)
+            return found.flatten(1), labels
+    for objective in (MaskedObjective(16), CausalObjective()):
+        with pytest.raises(ValueError, match='expected .images height width.'):
+            next(make_batches(objective, Flat(), CONFIG))
+
+
+@pytest.mark.parametrize('wrong', [-100, 16])
+@pytest.mark.parametrize('groups', [(), (4, 4)])
+def test_targets_outside_the_codebook_are_refused(wrong, groups):
+    features, targets = torch.randn(5, 8), torch.tensor([0, 15, wrong, 3, 4])
+    weight = torch.randn(sum(groups) or 16, 8)
+    token_loss(features, weight, targets.clamp(0, 15), groups=groups)
+    with pytest.raises(ValueError, match='and the codes from 0 to 15'):
+        token_loss(features, weight, targets, groups=groups)
+
+
+def test_a_listener_changes_nothing_of_the_training(tmp_path):
+    def disturb(state, row):
+        state.model.eval()
+        torch.rand(3)
+    heard = train(tmp_path/'heard', made=model(dropout=.2), on_log=disturb)
+    assert same_weights(heard, train(tmp_path/'alone', made=model(dropout=.2)))
+
+
+def test_a_training_starts_from_the_average(tmp_path):
+    averaged = train(tmp_path, config=dataclasses.replace(CONFIG, ema=.9))
+    held = load_file(tmp_path/'checkpoint.safetensors')
+    begun = start_from(model(), tmp_path/'checkpoint.safetensors')
+    assert same_weights(begun, averaged)
+    raw = start_from(model(), tmp_path/'checkpoint.safetensors', average=False)
+    for name, weight in raw.state_dict().items(): assert weight.equal(held[f'model.{name}'])
+    assert not same_weights(raw, begun)
 
 
 def test_a_label_that_appears_late_is_refused_with_its_step():
@@ -640,6 +682,7 @@ def test_a_configuration_is_refused_in_one_line(tmp_path, capsys, text, said, va
 @pytest.mark.parametrize('changes, said', [
     (dict(model=dict(TINY, dropout=1.5)), 'dropout'), (dict(model=dict(TINY, layers=0)), 'layers'),
     (dict(trackers=['wandbb']), "Did you mean 'wandb'"), (dict(device='gpu'), "unknown device 'gpu'"),
+    (dict(dtype='float16'), 'is not for training'),
     (dict(images_at_once=-1), 'images_at_once'), (dict(samples_every=-1), 'samples_every'),
     (dict(samples_every=5, model=dict(TINY, codebook_size=1000)), 'has 1000 codes'),
     (dict(samples_every=5, model=dict(TINY, tokenizer='llamagen-vq')), 'would have random weights'),
