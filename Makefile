@@ -96,7 +96,8 @@ export: install ## notebooks to maskgil/*.py and README.md, and clean
 	$(BIN)nbdev_export && $(BIN)nbdev_clean
 	$(BIN)jupyter nbconvert --log-level WARN --to markdown --execute nbs/index.ipynb --output-dir . --output README \
 	  --TagRemovePreprocessor.enabled True --TagRemovePreprocessor.remove_input_tags hide-input
-	cat -s README.md > README.md.part && mv README.md.part README.md # the empty lines of what was hidden
+	cat -s README.md | sed 's|](\.\./|](|g' > README.md.part # without the empty lines of what was hidden, and links from the root
+	mv README.md.part README.md
 
 notebooks: install ## execute the study notebooks with the records of the reference, and keep their outputs
 	$(PYTHON) scripts/show_reference.py

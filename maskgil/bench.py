@@ -5,7 +5,7 @@
 # %% ../nbs/43_bench.ipynb #43cee3fe
 from __future__ import annotations
 
-import dataclasses, math, os, shutil, warnings
+import contextlib, dataclasses, math, os, shutil, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from .metrics import Reference, evaluate, fewest_images, images_read, real_floor
 from .features import EXTRACTORS, extract, Features
 from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
+from .pictures import BY_NAME
 from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
 from .preflight import check_optimizer, check_settings
 from .processes import device_count, run_here
@@ -593,9 +594,9 @@ def origin_card(
     data = bench.profile.data
     trained = by or f'by `papermill nbs/scaling.ipynb` in the {bench.profile.name} profile'
     if data.source != 'openmoji':
+        kinds = f'conditioned on {len(bench.classes)} classes' if len(bench.classes) > 1 else 'all of one class'
         return dict(description=f'A small masked model of the images of {Path(data.source).name} at {data.resolution} '
-                                f'pixels, conditioned on {len(bench.classes)} classes; trained {trained}',
-                    license='other') # whatever the pictures have
+                                f'pixels, {kinds}; trained {trained}') # the licence is whatever the pictures have
     return dict(
         description=f'A small masked model of OpenMoji pictures at {data.resolution} pixels, conditioned on nine '
                     f'Unicode groups; trained {trained}',
@@ -621,13 +622,21 @@ def check_weights(*networks: Any) -> None: # each with a state
 # %% ../nbs/43_bench.ipynb #5ff570fd
 def told_data(bench: Bench) -> str:
     "The data of a model card, in a sentence."
-    said = data_provenance(bench)
-    return f"Trained on {said['data_read']}, fingerprint {said['data_fingerprint']}."
+    said, read, source = data_provenance(bench), images_read(bench.images), bench.profile.data.source
+    if source == 'openmoji': return f"Trained on {said['data_read']}, fingerprint {said['data_fingerprint']}."
+    told = [f"{read['images']:,} pictures of {'the folder ' * Path(source).is_dir()}{Path(source).name}"]
+    skipped = read['skipped'] or 0
+    if BY_NAME in (read['split'] or ''):
+        told.append('about a tenth, chosen by file name, was held out')
+        with contextlib.suppress(FileNotFoundError): skipped += images_read(bench.held_out)['skipped'] or 0
+    if skipped: told.append(f"{skipped:,} file{'s' * (skipped > 1)} could not be read")
+    return f"Trained on {'; '.join(told)}. The fingerprint of the data is {said['data_fingerprint']}."
 
 def told_protocol(protocol: dict[str, Any]) -> str: # protocol: from `card_of`; nothing of an empty one
     "The protocol of a model card, in a sentence."
     if not protocol: return ''
-    return (f"Measured on {protocol['count']:,} generated images against {protocol['reference']['read']}, "
+    read = str(protocol['reference']['read']).replace(f', {BY_NAME}', '')
+    return (f"Measured on {protocol['count']:,} generated images against {read}, "
             f"with {protocol['extractor']['protocol']}, weights {protocol['extractor']['weights']}.")
 
 # %% ../nbs/43_bench.ipynb #10d023c4

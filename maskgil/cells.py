@@ -605,11 +605,11 @@ def best_point(record: Record, epoch: int, fid: str) -> dict[str, Any]: # epoch:
 
 # %% ../nbs/44_cells.ipynb #420a3895
 def publish(
-    size: str = 'xxl', # a name of the paper
+    size: str = 'xxl', # of the model
     out: str = 'checkpoints/openmoji-mini', # the folder to write
-    profile: str = 'mini',
+    profile: str = 'mini', # it was trained in
     data: str = '', # the folder of images it was trained on, if it was not the profile's
-    seed: int = 0,
+    seed: int = 0, # it was trained with
 ) -> None:
     "Save the pipeline of a scaling run of yours, weights in bfloat16."
     row = PROFILES[check_choice('profile', profile, PROFILES)]

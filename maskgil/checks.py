@@ -5,7 +5,7 @@
 # %% ../nbs/00_checks.ipynb #bb32590f
 from __future__ import annotations
 
-import argparse, ast, contextlib, difflib, inspect, json, math, os, re, shutil, sys, tempfile
+import argparse, ast, contextlib, difflib, inspect, io, json, math, os, re, shutil, sys, tempfile, textwrap, tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ __all__ = ['SPELLED', 'CONVERTERS', 'QUOTED_OR_NOT', 'Rows', 'TABLES', 'TAKES', 
            'NEEDED', 'check_choice', 'brief', 'nearest', 'Declared', 'declarations', 'list_items', 'convert_value',
            'ParameterError', 'check_parameters', 'read_declarations', 'UndeclaredParameter', 'Parameters',
            'check_current', 'notebook_parameters', 'project_of', 'parameters_cell', 'notebook_cells',
-           'study_declarations', 'OneLineParser', 'options', 'printable', 'error_line', 'one_line_errors',
+           'study_declarations', 'docments', 'OneLineParser', 'options', 'printable', 'error_line', 'one_line_errors',
            'print_variables', 'check_variables', 'absolute', 'settle_variables', 'look_at_folder', 'show_anything',
            'as_program', 'run_function']
 
@@ -357,6 +357,21 @@ def study_declarations(
     if declared: return declared
     raise ValueError(f'{notebook} is not a study: it has no cell of parameters')
 
+# %% ../nbs/00_checks.ipynb #7f27b866
+def docments(
+    function: Callable, # of a file, or of a notebook's cell
+) -> dict[str, str]: # by name; arguments of one line share it, and one that has none is left out
+    "The comment behind each argument of a function; empty where the source is not at hand."
+    try: source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError): return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip('# ') for token in tokens if token.type == tokenize.COMMENT}
+    head: Any = ast.parse(source).body[0]
+    given, defaults = head.args.args, head.args.defaults
+    ends = zip(given, [*given[:len(given) - len(defaults)], *defaults]) # an argument ends where its default does
+    if head.returns: comments.pop(head.returns.end_lineno, None) # of what it returns
+    return {argument.arg: comments[end.end_lineno] for argument, end in ends if end.end_lineno in comments}
+
 # %% ../nbs/00_checks.ipynb #395b7dee
 def _converter(kind: str) -> Callable[[str], Any]:
     known = kind if kind in TAKES else 'str'
@@ -391,18 +406,29 @@ class OneLineParser(argparse.ArgumentParser):
 def options(
     function: Callable, # of a module that has its annotations as text, by `from __future__ import annotations`
     prog: str = '', # as the usage calls it; empty is the module that runs, or the command of `maskgil.cli`
+    choices: Mapping[str, Iterable[str]] = {}, # of an argument: what its help lists
 ) -> OneLineParser: # `parse_args` gives the function's keyword arguments
     "A parser with an option for each argument of `function`, read from its signature."
     running = getattr(getattr(sys.modules.get('__main__'), '__spec__', None), 'name', '')
     of_its_own = running.startswith('maskgil.') and not running.endswith('.cli')
     usual = f'python -m {running}' if of_its_own else f'python -m maskgil.cli {function.__name__}'
-    parser = OneLineParser(prog=prog or usual, description=function.__doc__,
-                           formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser, comments = OneLineParser(prog=prog or usual, description=function.__doc__), docments(function)
     for name, argument in inspect.signature(function).parameters.items():
-        kind = str(argument.annotation).split(' | ')[0] # 'str | None' takes a str
-        parser.add_argument(f"--{name.replace('_', '-')}", type=_converter(kind), help=kind,
-                            default=argument.default, required=argument.default is argument.empty)
+        kind, default = str(argument.annotation).split(' | ')[0], argument.default # 'str | None' takes a str
+        alone: dict[str, Any] = dict(nargs='?', const=True, metavar='yes|no') if kind == 'bool' else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", type=_converter(kind), default=default,
+                            required=default is argument.empty, **alone,
+                            help=_option_help(comments.get(name, ''), kind, default, choices.get(name, ())))
     return parser
+
+def _option_help(comment: str, kind: str, default: Any, choices: Iterable[str]) -> str: # of argparse, which fills in %
+    listed = f"one of {', '.join(choices)}" if choices else ''
+    if default is inspect.Parameter.empty: usual = 'required'
+    elif isinstance(default, bool): usual = f"default: {'yes' if default else 'no'}"
+    elif isinstance(default, list): usual = f"default: {','.join(map(str, default))}" if default else ''
+    else: usual = '' if default in (None, '') else f'default: {default}'
+    told = ', '.join(filter(None, (kind, usual)))
+    return f"{'; '.join(filter(None, (comment, listed)))} ({told})".strip().replace('%', '%%')
 
 # %% ../nbs/00_checks.ipynb #fc18d118
 def printable(

@@ -23,7 +23,7 @@ from .models import build_model, model_config, parameter_count, RECIPES
 from .records import published, SOURCES
 from .tables import check_profile, of_profile, ORDER
 from .statistics import borrowed, check_measured, Estimate, estimate, exactly, lending, LEVEL, NoData, RESULTS
-from .statistics import MOST_SEEDS, seeds_to_decide, spread_of_table
+from .statistics import MOST_SEEDS, said_number, seeds_to_decide, spread_of_table
 
 # %% auto #0
 __all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAIM_KINDS', 'ROOM', 'NEEDS', 'CLAIMS',
@@ -33,18 +33,18 @@ __all__ = ['VERDICTS', 'PAPER_SIZES', 'PAPER_TOKENIZERS', 'ARCHITECTURES', 'CLAI
            'claim', 'reconstruction', 'rfid_falls', 'rfid_saturates', 'full_usage', 'generation',
            'fid_falls_then_rises', 'llamagen_vq_best', 'magvit_poor_on_transformer', 'paradigms', 'mar_not_inferior',
            'mar_outperforms_somewhere', 'gap_to_ar_remains', 'llama_beats_transformer', 'precise_but_less_diverse',
-           'mar_is_faster', 'fid_by_size', 'better_up_to_xl', 'marginal_beyond_xl', 'better_throughout_training',
-           'better_with_training', 'by_scale', 'guidance_best_at_2', 'guidance_hurts_beyond_2',
-           'guidance_depends_on_size', 'is_rises_with_guidance', 'fid_of_3_71', 'xxl_ends_at_300', 'doublings',
-           'grows_less', 'diverged', 'norm_grows_without_both', 'qk_norm_only_mitigates', 'both_norms_bound_it',
-           'by_steps', 'eight_steps_best', 'more_steps_do_not_help', 'by_share', 'fusion_is_convex',
-           'fusion_best_near_half', 'fusion_saves_time', 'head_ratio', 'near', 'head_is_16_times_larger',
-           'head_costs_twice', 'counted', 'parameters_of_table_2', 'about_100m_each', 'full_usage_by_lookup_free',
-           'table_1_on_validation_set', 'all_trained_on_imagenet', 'maskgit_vq_is_maskgits', 'batch_of_256',
-           'fusion_uses_llamagen', 'always_8_steps', 'rope_is_2d', 'loss_on_hidden_tokens', 'class_comes_first',
-           'xxl_has_both_norms', 'ours_is_30_percent_better', 'claim_rows', 'verdict_of', 'verdicts_by_claim',
-           'verdicts', 'check_claims', 'printed', 'name_cell', 'two_tables', 'same_digits', 'reversals',
-           'text_on_sizes', 'text_on_tokenizers', 'paper_inconsistencies']
+           'mar_is_faster', 'fid_by_size', 'steps_in_size', 'better_up_to_xl', 'marginal_beyond_xl',
+           'better_throughout_training', 'better_with_training', 'by_scale', 'guidance_best_at_2',
+           'guidance_hurts_beyond_2', 'guidance_depends_on_size', 'is_rises_with_guidance', 'fid_of_3_71',
+           'xxl_ends_at_300', 'doublings', 'grows_less', 'diverged', 'norm_grows_without_both',
+           'qk_norm_only_mitigates', 'both_norms_bound_it', 'by_steps', 'eight_steps_best', 'more_steps_do_not_help',
+           'by_share', 'fusion_is_convex', 'fusion_best_near_half', 'fusion_saves_time', 'head_ratio', 'near',
+           'head_is_16_times_larger', 'head_costs_twice', 'counted', 'parameters_of_table_2', 'about_100m_each',
+           'full_usage_by_lookup_free', 'table_1_on_validation_set', 'all_trained_on_imagenet',
+           'maskgit_vq_is_maskgits', 'batch_of_256', 'fusion_uses_llamagen', 'always_8_steps', 'rope_is_2d',
+           'loss_on_hidden_tokens', 'class_comes_first', 'xxl_has_both_norms', 'ours_is_30_percent_better',
+           'claim_rows', 'verdict_of', 'verdicts_by_claim', 'verdicts', 'check_claims', 'printed', 'name_cell',
+           'two_tables', 'same_digits', 'reversals', 'text_on_sizes', 'text_on_tokenizers', 'paper_inconsistencies']
 
 # %% ../nbs/50_claims.ipynb #7d2c5603
 VERDICTS = ('supported', 'contradicted', 'inconclusive', 'cannot be shown here', 'no data')
@@ -91,7 +91,7 @@ def decide(
     if effect.variance is None: low = high = None
     return Verdict(verdict, effect.value, low, high, effect.unit, effect.seeds, says, more_seeds or 0)
 
-def _sign(effect: Estimate) -> str: return f'{effect.text} = {effect.value:+.3g} {effect.unit}'.rstrip()
+def _sign(effect: Estimate) -> str: return f"{effect.text} = {said_number(effect.value, 3, '+')} {effect.unit}".rstrip()
 
 def _asked_for(seeds: int | None) -> str: # that would decide; 0: more than `MOST_SEEDS`; None: seeds are not what lacks
     if seeds is None: return ''
@@ -105,7 +105,7 @@ def _known(effect): # how well, for the sentence of a verdict
     own = ', one seed, within its run' if math.isinf(effect.dof) else ', one seed'
     one = ', one seed with the spread of the reference' if effect.lent else own
     runs = {0: '', 1: one}.get(effect.seeds, f', {effect.seeds} seeds')
-    return f'[{low:.3g}, {high:.3g}]{runs}'
+    return f'[{said_number(low, 3)}, {said_number(high, 3)}]{runs}'
 
 # %% ../nbs/50_claims.ipynb #68bb78f0
 def _counted_for(intervals, by_chance): # how many effects speak for the claim, if there are several
@@ -168,7 +168,7 @@ def at(
     if where(measured, **point).empty: raise NoData(f'no {family} of {name}')
     if log: measured, family = _logarithm(measured), f'log {family}'
     found = estimate(where(measured, **point), name, borrowed(family, spread_of_table(measured)))
-    return dataclasses.replace(found, text=f'log({name} {math.exp(found.value):.5g})') if log else found
+    return dataclasses.replace(found, text=f'{name} (log {said_number(math.exp(found.value))})') if log else found
 
 def _logarithm(rows): # of a metric; where it is not positive, NaN
     values = rows[['value', 'low', 'high']].astype(float)
@@ -506,6 +506,13 @@ def fid_by_size(
     "FID of each size at the last epoch that all have reached."
     last = final(table, 'size')
     return {size: at(last, size=size) for size in PAPER_SIZES}
+
+def steps_in_size(
+    table: pd.DataFrame, # the same
+) -> dict[str, bool]: # 'B to L' -> whether the larger one has the lower FID beyond the interval of verdicts
+    "What is known of each step from one size to the next."
+    return {f'{small.upper()} to {large.upper()}': (fid[small] - fid[large]).interval(LEVEL)[0] > 0
+            for fid in [fid_by_size(table)] for small, large in itertools.pairwise(PAPER_SIZES)}
 
 # %% ../nbs/50_claims.ipynb #d6895da7
 @claim(
@@ -886,7 +893,8 @@ def about_100m_each(_) -> Verdict:
     "All architectures have about 100M parameters."
     models = itertools.product(PAPER_TOKENIZERS, ('llamagen', 'maskgit-transformer', 'maskgil'))
     counts = [(tokenizer, kind, counted(kind, tokenizer=tokenizer)) for tokenizer, kind in models]
-    sizes = [exactly(count, f'{tokenizer} {kind} {count:.1f}', 'M parameters') for tokenizer, kind, count in counts]
+    sizes = [exactly(count, f'{tokenizer} {kind} ({said_number(count)})', 'M parameters')
+             for tokenizer, kind, count in counts]
     return decide([*(exactly(200.) - size for size in sizes), *(size - exactly(50.) for size in sizes)])
 
 # %% ../nbs/50_claims.ipynb #daea4303
@@ -918,7 +926,7 @@ RFID_ON_VALIDATION_SET = {
     reading='the rFIDs of Table 1 are within 0.5 of those published for the same tokenizers on the validation set')
 def table_1_on_validation_set(table: pd.DataFrame) -> Verdict:
     "Table 1 is of the validation set."
-    published_rfid = {name: exactly(rfid, f'published {rfid:g}') for name, rfid in RFID_ON_VALIDATION_SET.items()}
+    published_rfid = {name: exactly(rfid, f'published ({rfid:g})') for name, rfid in RFID_ON_VALIDATION_SET.items()}
     return decide(exactly(.5) + rfid - at(table, 'rfid', tokenizer=name) for name, rfid in published_rfid.items())
 
 # %% ../nbs/50_claims.ipynb #e5d37728

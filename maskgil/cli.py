@@ -23,7 +23,8 @@ __all__ = ['GUARD', 'PATH_PARAMETERS', 'DATA_NAMES', 'NO_OUTPUT', 'COMMANDS', 'R
            'look_at_start', 'look_at_places', 'settle_environment', 'terminal', 'folders_for_jupyter', 'table_rows',
            'parameters', 'run_study', 'refusal', 'prepared', 'executed', 'watched_kernel', 'other_methods', 'said_once',
            'explained', 'how_it_ended', 'begun_cells', 'result_lines', 'prepare', 'has_parameters', 'refuse_unknown',
-           'look_nearby', 'install', 'running_papermill', 'NoFiles', 'main', 'run_command', 'look_at_choices']
+           'look_nearby', 'install', 'running_papermill', 'NoFiles', 'main', 'run_command', 'choices_of',
+           'look_at_choices']
 
 # %% ../nbs/58_cli.ipynb #b35a89fd
 GUARD = 'from maskgil.cli import parameters'
@@ -499,24 +500,31 @@ def run_command(argv: list[str]) -> None:
     except ValueError as e: parser.error(str(e))
     module, _, name = COMMANDS[command][0].partition(':')
     function = getattr(importlib.import_module(module), name)
-    arguments = vars(options(function, f'{parser.prog} {command}').parse_args(given))
-    look_at_choices(function, arguments)
+    choices = choices_of(function)
+    arguments = vars(options(function, f'{parser.prog} {command}', choices).parse_args(given))
+    look_at_choices(function, arguments, choices)
     made = function(**arguments)
     if isinstance(made, list): print(f'{len(made)} files written' if made else 'nothing to do')
 
 ROWS = dict(study='maskgil.studies:STUDIES', profile='maskgil.profiles:PROFILES', size='maskgil.models:SIZE_ROWS')
 
-def look_at_choices(function: Callable, arguments: dict[str, Any]) -> None:
-    "Hold a command's arguments against the tables whose rows they name; the default of one may be no row."
-    if ROWS.keys() & arguments.keys() and os.environ.get('MASKGIL_EXTEND'):
-        importlib.import_module('maskgil.core').load_extensions() # rows of yours
-    for name in ROWS.keys() & arguments.keys():
+def choices_of(function: Callable) -> dict[str, list[str]]: # by the name of an argument
+    "What the arguments of a command may be, where they name rows of a table."
+    named = [name for name in inspect.signature(function).parameters if name in ROWS]
+    if named and os.environ.get('MASKGIL_EXTEND'): importlib.import_module('maskgil.core').load_extensions() # yours
+    found = {}
+    for name in named:
         module, _, table = ROWS[name].partition(':')
-        usual = inspect.signature(function).parameters[name].default
-        rows = [*getattr(importlib.import_module(module), table)]
+        found[name] = [*getattr(importlib.import_module(module), table)]
         if name == 'study' and function.__name__ == 'promote':
-            rows += importlib.import_module('maskgil.records').PROGRAMS
-            rows += importlib.import_module('maskgil.studies').SECOND_STAGES
+            found[name] += importlib.import_module('maskgil.records').PROGRAMS
+            found[name] += importlib.import_module('maskgil.studies').SECOND_STAGES
+    return found
+
+def look_at_choices(function: Callable, arguments: dict[str, Any], choices: dict[str, list[str]]) -> None:
+    "Hold a command's arguments against `choices_of` it; the default of one may be none of them."
+    for name, rows in choices.items():
+        usual = inspect.signature(function).parameters[name].default
         if arguments[name] != usual: check_choice(name, arguments[name], rows)
 
 # %% ../nbs/58_cli.ipynb #2eafb4da

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .checks import check_choice, printable
+from .checks import brief, check_choice, printable
 
 # %% auto #0
 __all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'expanded', 'results_dir', 'cache_dir',
            'checkpoints_dir', 'shipped', 'shown', 'check_whole', 'check_real', 'check_number', 'fingerprint',
            'file_digest', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
            'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'take_lock', 'locked', 'set_seed', 'derived_seed',
-           'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'has_fast_bfloat16',
-           'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory',
-           'utc_now', 'provenance', 'load_extensions']
+           'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'check_device',
+           'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions', 'git_state',
+           'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -70,9 +70,11 @@ def shipped(
 # %% ../nbs/01_core.ipynb #a3202c47
 def shown(
     path: Path, # absolute, or relative to the working directory
-) -> Path: # from the project root, if it lies below; otherwise as it is
-    "A path as it is printed."
-    return path.relative_to(project_root()) if path.is_relative_to(project_root()) else path
+) -> Path: # from the project root if both lie below it, or from the working directory; otherwise as it is
+    "A path as it is printed, so that it is found from where the program was started."
+    here, root = Path.cwd(), project_root()
+    known = [*([root] if here.is_relative_to(root) else []), here]
+    return next((path.relative_to(folder) for folder in known if path.is_relative_to(folder)), path)
 
 # %% ../nbs/01_core.ipynb #23dbbb32
 def _as_number(value: Any, convert: Callable) -> Any: # None for what is no finite number
@@ -374,6 +376,17 @@ def pick_device(
     if str(device) != 'auto': return torch.device(device)
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
+
+def check_device(
+    device: str, # as in `pick_device`
+) -> None:
+    "Refuse a device that this machine lacks, before anything is read: a `ValueError`."
+    try: kind = pick_device(device).type
+    except RuntimeError: kind = ''
+    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
+    if there.get(kind): return
+    found = ', '.join(name for name, is_there in there.items() if is_there)
+    raise ValueError(f"device is {brief(device)}, and here there is {found}: give one of these, or 'auto'")
 
 # %% ../nbs/01_core.ipynb #59cef99d
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)

@@ -22,13 +22,13 @@ from PIL import Image
 from .checks import check_choice
 from maskgil.core import (
     autocast, cache_dir, check_whole, DamagedFile, derived_seed, expanded, fingerprint, locked, pick_device, pick_dtype,
-    read_json, write_json,
+    read_json, shown, write_json,
 )
 from .kept import fill_array, MARK, open_array, save_array, SEAL_BYTES
 from maskgil.pictures import (
     content_identity, data_path, entries, few, file_bytes, fitted, folder_of_split, in_threads, is_file, is_folder,
     is_hidden, open_picture, OTHER_PICTURES, picture_size, pictures_in, Piece, reason_of, report_skipped, say,
-    split_folders, SPLITS, stamps, SUFFIXES,
+    split_folders, SPLITS, stamps, SUFFIXES, BY_NAME,
 )
 
 # %% auto #0
@@ -541,7 +541,9 @@ def list_images(
     if not classes: raise _no_classes(root, loose)
     found, other = _files_of(root, classes)
     if loose: other['image(s) beside the class folders'] = loose
-    if other: say(f"{root}: left out are {', '.join(f'{count:,} {what}' for what, count in other.items())}")
+    link = root/classes[0] # of pictures that lie elsewhere, in a folder of the cache
+    told = shown(link.resolve()) if link.is_symlink() and len(classes) == 1 else root
+    if other: say(f"{told}: left out are {', '.join(f'{count:,} {what}' for what, count in other.items())}")
     if found: return found
     endings = ', '.join(SUFFIXES)
     raise FileNotFoundError(
@@ -599,7 +601,7 @@ def _listed(root: Path, split: str | None) -> FolderSet: # of size 1
     if not folders:
         files = list_images(root)
         chosen = [file for file in files if not split or _held_out(file) == (split == 'test')]
-        called = f'{split}, by the names of the files' if split else 'all'
+        called = f'{split}, {BY_NAME}' if split else 'all'
         return FolderSet(root, chosen, tuple(class_folders(root)), 1, name, called)
     folder, called = folder_of_split(root, split or '', folders)
     files, classes = list_images(folder), class_folders(folders.get('train', folder))

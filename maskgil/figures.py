@@ -70,7 +70,7 @@ LOOKS: dict[str, dict[str, tuple[str, str]]] = dict( # column -> value -> name, 
     system=dict(AR=('AR', RED), MAR=('MAR', BLUE)),
     norms=dict(none=('neither', RED), qk=('QK-Norm', GREEN), post=('Post-Norm', BLUE), both=('both', BLACK)),
     order={order: (order, BLUE) for order in ('confidence', 'halton', 'random', 'raster')},
-    head=dict(plain=('plain', RED), sliced=('sliced', BLUE), either=('either', BLACK)),
+    head=dict(plain=('plain', RED), sliced=('sliced', BLUE), either=('plain and sliced', BLACK)),
     change={change: (change, BLACK) for change in (
         'paper', 'class last', '1d rope', 'all tokens', 'mask logit', 'ramped guidance', 'released')},
     told={
@@ -300,8 +300,8 @@ UNITS: dict[str, tuple[float, str]] = dict( # family -> the unit in what records
     forward_passes=(1, 'forward passes'),
     flops_per_image=(1e9, 'GFLOP per image'),
     head_parameters=(1e6, 'output parameters (M)'),
-    head_memory_gib=(2**-10, 'memory of a step (MiB)'),
-    head_seconds=(1e-3, 'ms of a step'),
+    head_memory_gib=(2**-10, 'memory, output layer (MiB)'),
+    head_seconds=(1e-3, 'ms, output layer'),
     step_parameters=(1e6, 'parameters (M)'),
     codebook_usage_pct=(1, 'codebook usage (%)'),
 )
@@ -337,17 +337,21 @@ def panels_by_source(
     draw: Callable[[Any, pd.DataFrame], None], # fills an axis with the rows of one panel
     height: float = 2.9, # inches of a row
 ) -> Any: # a matplotlib figure; None if there is nothing to draw
-    "A column of panels for each source, a row for each metric."
+    "A column of panels for each source, a row for each metric; without the empty ones, if that saves a row."
     families = list(families)
     panels = list(facets(in_units(table[table.family.isin(families)])))
     if not panels: return None
-    with canvas(len(families), len(panels), height) as (fig, axes):
-        for column, (title, part) in zip(axes.T, panels):
-            for ax, family in zip(column, families):
-                rows = part[part.family == family]
-                if len(rows): draw(ax, rows)
-                else: _nothing(ax, part.source.iloc[0])
-            column[0].set_title(_wrapped(title, len(panels)))
+    columns = len(panels)
+    shown = [(part[part.family == family], title, part) for family in families for title, part in panels]
+    filled = [panel for panel in shown if len(panel[0])]
+    closer = math.ceil(len(filled) / columns) < len(families)
+    if closer: shown = filled
+    with canvas(math.ceil(len(shown) / columns), columns, height) as (fig, axes):
+        for place, (ax, (rows, title, part)) in enumerate(zip(axes.flat, shown)):
+            if len(rows): draw(ax, rows)
+            else: _nothing(ax, part.source.iloc[0])
+            if place < columns or closer: ax.set_title(_wrapped(title, columns))
+        for ax in axes.flat[len(shown):]: ax.set_axis_off()
     return fig
 
 # %% ../nbs/51_figures.ipynb #35b2a4ff

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from maskgil.figures import (
-    HEAD_COSTS, HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid,
+    HOW, LOOK_COLUMNS, NAMES, UNITS, against, at_best_guidance, at_the_end, crossover, endless_fid,
     in_order, in_units, ladders, largest_timed, last_and_best, look, looks, one_at_a_time, sorted_by_look,
     told_rows,
 )
@@ -27,13 +27,12 @@ __all__ = ['COLUMN_TITLES', 'DECIMALS', 'FRAME', 'QUALITY', 'BY_JUDGE', 'Evidenc
            'with_caveats', 'evident', 'gather_evidence', 'by_source', 'title_of', 'told', 'printed_number', 'signed',
            'change_of', 'moved', 'named', 'as_multiple', 'lowest', 'optimum', 'duel', 'at_the_last_epoch',
            'size_finding', 'curve_finding', 'growth_finding', 'guidance_finding', 'reconstruction_finding',
-           'tokenizer_finding', 'tokenizer_values', 'model_finding', 'head_finding', 'norm_ends', 'norm_finding',
-           'over_steps', 'decoding_finding', 'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends',
-           'text_finding', 'departure_rows', 'departure_finding', 'percent_of', 'recipe_finding', 'rule_rows',
-           'rule_finding', 'three_columns', 'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval',
-           'first_of', 'frame_table', 'quality_table', 'stage_table', 'systems_table', 'norms_table', 'rules_table',
-           'departures_table', 'rungs_table', 'recipes_table', 'protocol_table', 'cost_table', 'sizes_table',
-           'damaged_cells']
+           'tokenizer_finding', 'model_finding', 'norm_ends', 'norm_finding', 'over_steps', 'decoding_finding',
+           'images_finding', 'fusion_finding', 'speed_finding', 'faster_at_the_ends', 'text_finding', 'departure_rows',
+           'departure_finding', 'percent_of', 'recipe_finding', 'rule_rows', 'rule_finding', 'three_columns',
+           'one_metric', 'beside', 'in_looks_order', 'with_names', 'with_interval', 'first_of', 'frame_table',
+           'quality_table', 'stage_table', 'systems_table', 'norms_table', 'rules_table', 'departures_table',
+           'rungs_table', 'recipes_table', 'protocol_table', 'cost_table', 'sizes_table', 'damaged_cells']
 
 # %% ../nbs/52_findings.ipynb #d8401f8f
 @dataclass(frozen=True)
@@ -223,35 +222,12 @@ def tokenizer_finding(evidence: Evidence) -> str:
     last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
     return 'The lowest FID at the end of training. ' + optimum(last, 'tokenizer', 'architecture')
 
-def tokenizer_values(evidence: Evidence) -> str:
-    "FID of each tokenizer under each model."
-    last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
-    say = lambda r: f"{named('tokenizer', r.tokenizer)} {printed_number(r)}"
-    said = [f"{named('architecture', a)}. {told(last[last.architecture == a], 'tokenizer', say)}"
-            for a in in_order(last, 'architecture')]
-    return ('After the last epoch, at its best guidance scale; the curves are at the best of those that were measured '
-            'at every epoch. ' + ' '.join(said))
-
 def model_finding(evidence: Evidence) -> str:
     "AR against MAR, Transformer against LLaMA."
     last, mine = at_the_last_epoch(evidence, 'tokenizer', 'architecture'), 'bidirectional LLaMA'
     said = [duel(last, 'architecture', mine, other, 'tokenizer')
             for other in ('causal LLaMA', 'bidirectional Transformer')]
     return 'FID at the end of training, over the tokenizers. ' + ' '.join(said)
-
-# %% ../nbs/52_findings.ipynb #9d2ecc2f
-def head_finding(evidence: Evidence) -> str:
-    "What the largest codebook costs, in a whole step and in its output layer, as a multiple of the smallest."
-    rows, said = in_units(evidence.table[evidence.table.family.isin(HEAD_COSTS)]), []
-    rows = rows.assign(head=rows.get('head'))
-    for (source, family, head), part in rows.groupby(['source', 'family', 'head'], sort=False, dropna=False):
-        counted = family == 'head_parameters' # the same for every way to compute it
-        if part.codebook_size.nunique() < 2 or counted and head == 'sliced': continue
-        small, large = (part.sort_values('codebook_size').iloc[i] for i in (0, -1))
-        way = '' if counted or pd.isna(head) else f', {head}'
-        said.append(f'{NAMES[source]}: {small.label}{way}, × {as_multiple(large.value/small.value)} from '
-                    f'{small.codebook_size:,.0f} to {large.codebook_size:,.0f} codes.')
-    return ' '.join(said)
 
 # %% ../nbs/52_findings.ipynb #129218ae
 def norm_ends(history: pd.DataFrame) -> pd.DataFrame: # from `tables.history_table`

@@ -18,7 +18,8 @@ from .bench import as_line, Bench, check_real_images, profile_options, REFERENCE
 from .cells import best_point, generation_cell, reconstruction_cell
 from .checks import check_choice, printable, run_function
 from maskgil.core import (
-    cache_dir, check_real, check_whole, fingerprint, locked, naming_full_disk, pick_device, read_json, write_json,
+    cache_dir, check_device, check_real, check_whole, fingerprint, locked, naming_full_disk, pick_device, read_json,
+    write_json,
 )
 from .data import class_folders, FolderSet, image_folder, TokenSet, tried
 from .features import extract
@@ -41,14 +42,14 @@ from .training import fit, TrainConfig
 
 # %% auto #0
 __all__ = ['ACCEPTED', 'ENDINGS', 'UNPACKS', 'FEWEST', 'FEWEST_HELD_OUT', 'TIMED_STEPS', 'EVALUATED', 'TOKENIZER_SHARE',
-           'MOST_STEPS', 'MOST_EPOCHS', 'LEAST_STEPS', 'ASKED', 'SECONDS_SEEN', 'Learned', 'COMMAND', 'class_name',
-           'holds_classes', 'one_class', 'json_caption', 'caption_in', 'placed', 'unpack_tars', 'unpack_parquet',
-           'unpacked_folder', 'own_folder', 'class_layout', 'AsTheyAre', 'OwnBench', 'check_enough', 'seconds_a_step',
-           'seconds_each', 'Speeds', 'empty_tokens', 'timed_tokenizer', 'timed_model', 'speeds_here', 'Lengths',
-           'measuring_seconds', 'lengths_for', 'kept_lengths', 'own_profile', 'said_time', 'say_plan', 'say_end',
-           'own_cell', 'put_sheets', 'is_saved', 'captioned_share', 'reads_captions', 'text_profile', 'TextLengths',
-           'text_measuring', 'text_lengths_for', 'say_text_plan', 'learn_classes', 'learn_texts', 'check_command',
-           'learn']
+           'MOST_STEPS', 'MOST_EPOCHS', 'LEAST_STEPS', 'PICTURES', 'SHOWN_SHEETS', 'ASKED', 'SECONDS_SEEN', 'Learned',
+           'COMMAND', 'class_name', 'holds_classes', 'one_class', 'json_caption', 'caption_in', 'placed', 'unpack_tars',
+           'unpack_parquet', 'unpacked_folder', 'own_folder', 'class_layout', 'AsTheyAre', 'OwnBench', 'check_enough',
+           'seconds_a_step', 'seconds_each', 'Speeds', 'empty_tokens', 'timed_tokenizer', 'timed_model', 'speeds_here',
+           'Lengths', 'measuring_seconds', 'lengths_for', 'kept_lengths', 'own_profile', 'said_time', 'say_plan',
+           'say_end', 'own_cell', 'put_sheets', 'is_saved', 'captioned_share', 'reads_captions', 'text_profile',
+           'TextLengths', 'text_measuring', 'text_lengths_for', 'say_text_plan', 'learn_classes', 'learn_texts',
+           'check_command', 'learn']
 
 # %% ../nbs/57_learn.ipynb #5993406a
 ACCEPTED = (f"pictures that end in {', '.join(SUFFIXES)}, in one folder or in one folder a class, a folder with "
@@ -229,9 +230,9 @@ def check_enough(
         if 'has no image in the split' not in str(e): raise
         train, held_out = len(image_folder(bench.profile.data.source)), 0
     if train < FEWEST or held_out < FEWEST_HELD_OUT:
-        raise ValueError(f'{data} has {train} pictures to learn from and {held_out} held out (every tenth, or those of '
-                         f'val/): at least {FEWEST} and {FEWEST_HELD_OUT} are needed, and some hundreds of a kind are '
-                         'better')
+        raise ValueError(f'{data} has {train} pictures to learn from and {held_out} held out (about a tenth, chosen by '
+                         f'file name, or those of val/): at least {FEWEST} and {FEWEST_HELD_OUT} are needed, and some '
+                         'hundreds of a kind are better')
     check_real_images(bench)
 
 # %% ../nbs/57_learn.ipynb #fcc0265a
@@ -400,10 +401,20 @@ def own_cell(bench: Bench, size: str, folder: Path) -> dict[str, Any]: # what th
     return found | dict(reconstruction=said, rebuilt=rebuilt['samples'])
 
 # %% ../nbs/57_learn.ipynb #08e05a7e
+PICTURES = '## Pictures' # the last section of a card
+SHOWN_SHEETS = { # file of a model folder -> a line of its card
+    'samples.png': '![samples of the model](samples.png)\n',
+    'rebuilt.png': '![held-out pictures, and below them the same through the tokenizer](rebuilt.png)\n',
+}
+
 def put_sheets(record: Record, folder: Path) -> None: # folder: of the model
-    "Copy the sheets of a record to the model."
+    "Copy the sheets of a record to the model, and show them in its card."
     for name in ('samples', 'rebuilt'):
         if sheet := record_file(record, name): shutil.copyfile(sheet, folder/f'{name}.png')
+    card = folder/'README.md'
+    there = [line for name, line in SHOWN_SHEETS.items() if (folder/name).is_file()]
+    text = card.read_text(encoding='utf-8').partition(f'\n{PICTURES}\n')[0]
+    if there: card.write_text('\n'.join([text, PICTURES, '', *there, '']), encoding='utf-8')
 
 def is_saved(folder: Path, record: Record) -> bool:
     "Whether a folder holds the model of a record."
@@ -551,9 +562,10 @@ def learn_texts(
 
 # %% ../nbs/57_learn.ipynb #b8bc7c9a
 def check_command(
-    minutes: float, size: str, resolution: int, seed: int, # as in `learn`
+    minutes: float, size: str, resolution: int, seed: int, device: str, # as in `learn`
 ) -> None:
-    "Refuse what is no length, size or seed before the pictures are looked at: a `ValueError`."
+    "Refuse what is no length, size, seed or device before the pictures are looked at: a `ValueError`."
+    check_device(device)
     if not check_real('minutes', minutes) > 0: raise ValueError(f'minutes is {minutes}: it has to be more than 0')
     check_choice('size', size, SIZE_ROWS)
     if check_whole('resolution', resolution, 8, 512) % 8:
@@ -565,16 +577,16 @@ def learn(
     data: str, # pictures: a folder, with a folder for each class if there are classes, or a tar or parquet file
     out: str = '', # the model folder to write; empty: the name of the data and the size, here
     minutes: float = 20., # that all of it may take on this machine
-    size: str = 'l', # of the model: b, l, xl or xxl of the mini profile
+    size: str = 'l', # of the model, from the mini profile
     resolution: int = 32, # pixels of a side, of a model of classes
     flip: bool = True, # mirror the pictures of classes too; not for letters and digits
     captions: str = 'auto', # auto, yes or no: whether a model of texts is made, where pictures have captions
-    seed: int = 0,
-    device: str = 'auto',
+    seed: int = 0, # of weights, batches and samples
+    device: str = 'auto', # cpu, cuda or mps; auto takes the best there is
     dry_run: bool = False, # say what would be done and how long that takes, and stop
 ) -> None:
     "Train a tokenizer and a model on your own pictures, measure them, and write a model folder."
-    check_command(minutes, size, resolution, seed)
+    check_command(minutes, size, resolution, seed, device)
     folder, called = own_folder(data), data_path(data).resolve()
     place = Path(out or f'{called.stem if called.is_file() else called.name}-{size}').expanduser()
     check_free_for(place)

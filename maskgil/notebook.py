@@ -132,18 +132,21 @@ def open_study(
 
 # %% ../nbs/55_notebook.ipynb #88431336
 def show_table(
-    study: str = 'scaling', # a row of `STUDIES`
-    title: str = 'Table 7, FID', # of one of its tables
+    study: str = 'scaling', # whose table
+    title: str = '', # the title of one of its tables; empty: of the first
     profile: str | None = None, # of the measured columns; the largest that was run unless told otherwise
 ) -> None:
     "Print a table of a study: the paper, the committed reference, your runs."
     row = STUDIES[check_choice('study', study, STUDIES)]
-    table = _named(row.tables, title, 'table', lambda t: t.title)
+    table = _named(row.tables, title, 'table', lambda t: t.title) if title else row.tables[0]
     if profile is not None: check_choice('profile', profile, PROFILES)
     made = table.make(gather_evidence(table.study or study, profile))
     frame = made.map(_as_shown).rename(columns=_as_shown)
     with pd.option_context('display.width', 200, 'display.max_columns', None, 'display.max_rows', None):
         print(frame.to_string(index=False))
+    if not title:
+        others = ', '.join(repr(other.title) for other in row.tables[1:])
+        print(f'this is {table.title!r}; --title shows another: {others}')
 
 def _as_shown(value: Any) -> Any: # names and notes of records come from elsewhere
     return printable(value) if isinstance(value, str) else value

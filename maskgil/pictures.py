@@ -17,12 +17,12 @@ from .checks import printable
 from .core import fingerprint
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'OTHER_PICTURES', 'SYSTEM_FILES', 'SPLIT_WORDS', 'SPLITS', 'MAX_PIXELS', 'MAX_BYTES', 'SEVERAL', 'FORMATS',
-           'TURNS', 'MAX_SCALED', 'WHOLE', 'BY_CONTENT', 'BY_SAMPLE', 'say', 'few', 'in_threads', 'is_hidden',
-           'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below', 'examples_below', 'data_path',
-           'split_named', 'files_of_split', 'split_folders', 'folder_of_split', 'has_alpha', 'on_white',
-           'UnreadableImage', 'reason_of', 'NoBytes', 'open_picture', 'picture_size', 'trimmed', 'fitted',
-           'report_skipped', 'Piece', 'stamps', 'content_identity']
+__all__ = ['SUFFIXES', 'OTHER_PICTURES', 'SYSTEM_FILES', 'SPLIT_WORDS', 'SPLITS', 'BY_NAME', 'MAX_PIXELS', 'MAX_BYTES', 'SEVERAL',
+           'FORMATS', 'TURNS', 'MAX_SCALED', 'MOST_NAMED', 'WHOLE', 'BY_CONTENT', 'BY_SAMPLE', 'say', 'few',
+           'in_threads', 'is_hidden', 'entries', 'is_folder', 'is_file', 'file_bytes', 'pictures_in', 'files_below',
+           'examples_below', 'data_path', 'split_named', 'files_of_split', 'split_folders', 'folder_of_split',
+           'has_alpha', 'on_white', 'UnreadableImage', 'reason_of', 'NoBytes', 'open_picture', 'picture_size',
+           'trimmed', 'fitted', 'report_skipped', 'Piece', 'stamps', 'content_identity']
 
 # %% ../nbs/02_pictures.ipynb #fb8d3b61
 @functools.cache # so that a text is said once
@@ -226,6 +226,8 @@ def split_folders(
     return _one_each(root, deep)
 
 # %% ../nbs/02_pictures.ipynb #fd54ea5d
+BY_NAME = 'by the names of the files' # how a split is told where no folder tells it
+
 def folder_of_split(
     root: Path,
     split: str, # one of `SPLITS`
@@ -406,6 +408,8 @@ def fitted(
     return np.asarray(image.crop((left, top, left + w, top + h))).transpose(2, 0, 1)
 
 # %% ../nbs/02_pictures.ipynb #3917f27b
+MOST_NAMED = 10 # pictures of a message
+
 def report_skipped(
     where: str, # the data set
     listed: int, # pictures
@@ -413,11 +417,12 @@ def report_skipped(
 ) -> None:
     "Say how many pictures are left out; an `OSError` if it is more than half of them."
     if not skipped: return
-    first = f"{skipped[0]['name']}: {skipped[0]['reason']}"
+    named = [f"{one['name']}: {one['reason']}" for one in skipped]
+    first, rest = named[0], f'; and {len(named) - MOST_NAMED:,} more' if len(named) > MOST_NAMED else ''
     if len(skipped) == listed: raise OSError(f'none of the {listed:,} images of {where} could be read: {first}')
     counted = f'{len(skipped):,} of {listed:,} images of {where} cannot be read'
     if 2 * len(skipped) > listed: raise OSError(f'{counted}, more than half of them, the first is {first}')
-    say(f'{counted} and are left out, such as {first}')
+    say(f"{counted} and are left out: {'; '.join(named[:MOST_NAMED])}{rest}")
 
 # %% ../nbs/02_pictures.ipynb #03414eb0
 WHOLE = 2**28 # bytes

@@ -43,7 +43,7 @@ __all__ = ['GREY', 'LINE', 'LETTER', 'OF_DRAWING', 'TASKS', 'CUSTOM_PIPELINE', '
            'check_free_for', 'save_pipeline', 'check_loads', 'file_of', 'pipeline_settings', 'check_encoder',
            'load_transformer', 'load_own_tokenizer', 'load_pipeline_parts', 'open_parts', 'complete_folder',
            'asked_for', 'sampler_options', 'steer_away', 'kept_tokens', 'Reading', 'Drawing', 'check_writable',
-           'save_picture', 'Placed', 'MaskGILPipeline', 'saved_pipeline', 'sample']
+           'save_picture', 'Placed', 'MaskGILPipeline', 'saved_pipeline', 'check_prompt', 'drawing_bar', 'sample']
 
 # %% ../nbs/18_pipeline.ipynb #0ec17a94
 def class_ids(
@@ -1034,7 +1034,9 @@ def check_writable(
     "Refuse an ending that is none of these with a `ValueError`, and a place that is not writable with an `OSError`."
     file = Path(path).expanduser()
     if not str(path) or file.is_dir(): raise IsADirectoryError(f"'{path}' is a folder: give the file to write")
-    check_choice(f"ending of '{path}'", file.suffix.lower(), endings)
+    if file.suffix.lower() not in endings:
+        none = ', or no ending, which is PNG' if '' in endings else ''
+        raise ValueError(f"unknown ending of '{path}': choose one of {', '.join(filter(None, endings))}{none}")
     above = next(folder for folder in file.absolute().parents if folder.exists())
     if not above.is_dir(): raise NotADirectoryError(f'{file} cannot be written: {above} is a file')
     if not os.access(above, os.W_OK | os.X_OK): raise PermissionError(f'{file} cannot be written: {above} is read-only')
@@ -1131,6 +1133,27 @@ def saved_pipeline(
     "Where a saved pipeline is: in the project or, where only the wheel is installed, in the package."
     return Path(path).expanduser() if path else shipped(default, f'pretrained/{Path(default).name}')
 
+# %% ../nbs/18_pipeline.ipynb #11e711f3
+def check_prompt(pipe: MaskGILPipeline, prompt: str, called: str) -> None:
+    "Refuse a prompt that a model does not read, and a model of texts without one: a `ValueError`."
+    if prompt and not pipe.model.config.text_width:
+        raise ValueError(f'{called} draws classes and reads no texts: leave out --prompt')
+    if pipe.model.config.text_width and not prompt:
+        raise ValueError(f"{called} draws from texts: add --prompt 'a fox face on a red background', for one")
+
+@contextlib.contextmanager
+def drawing_bar(
+    pipe: MaskGILPipeline, images: int, steps: int, # steps: 0 is the pipeline's
+    batch_size: int = 64, # of the pipeline
+) -> Iterator[dict[str, Any]]: # options of `draw`
+    "Progress over all steps, if they take more than two seconds."
+    if pipe.model.config.causal:
+        yield dict(show_progress=True)
+        return
+    total = -(-images // batch_size) * (steps or pipe.defaults.get('steps', 8))
+    with progress(total=total, desc='sampling', unit='step', delay=2, leave=False) as bar:
+        yield dict(on_step=lambda *state: bar.update())
+
 # %% ../nbs/18_pipeline.ipynb #6929d2d4
 MOST_COLUMNS = 1000
 
@@ -1139,21 +1162,25 @@ def sample(
     out: str = 'samples.png', # the picture to write
     columns: int = 12, # pictures of each class, or of the prompt
     steps: int = 0, # decoding steps; 0 is the checkpoint's
-    cfg: float = 0., # guidance scale; 0 is the checkpoint's
-    seed: int = 0,
+    cfg: float = 0., # guidance scale; 0 is the checkpoint's, 1 draws without guidance
+    seed: int = 0, # another one draws other pictures
     prompt: str = '', # a sentence to draw, in place of the classes
     text_encoder: str = '', # where the text encoder is, if not where the checkpoint says
 ) -> None:
     "Draw a sheet with a row for each class, or a row for a prompt, and say where it is; its ending says the format."
     columns, steps = check_whole('columns', columns, 1, MOST_COLUMNS), check_whole('steps', steps, 0)
-    options: dict[str, Any] = dict(
-        seed=check_whole('seed', seed), steps=steps or None, cfg=check_real('cfg', cfg) or None)
+    if check_real('cfg', cfg) < 0:
+        raise ValueError(f"cfg is {cfg:g}: 0 is the checkpoint's own scale, 1 draws without guidance, and a larger one "
+                         'follows the class or the prompt more')
+    options: dict[str, Any] = dict(seed=check_whole('seed', seed), steps=steps or None, cfg=cfg or None)
     file = check_writable(out)
     if prompt: check_captions([prompt])
     folder = saved_pipeline(checkpoint, TEXT_CHECKPOINT if prompt else CHECKPOINT)
     pipe = MaskGILPipeline.from_pretrained(folder, text_encoder=text_encoder)
-    if prompt: sheet = picture_sheet(pipe(prompts=[prompt] * columns, **options), columns=columns, scale=2)
-    else: sheet = pipe.sheet(columns, **options)
+    check_prompt(pipe, prompt, str(folder))
+    with drawing_bar(pipe, columns * max(1, len(pipe.classes)), steps) as bar:
+        if prompt: sheet = picture_sheet(pipe(prompts=[prompt] * columns, **options, **bar), columns=columns, scale=2)
+        else: sheet = pipe.sheet(columns, **options, **bar)
     save_picture(sheet, file)
     if pipe.classes: print(f"{len(pipe.classes)} classes, top to bottom: {printable(', '.join(pipe.classes))}")
     print(f'samples: {printable(out)}')

@@ -261,9 +261,9 @@ def print_plan(
 
 # %% ../nbs/54_planner.ipynb #24545339
 def plan_study(
-    study: str = 'scaling', # a row of `STUDIES`
-    profile: str = 'paper', # a row of `PROFILES`
-    machines: list[str] = [*HARDWARE], # and 'here'
+    study: str = 'scaling', # whose plan
+    profile: str = 'paper', # of which lengths and sizes
+    machines: list[str] = [*HARDWARE], # for which time is told; 'here' is this one
 ) -> None:
     "What a study takes, with its notebook's defaults."
     row = STUDIES[check_choice('study', study, STUDIES)]

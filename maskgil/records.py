@@ -332,7 +332,9 @@ def index_table(found: Iterable[Record]) -> pd.DataFrame: # a row a record
                     file=f'{r.study}/{Path(r.path).name}', older=dict(all='than versions').get(old, old))
     return pd.DataFrame([row(r) for r in found])
 
-def write_index(source: str = 'yours') -> Path: # the file
+def write_index(
+    source: str = 'yours', # whose records: yours or reference
+) -> Path: # the file
     "Write `index.csv` beside the records of a source: 'yours' or 'reference'."
     folders = record_folders()
     path = folders[check_choice('source', source, folders)]/'index.csv'
@@ -483,8 +485,8 @@ def once(
 
 # %% ../nbs/41_records.ipynb #633c6e50
 def promote(
-    study: str = '', # or one of `PROGRAMS`; all of both if empty
-    profile: str = 'mini',
+    study: str = '', # whose records; all if empty
+    profile: str = 'mini', # of the records
 ) -> list[Path]: # the new files
     "Copy your newest records, with their files, to the committed reference, in place of what they supersede."
     reference = project_root()/'results'/'reference'

@@ -14,7 +14,9 @@ from PIL import Image
 
 from .approximate import JUDGES, price_table
 from .checks import check_choice, printable, run_function
-from .claims import CLAIMS, CLAIM_KINDS, check_claims, paper_inconsistencies, Verdict, verdicts_by_claim
+from maskgil.claims import (
+    claim_rows, CLAIMS, CLAIM_KINDS, check_claims, paper_inconsistencies, steps_in_size, Verdict, verdicts_by_claim,
+)
 from .core import results_dir, shown, write_atomic
 from .figures import NAMES, price_figure, save_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
@@ -24,15 +26,16 @@ from .studies import Cell, METHOD, SECOND_STAGES, STUDIES, Study, default_cells
 from .speed import speed_line, SPEEDS
 from .speedrun import log_of
 from .gpu import gpu_line, GPU_WORKS
-from .statistics import LEVEL, SEED_LOOKS
+from .statistics import LEVEL, NoData, SEED_LOOKS
 from .tables import history_table, long_table, of_profile, over_seeds
 
 # %% auto #0
 __all__ = ['VERDICT_COLOURS', 'LEAD', 'CREDIT', 'TITLE', 'CLAIMED', 'RUNS', 'THE_METHOD', 'PageBlock', 'FAST', 'RACE', 'FAULTY',
-           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'scorecard', 'verdicts_in', 'verdict_counts', 'at_a_glance', 'summary',
-           'grid_of', 'cells_without_record', 'missing_sentences', 'status_table', 'older_records', 'newest_of',
-           'speed_blocks', 'processor', 'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks',
-           'compose', 'claim_blocks', 'method_blocks', 'study_blocks', 'anchor', 'effect_picture', 'html_table',
+           'ENDS_SAID', 'ON_A_GPU', 'STYLE', 'LONG', 'FEW', 'scorecard', 'verdicts_in', 'verdict_counts', 'at_a_glance',
+           'summary', 'said_measured', 'said_others', 'said_steps', 'grid_of', 'cells_without_record',
+           'missing_sentences', 'status_table', 'older_records', 'newest_of', 'speed_blocks', 'processor',
+           'shown_prices', 'price_finding', 'race_blocks', 'fault_blocks', 'gpu_blocks', 'compose', 'claim_blocks',
+           'method_blocks', 'study_blocks', 'anchor', 'with_minus', 'effect_picture', 'html_table', 'alternative',
            'embedded', 'smaller', 'html_renderers', 'to_html', 'plain_markdown', 'markdown_table', 'to_markdown',
            'write_report']
 
@@ -87,20 +90,36 @@ def summary() -> str: # Markdown
     "In three lines: the sizes, the claims, and what the paper's own tables say of them."
     found = [r for r in evident() if r.source in ('paper', 'reference')]
     card = check_claims(long_table(found), history_table(found))
-    measured, other = card[card.kind == 'measured'], card[card.reference == '–']
     scaling = [r for r in found if r.study == 'scaling']
-    count = lambda verdicts, verdict: (verdicts == verdict).sum()
     sizes = size_finding(Evidence(scaling, over_seeds(of_profile(long_table(scaling)))))
-    unreachable = count(measured.reference, 'cannot be shown here')
+    lines = (f'{sizes} {said_steps(found)}'.strip(), said_measured(card[card.kind == 'measured']),
+             said_others(card[card.reference == '–']))
+    return '\n'.join(f'- {line}' for line in lines)
+
+def said_measured(card: pd.DataFrame) -> str: # card: from `check_claims`, of what runs can repeat
+    count = lambda source, verdict: (card[source] == verdict).sum()
+    unreachable = count('reference', 'cannot be shown here')
     beyond = f'; {unreachable} cannot be shown in its setting' if unreachable else ''
-    repeated = (f"Of {len(measured)} sentences that a run can repeat, the paper's own tables support "
-                f"{count(measured.paper, 'supported')} and contradict {count(measured.paper, 'contradicted')}; the "
-                f"reference run supports {count(measured.reference, 'supported')}, contradicts "
-                f"{count(measured.reference, 'contradicted')} and leaves "
-                f"{count(measured.reference, 'inconclusive')} open{beyond}.")
-    systems = (f'Of {len(other)} sentences about the tables and the published systems themselves, '
-               f"{count(other.paper, 'contradicted')} are contradicted by them.")
-    return '\n'.join(f'- {line}' for line in (sizes, repeated, systems))
+    return (f"Of {len(card)} sentences that a run can repeat, the paper's own tables support "
+            f"{count('paper', 'supported')}, contradict {count('paper', 'contradicted')} and say nothing of "
+            f"{count('paper', 'no data')}; the reference run supports {count('reference', 'supported')}, contradicts "
+            f"{count('reference', 'contradicted')} and leaves {count('reference', 'inconclusive')} open{beyond}.")
+
+def said_others(card: pd.DataFrame) -> str: # of what no run can repeat
+    wrong, right = ((card.paper == verdict).sum() for verdict in ('contradicted', 'supported'))
+    counted = ((wrong, 'wrong'), (right, 'right'), (len(card) - wrong - right, 'open'))
+    parts = [f"{many} {'is' if many == 1 else 'are'} {what}" for many, what in counted if many]
+    return (f"Of {len(card)} statements about the paper's own tables and about the published systems, "
+            f"{' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}.")
+
+def said_steps(found: list[Record]) -> str: # found: of the paper and the reference; empty where sizes are missing
+    "Which steps in size lower FID by more than chance in the reference run."
+    try: steps = steps_in_size(claim_rows(CLAIMS['better_up_to_xl'], long_table(found), 'reference'))
+    except NoData: return ''
+    beyond = [step for step, is_beyond in steps.items() if is_beyond]
+    named = f" ({', '.join(beyond)})" if beyond else ''
+    return (f"In the reference run {len(beyond) or 'none'} of the {len(steps)} steps in size{named} "
+            f"lower{'s' * (len(beyond) < 2)} FID beyond the interval of the difference.")
 
 # %% ../nbs/56_report.ipynb #732fb096
 def grid_of(study: Study, profile: str) -> list[Cell]:
@@ -161,9 +180,12 @@ def older_records(gathered: dict[str, Evidence]) -> list[str]: # sentences
             of_studies[name] = of_studies.get(name, 0) + 1
     said = []
     for (source, stages), of_studies in counted.items():
-        what = 'older than versions' if stages == 'all' else f'of an older version of {stages}'
-        studies = ', '.join(f'{name} {n}' for name, n in of_studies.items())
-        said.append(f'{NAMES[source]}: {sum(of_studies.values())} records are {what} ({studies}).')
+        how = 'before versions of the code were written into records' if stages == 'all' else (
+            f'by an older version of {stages}')
+        studies, many = ', '.join(f'{name} {n}' for name, n in of_studies.items()), sum(of_studies.values())
+        records_were = '1 record was' if many == 1 else f'{many} records were'
+        said.append(f"{NAMES[source]}: {records_were} made {how}, so it is not known whether today's code gives the "
+                    f'same numbers ({studies}).')
     return said
 
 # %% ../nbs/56_report.ipynb #6c4d9f37
@@ -171,10 +193,11 @@ _LOOKS = f'{", ".join(map(str, SEED_LOOKS[:-1]))} and {SEED_LOOKS[-1]}'
 LEAD = (
     "The paper, the committed reference run and your own run, side by side. The paper's numbers are FID on ImageNet "
     'from 50,000 images. The small profiles measure FID-EL0 and KID-EL0 on OpenMoji, with features of '
-    "EfficientNet-Lite0: their shape may be held against the paper's, their size may not. Brackets and bands are 95 % "
-    'intervals by bootstrap over the generated images; over several seeds they are of the mean. '
-    f'Verdicts on claims use the interval of a difference of means instead, of {100*LEVEL:.1f} %, since the reference '
-    f'is looked at with {_LOOKS} seeds, as long as a claim is open. A dash is a cell that was not run, or not printed.')
+    "EfficientNet-Lite0. Compare trends with the paper's, not values. Square brackets and bands are 95 % bootstrap "
+    'intervals over the generated images; with several seeds, they are intervals of the mean over seeds. '
+    f'A verdict uses the interval of a difference of means, at {100*LEVEL:.1f} % instead of 95 %: an undecided claim '
+    f'is examined again after {_LOOKS} seeds, and the wider interval pays for these repeated looks. A dash is a cell '
+    'that was not run, or not printed.')
 CREDIT = ('Emoji in samples are by OpenMoji (openmoji.org), CC BY-SA 4.0; what a model drew after them is shared under '
           'the same licence.')
 TITLE, CLAIMED, RUNS = 'MaskGIL: what the paper says and what runs here', 'What the paper claims', 'What was run'
@@ -404,6 +427,11 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 code { background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
 figure { margin: 1.5rem 0; }
 figure .wide, .table { overflow-x: auto; }
+.table { background: linear-gradient(90deg, #fff 40%, #fff0) 0 0 / 3rem 100% no-repeat local,
+  linear-gradient(270deg, #fff 40%, #fff0) 100% 0 / 3rem 100% no-repeat local,
+  linear-gradient(90deg, #0003, #0000) 0 0 / .7rem 100% no-repeat scroll,
+  linear-gradient(270deg, #0003, #0000) 100% 0 / .7rem 100% no-repeat scroll;
+  /* a shadow where there is more */ }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { max-width: 46rem; margin-top: .4rem; } figcaption b { color: var(--ink); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -419,7 +447,14 @@ details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
   body { padding-top: 1.25rem; }
   nav ol { columns: 1; }
   figure .wide img { max-width: none; width: 44rem; }
-  .table table { min-width: 38rem; }
+  .table:not(.read) table { min-width: 38rem; }
+  .read table, .read tbody, .read tr, .read td { display: block; }
+  .read thead, .read td:empty { display: none; }
+  .read tr { padding: .6rem 0; border-bottom: 1px solid #bbb; }
+  .read td, .read tr.new td { border: 0; padding: .15rem 0; white-space: normal; }
+  .read td:first-child { font-weight: 600; }
+  .read td:not(:first-child)::before { content: attr(data-label); }
+  .read td:not(:first-child)::before { display: block; color: var(--soft); font-size: .8rem; }
 }
 ''' + '\n'.join(f".{word.replace(' ', '-')} {{ color: {colour}; }}" for word, colour in VERDICT_COLOURS.items())
 
@@ -428,11 +463,16 @@ def anchor(title: str) -> str:
     "The name of a heading in a link, as code forges make it."
     return re.sub(r'[^\w-]', '', title.lower().replace(' ', '-'))
 
+def with_minus(text: str) -> str: # `code` stays as it is
+    "A text whose negative numbers have a minus instead of a hyphen."
+    return ''.join(part if part.startswith('`') else re.sub(r'(?<![\w.,/-])-(?=\.?\d)', '−', part)
+                   for part in re.split(r'(`[^`]*`)', text))
+
 def _plain(text: str) -> str: # names of data, of classes and notes come from elsewhere
-    return html.escape(printable(text))
+    return html.escape(with_minus(printable(text)))
 
 def _inline(text: str) -> str: # `code` is the only markup
-    return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(printable(text), quote=False))
+    return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(with_minus(printable(text)), quote=False))
 
 def _rows(frame: pd.DataFrame) -> Iterator[tuple[bool, list[str | Verdict]]]:
     "Whether a row begins a group, and its cells: what the first two columns repeat is left out."
@@ -459,25 +499,35 @@ def effect_picture(
             f'<circle cx="{x}" cy="{y}" r="3.5" fill="currentColor"/></svg>')
 
 # %% ../nbs/56_report.ipynb #c0c719f8
-def _cell(held: str | Verdict) -> str:
-    if isinstance(held, Verdict): return _verdict_cell(held)
+def _cell(held: str | Verdict, column: str = '') -> str: # column: what stands before it where rows are stacked
+    label = f' data-label="{_plain(column)}"' if column else ''
+    if isinstance(held, Verdict): return f'<td{label}>{_verdict(held)}</td>'
     short = ' class=short' if len(held) < 30 else ''
-    return f'<td{short}>{_plain(held)}</td>'
+    return f'<td{short}{label}>{_plain(held)}</td>'
 
-def _verdict_cell(held: Verdict) -> str:
+def _verdict(held: Verdict) -> str:
     kind, picture = held.verdict.replace(' ', '-'), effect_picture(held)
     drawn = f'<span class="{kind}">{picture}</span>' if picture else ''
     said = f'<span class="said">{_plain(held.says)}</span>' if held.says and held.verdict != 'no data' else ''
-    return f'<td><span class="verdict {kind}">{held.verdict}</span>{drawn}{said}</td>'
+    return f'<span class="verdict {kind}">{held.verdict}</span>{drawn}{said}'
+
+LONG, FEW = 100, 4 # letters, columns: with a longer cell among few, or a verdict, a table is read row by row
 
 def html_table(frame: pd.DataFrame) -> str:
-    "A table that scrolls by itself."
-    head = ''.join(f'<th>{_plain(c)}</th>' for c in frame)
-    rows = [f"<tr{' class=new' if new else ''}>{''.join(map(_cell, cells))}</tr>" for new, cells in _rows(frame)]
-    body = '\n'.join(rows)
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    "A table that scrolls by itself; on a narrow screen the rows of one to be read are stacked."
+    head, found = ''.join(f'<th>{_plain(c)}</th>' for c in frame), list(_rows(frame))
+    cells = [cell for _, row in found for cell in row]
+    read = any(isinstance(c, Verdict) or len(frame.columns) <= FEW and len(c) > LONG for c in cells)
+    labels = [str(column) if read else '' for column in frame]
+    rows = [f"<tr{' class=new' if new else ''}>{''.join(map(_cell, cells, labels))}</tr>" for new, cells in found]
+    body, kind = '\n'.join(rows), 'table read' if read else 'table'
+    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 # %% ../nbs/56_report.ipynb #0af2f953
+def alternative(title: str, caption: str) -> str:
+    "What stands for a figure that is not seen: its name and the first sentence of what stands below it."
+    return f"{title}. {re.split(r'(?<=[.:]) ', caption, maxsplit=1)[0]}".rstrip(': ')
+
 def embedded(path: Path) -> str:
     "A drawing or a picture as a data address; a picture in WebP, which takes a fifth of a PNG."
     if path.suffix == '.svg': kind, content = 'svg+xml', path.read_bytes()
@@ -501,8 +551,8 @@ def smaller(path: Path) -> Path: # path: without suffix
 def html_renderers(folder: Path) -> dict[str, Callable[..., str]]: # kind of block -> what renders it
     "One function for each kind of block; `folder` is where the blocks' files are."
     def figure(path: str, title: str, caption: str) -> str:
-        shown = smaller(folder/path)
-        image = f'<img src="{embedded(shown)}"{_width(shown)} alt="{_plain(f"{title}. {caption}")}">'
+        picture = smaller(folder/path)
+        image = f'<img src="{embedded(picture)}"{_width(picture)} alt="{_plain(alternative(title, caption))}">'
         said = f'<figcaption><b>{_plain(title)}.</b> {_inline(caption)}</figcaption>'
         return f'<figure><div class="wide">{image}</div>{said}</figure>'
     def table(title: str, frame: pd.DataFrame, caption: str, folded: bool) -> str:
@@ -535,7 +585,7 @@ def to_html(
 # %% ../nbs/56_report.ipynb #8a3a6d11
 def plain_markdown(text: str) -> str: # one line
     "A text that makes no tag, no link and no picture, whatever a record calls its data."
-    without_tags = re.sub(r'<(?=[a-zA-Z/!?])', '&lt;', printable(text))
+    without_tags = re.sub(r'<(?=[a-zA-Z/!?])', '&lt;', with_minus(printable(text)))
     return without_tags.replace('](', ']\\(').replace('][', ']\\[')
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -557,7 +607,7 @@ def to_markdown(
         return '\n'.join(f'{i}. [{plain(t)}](#{anchor(t)})' for i, t in enumerate(titles, 1))
     def figure(path: str, title: str, caption: str) -> str:
         title, caption = plain(title), plain(caption)
-        return f'![{title}. {caption}]({path}.png)\n\n**{title}.** {caption}'
+        return f'![{alternative(title, caption)}]({path}.png)\n\n**{title}.** {caption}'
     render: dict[str, Callable[..., str]] = dict(
         title=lambda text: f'# {plain(text)}', contents=contents,
         heading=lambda text, covers: f'## {plain(text)}\n\n{plain(covers)}',

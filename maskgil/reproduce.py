@@ -343,8 +343,8 @@ def retrain(
 
 # %% ../nbs/57_reproduce.ipynb #61a64b09
 def reproduce(
-    profile: str = 'auto', # as the studies take it
-    seed: int = 0,
+    profile: str = 'auto', # as the studies take it; auto: what fits this machine
+    seed: int = 0, # of all that is trained and drawn
     lanes: int = 0, # cells at a time; 0 is one on a GPU, two on a CPU
     minutes: float = 0, # do what fits in this time, the quickest first; 0: as the profile says, inf: everything
     studies: list[str] = [], # rows of `STUDIES`; all of them if empty
@@ -388,8 +388,8 @@ def undecided(
 
 # %% ../nbs/57_reproduce.ipynb #4c9b70fc
 def decide_open_claims(
-    profile: str = 'mini',
-    lanes: int = 0, # as in `reproduce`
+    profile: str = 'mini', # whose reference
+    lanes: int = 0, # cells at a time; 0 is one on a GPU, two on a CPU
     dry_run: bool = False, # only say what would be run
 ) -> None:
     "Run the studies of open claims with as many seeds as the next look takes, until the last look."

@@ -20,9 +20,9 @@ from .core import check_number
 from .tables import variance_of_images
 
 # %% auto #0
-__all__ = ['RESULTS', 'MOST_SEEDS', 'SEED_LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'Estimate', 'combined',
-           'variance_of', 'exactly', 'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed', 'pooled',
-           'seeds_to_decide', 'level_of_a_look']
+__all__ = ['RESULTS', 'MOST_SEEDS', 'SEED_LOOKS', 'LEVEL', 'NoData', 'Spread', 'spread_of', 'Point', 'said_number', 'Estimate',
+           'combined', 'variance_of', 'exactly', 'spread_of_table', 'estimate', 'check_measured', 'lending', 'borrowed',
+           'pooled', 'seeds_to_decide', 'level_of_a_look']
 
 # %% ../nbs/49_statistics.ipynb #a245d7b7
 class NoData(Exception):
@@ -58,6 +58,14 @@ class Point:
     spread: Spread | None = None # of the table that the point is in
 
 # %% ../nbs/49_statistics.ipynb #76cf8cca
+def said_number(
+    value: float,
+    digits: int = 4, # significant ones
+    sign: str = '', # '+': also of a positive number
+) -> str:
+    "A number in a sentence: thousands apart from 100,000 on, and a minus that is no hyphen."
+    return format(value, f'{sign},.0f' if abs(value) >= 1e5 else f'{sign}.{digits}g').replace('-', '−')
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     "A number and how well it is known."
@@ -160,7 +168,7 @@ def exactly(
     unit: str = '', # of the value
 ) -> Estimate:
     "A number without doubt."
-    return Estimate(value, (), unit, text or f'{value:g}')
+    return Estimate(value, (), unit, text or said_number(value, 6))
 
 # %% ../nbs/49_statistics.ipynb #1231a891
 RESULTS = ( # columns that do not say where a point is
@@ -190,8 +198,7 @@ def estimate(
     sampling = float(variance_of_images(rows).mean()) # NaN without intervals
     point = Point(dict(zip(runs.seed, runs.value.astype(float))), None if math.isnan(sampling) else sampling, spread)
     unit = next(str(label) for label in (rows.label.iloc[0], rows.family.iloc[0]) if pd.notna(label))
-    text = f'{name} {value:,.0f}' if abs(value) >= 1e5 else f'{name} {value:.5g}'
-    return Estimate(value, ((point, 1.),), unit, text)
+    return Estimate(value, ((point, 1.),), unit, f'{name} ({said_number(value)})')
 
 def _check_one_point(rows, name): # an error for none, and for rows at several
     if rows.empty: raise NoData(f'nothing measured at {name}')

@@ -32,10 +32,10 @@ from maskgil.figures import (
 )
 from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
-    frame_table, fusion_finding, growth_finding, guidance_finding, head_finding, images_finding, model_finding,
+    frame_table, fusion_finding, growth_finding, guidance_finding, images_finding, model_finding,
     norm_finding, norms_table, protocol_table, quality_table, recipe_finding, recipes_table, reconstruction_finding,
     rule_finding, rules_table, rungs_table, sizes_table, speed_finding, stage_table, systems_table, text_finding,
-    three_columns, tokenizer_finding, tokenizer_values, with_caveats,
+    three_columns, tokenizer_finding, with_caveats,
 )
 from .models import SIZE_ROWS, SIZES
 from .pipeline import MaskGILPipeline, saved_pipeline
@@ -53,14 +53,14 @@ from .versions import STAGES
 from .weights import find_folder
 
 # %% auto #0
-__all__ = ['SECOND_STAGES', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'OF_CHANGES', 'METHOD', 'Figure',
-           'Table', 'Cell', 'given_settings', 'Study', 'rows_of', 'content_of', 'files_of', 'each', 'curve_images',
-           'of_recipe', 'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid', 'stability_grid',
-           'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid', 'text_grid',
-           'first_text_model', 'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability', 'run_fusion',
-           'run_departures', 'run_recipe', 'ProtocolBench', 'run_protocol', 'of_paradigm', 'where_given', 'along',
-           'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text', 'studies_table',
-           'study_notebook', 'defaults', 'default_cells', 'second_cells']
+__all__ = ['SECOND_STAGES', 'AT_EVERY_EPOCH', 'COST', 'CARDS', 'STUDIES', 'TRAINED', 'STRONGER', 'JUDGED', 'OF_CHANGES', 'METHOD',
+           'Figure', 'Table', 'Cell', 'given_settings', 'Study', 'rows_of', 'content_of', 'files_of', 'each',
+           'curve_images', 'of_recipe', 'scaling_grid', 'second_cell', 'tokenizers_grid', 'paradigms_grid',
+           'stability_grid', 'steps_grid', 'fusion_grid', 'departures_grid', 'recipe_grid', 'protocol_grid',
+           'text_grid', 'first_text_model', 'run_scaling', 'run_tokenizers', 'run_paradigms', 'run_stability',
+           'run_fusion', 'run_departures', 'run_recipe', 'ProtocolBench', 'run_protocol', 'of_paradigm', 'where_given',
+           'along', 'timed_systems', 'reconstruction_sheets', 'model_tables', 'register_study', 'outline_text',
+           'studies_table', 'study_notebook', 'defaults', 'default_cells', 'second_cells']
 
 # %% ../nbs/53_studies.ipynb #68438f6a
 @dataclass(frozen=True)
@@ -416,6 +416,7 @@ def run_protocol(bench: ProtocolBench, cell: Cell, folder: Path) -> dict[str, An
     return measure_rules(subject_of(pipe, bench.profile, bench.seed))
 
 # %% ../nbs/53_studies.ipynb #9eb840fd
+AT_EVERY_EPOCH = 'At the best of the scales measured at every epoch; the best scale at the end can be lower'
 COST = Table('What the runs cost', cost_table, folded=True)
 CARDS = Table('What the numbers were measured on', protocol_table, 'From the protocol card of each record.', True)
 
@@ -483,22 +484,28 @@ register_study(Study(
     tokenizers_grid, run_tokenizers, TRAINED,
     figures=(
         Figure('table-1', reconstruction_by_codebook, reconstruction_finding),
-        Figure('figure-3', fid_by_tokenizer, tokenizer_values),
-        Figure('table-5', head_cost, head_finding),
+        Figure('figure-3', fid_by_tokenizer, shows=(
+            'FID over the epochs, a line for each tokenizer and a column for each model, at the best of the guidance '
+            'scales that were measured at every epoch.')),
+        Figure('table-5', head_cost, shows=(
+            'What the output layer takes, over the number of codes: plain computes all logits at once, sliced a part '
+            'at a time.')),
         Figure('reconstructions', reconstruction_sheets, reads='records', shows=(
             'Held-out images in the upper row, what each tokenizer makes of them below.')),
     ),
     tables=(
         Table('Table 1', three_columns(('rfid', 'codebook_usage_pct'), ('tokenizer',), part='point')),
-        Table('Generation', three_columns('fid', ('architecture', 'tokenizer', 'share'), best_guidance), folded=True),
+        Table('Generation', three_columns('fid', ('architecture', 'tokenizer', 'share'), best_guidance),
+              f'{AT_EVERY_EPOCH}, see Tables 4 and 6.', folded=True),
         *model_tables(),
         Table('Table 5',
               three_columns(('head_parameters', 'relative_resources', 'step_parameters', 'step_memory_gib',
                              'step_images_per_second', 'head_memory_gib', 'head_seconds'),
                             ('codebook_size', 'head'), part='point'),
               'The table itself is missing in the text of the paper that we have; the two rows are from the sentence '
-              'in Appendix C. Ours is a whole training step of 192 images, where it was measured, and beside it one of '
-              'the output layer alone.'),
+              'in Appendix C. Plain computes all logits at once, sliced a part at a time. Columns are of the output '
+              'layer alone unless they say "step": that is a whole training step of 192 images, where it was '
+              'measured.'),
         CARDS, COST,
     ),
     finding=tokenizer_finding, shorter=True, apart=('tokenizer',)))
@@ -515,7 +522,8 @@ register_study(Study(
     ),
     tables=(
         Table('Quality', three_columns('fid', ('tokenizer', 'architecture'),
-                                       lambda table: best_guidance(table[table.share == 1])), study='tokenizers'),
+                                       lambda table: best_guidance(table[table.share == 1])),
+              f'{AT_EVERY_EPOCH}, see Figure 4.', study='tokenizers'),
         Table('Speed', three_columns(('seconds_per_image', 'forward_passes', 'flops_per_image'),
                                      ('size', 'system', 'batch'), timed_systems, 'point')),
         COST,
@@ -605,7 +613,7 @@ register_study(Study(
 # %% ../nbs/53_studies.ipynb #642d823e
 register_study(Study(
     'fusion', 'AR tokens before MAR', 'Figures 8 and 9',
-    'What does it bring to draw some tokens with AR first, and what does it cost?',
+    'What is gained by drawing some tokens with AR first, and at what cost?',
     fusion_grid, run_fusion,
     {'cfg': 'evaluation.main_cfg', 'eval_images': 'evaluation.images'},
     figures=(
@@ -641,10 +649,11 @@ register_study(Study(
      'steps': 'evaluation.steps'},
     figures=(
         Figure('figure-1-texts', drawn_texts, reads='records', shows=(
-            'Samples for texts that were not trained on, in three shapes; height x width on the left.')),
+            'Samples for captions that were not in the training set, in three shapes; height x width on the '
+            'left.')),
         Figure('figure-6', lambda records: drawn_texts(records, 'stages'), reads='records', shows=(
-            'Texts that were not trained on, at three shapes: after the first stage, and below it after the second. '
-            'On the left, height x width in pixels.')),
+            'Captions that were not in the training set, at three shapes: after the first stage, and below it after '
+            'the second. On the left, height x width in pixels.')),
         Figure('texts', found_by_told, text_finding,
                shows='How often a judge finds the text of a picture among ten, by what the model was told; dashed is '
                      'chance.'),
@@ -670,8 +679,8 @@ OF_CHANGES = 'Changes with 95 % intervals: blue is better beyond its interval, o
 
 register_study(Study(
     'departures', 'What the released code does otherwise', 'beyond the paper',
-    'The released code differs from the paper in the model, the training and the sampler. What is each difference '
-    'worth, and what are all of them?',
+    'The released code differs from the paper in the model, the training and the sampler. What does each difference '
+    'change, and what do all of them together?',
     departures_grid, run_departures, TRAINED,
     figures=(Figure('departures', fid_by_departure, departure_finding, shows=OF_CHANGES),),
     tables=(Table('Each departure', departures_table), CARDS, COST),
@@ -679,8 +688,8 @@ register_study(Study(
 
 register_study(Study(
     'recipe', 'What later work adds', 'beyond the paper',
-    'Work after the paper trains, draws and decides otherwise. What is each ingredient worth at the same cost of '
-    'training, alone, added to the others and left out?',
+    'Later work trains, samples and chooses tokens differently. What does each change bring at equal training cost: '
+    'alone, added to the others, or removed?',
     recipe_grid, run_recipe, TRAINED,
     figures=(Figure('ladder', worth_of_rungs, recipe_finding, 'records', shows=OF_CHANGES),),
     tables=(Table('Each rung', rungs_table), Table('Each recipe', recipes_table), CARDS, COST),

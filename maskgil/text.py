@@ -27,7 +27,7 @@ from maskgil.core import (
 from .kept import fill_array, open_array, save_array, tensors_checksum
 from maskgil.pictures import (
     content_identity, data_path, examples_below, files_below, files_of_split, folder_of_split, NoBytes, picture_size,
-    Piece, say, split_folders, split_named, stamps, SUFFIXES,
+    Piece, say, split_folders, split_named, stamps, SUFFIXES, BY_NAME,
 )
 from .rows import is_rows, row_bytes, row_captions
 from .tars import COMPRESSED, MAX_PART, part_bytes, refuse_compressed, Sample, tar_samples
@@ -1131,7 +1131,7 @@ def list_part(
         chosen, called = files_of_split(root, shards, split, f'{shards[0].suffix} file')
         return root, listed(_in_shards(root, chosen)), called
     files = listed(file for file in list_captioned(root) if part_of_file(file) == part)
-    return root, files, f'{part}, by the names of the files'
+    return root, files, f'{part}, {BY_NAME}'
 
 # %% ../nbs/16_text.ipynb #a88d9d99
 def _by_shape(images: CaptionedFolder, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:

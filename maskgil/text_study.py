@@ -1250,10 +1250,9 @@ def text_origin(bench: TextImages) -> dict[str, str]: # of a card: description, 
     "What a model of texts learned from."
     source = bench.profile.data.source
     if source != 'openmoji':
-        return dict(license='other', # whatever the pictures have
-                    description=f'Draws a picture from a sentence, as learned from {Path(source).name}, images with '
+        return dict(description=f'Draws a picture from a sentence, as learned from {Path(source).name}, images with '
                                 'captions. The metrics are for captions that were kept out of training; chance is '
-                                f'{1 / CANDIDATES:g}.')
+                                f'{1 / CANDIDATES:g}.') # the licence is whatever the pictures have
     return dict(
         license='cc-by-sa-4.0',
         description='Draws one or two emoji on a coloured background from a sentence. The metrics are for combinations '

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from . import __version__
-from .checks import check_choice, printable
-from .core import cache_dir, DamagedFile, fields_told, fingerprint, read_json, shown, write_json
+from .checks import check_choice, nearest, printable
+from .core import cache_dir, DamagedFile, fields_told, fingerprint, read_json, shipped, shown, write_json
 from .kept import load_tensors, save_tensors
 
 # %% auto #0
@@ -796,6 +796,12 @@ def _on_the_hub(path: str | Path) -> bool: # whether a text could be the name of
 ON_THE_HUB = ['*.json', '*.safetensors', '*.md'] # what is fetched from a repository: nothing that runs
 
 # %% ../nbs/10_weights.ipynb #8868a2df
+def _folder_like(name: str) -> Path | None: # of a checkpoint here, or of one that comes with the code
+    places = [Path('checkpoints'), shipped('checkpoints', 'pretrained')]
+    found = {folder.name: shown(folder) for place in reversed(places) for folder in place.glob('*/')}
+    near = nearest(name, found)
+    return found[near] if near else None
+
 def find_folder(
     path: str | Path, # a folder, or the name of a repository on the hub
     revision: str | None = None, # of the repository: a branch, a tag or a commit
@@ -809,7 +815,9 @@ def find_folder(
     if folder.is_file(): raise FileNotFoundError(f'{folder.absolute()} is a file: give the folder that it lies in')
     what = f"'{path}' is neither a folder (there is no {folder.absolute()}) nor a repository"
     remedy = 'run `hf download {} --local-dir DIR` where there is one, and give the folder DIR'
-    if not _on_the_hub(path):
+    if re.fullmatch(r'[\w.-]*\w[\w.-]*', str(path)) and (near := _folder_like(str(path))):
+        raise FileNotFoundError(f'there is no folder {path}; did you mean {near}?')
+    if not _on_the_hub(path) or '/' not in str(path):
         said = f'{what} of the hub, whose names have the form owner/name'
         raise FileNotFoundError(f"{said}. Without a network, {remedy.format('owner/name')}")
     from huggingface_hub import snapshot_download

@@ -87,6 +87,15 @@ def test_start_page_is_the_front_page(site):
     assert start.count('<li>') == len(re.findall(r'^- ', front, re.M))
 
 
+@pytest.mark.parametrize('page', ['README.md', 'nbs/index.ipynb'])
+def test_links_of_the_front_page_lead_somewhere(page):
+    "From where the page lies: it is a notebook in nbs/, and README.md is made of it."
+    text = (ROOT/page).read_text(encoding='utf-8')
+    targets = {target for target in re.findall(r'\]\(([^)\s]+)\)', text) if '://' not in target and '{' not in target}
+    assert len(targets) >= 6
+    assert not [target for target in targets if not ((ROOT/page).parent/target).exists()]
+
+
 def test_front_page_lists_every_notebook():
     front = (ROOT/'README.md').read_text(encoding='utf-8')
     lines = re.search(r'^nbs/ .*?(?=^maskgil/)', front, re.M | re.S)[0].splitlines()

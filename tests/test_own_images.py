@@ -57,14 +57,34 @@ def test_a_folder_of_classes_becomes_a_model(quick, tmp_path, capsys):
     pipe = MaskGILPipeline.from_pretrained(model)
     assert pipe.classes == ('tall', 'wide') and pipe(labels=['wide'], seed=1)[0].size == (32, 32)
     card = (model/'README.md').read_text(encoding='utf-8')
-    assert all(name in card for name in ('FID-EL0', 'KID-EL0', 'rFID-EL0', 'PSNR', 'license: other', 'cli learn'))
+    assert all(name in card for name in ('FID-EL0', 'KID-EL0', 'rFID-EL0', 'PSNR', 'license: unknown', 'cli learn'))
     assert all(Image.open(model/f'{name}.png').width > 300 for name in ('samples', 'rebuilt'))
+    assert 'of the folder stripes; about a tenth, chosen by file name, was held out; 1 file could not be read.' in card
+    assert card.count('](samples.png)') == card.count('](rebuilt.png)') == 1
     record, = records('learn', ['yours'])
     assert json.loads((model/'config.json').read_text())['card']['record'] == record.key
     before = (model/'model.safetensors').stat().st_mtime_ns
     asked(folder, flip=False)
     assert 'record exists' in capsys.readouterr().out
     assert (model/'model.safetensors').stat().st_mtime_ns == before
+    assert (model/'README.md').read_text(encoding='utf-8') == card
+
+
+def test_a_device_that_is_not_there_is_refused_before_a_picture_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda'"): asked(tmp_path/'nothing', device='cuda')
+
+
+def test_all_that_is_left_out_is_named_where_the_user_has_it(quick, tmp_path, capsys):
+    folder = tmp_path/'loose'
+    write_pictures(folder)
+    for path in folder.glob('*/*.png'): path.rename(folder/path.name)
+    for kind in ('tall', 'wide'): (folder/kind).rmdir()
+    for name in ('a.gif', 'b.png', 'c.png'): (folder/name).write_bytes(b'no picture')
+    asked(folder, dry_run=True)
+    said = capsys.readouterr().err
+    assert 'loose: left out are 1 .gif' in said and '.cache' not in said and 'own/' not in said
+    assert 'b.png: ' in said and 'c.png: ' in said, said
 
 
 KILLED = '''

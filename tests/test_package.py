@@ -96,7 +96,7 @@ def test_a_wheel_has_the_tables_of_the_paper(outside):
 
 
 def test_a_wheel_shows_the_reference_beside_the_paper(outside):
-    table_7 = outside('-m', 'maskgil.cli', 'table')
+    table_7 = outside('-m', 'maskgil.cli', 'table', '--title', 'Table 7, FID')
     assert '5.645' in table_7 and 'reference:' in table_7
     assert 'reference: none yet' not in table_7 and 'yours: none yet' in table_7
 

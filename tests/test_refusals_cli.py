@@ -402,7 +402,8 @@ def test_a_cell_edited_by_hand(cells, said):
     ('reproduce --lanes -1', 1, 'lanes is -1'), ('reproduce --lanes two', 2, 'takes int'),
     ('reproduce --seed -1', 1, 'seed is -1'),
     ('reproduce --force maybe', 2, 'True or False'), ('reproduce --profile huge', 1, 'choose one of'),
-    ('report --profile big', 1, 'choose one of'), ('report --reference', 2, 'expected one argument'),
+    ('report --profile big', 1, 'choose one of'), ('report --profile', 2, 'expected one argument'),
+    ('report --reference perhaps', 2, 'True or False'),
     ('publish --size huge', 1, 'choose one of'), ('publish --profile big', 1, 'choose one of'),
     ('promote --study s', 1, 'choose one of'),
 ])

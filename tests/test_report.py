@@ -100,8 +100,9 @@ def test_records_of_an_older_version_are_named(pages):
     add_run('b', versions=versions_of() | dict(training=0))
     add_run('l', versions={})
     text = pages()[1]
-    assert 'Your run: 1 records are of an older version of training (scaling 1).' in text
-    assert 'Your run: 1 records are older than versions (scaling 1).' in text
+    unknown = "so it is not known whether today's code gives the same numbers (scaling 1)."
+    assert f'Your run: 1 record was made by an older version of training, {unknown}' in text
+    assert f'Your run: 1 record was made before versions of the code were written into records, {unknown}' in text
 
 
 def test_a_run_of_ones_own_is_rendered_beside_the_committed_page(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_a_folder_with_rare_shapes_is_measured(folder, clean_cache, tmp_path, ca
     assert {held['label'] for held in found['samples_held']} == {'16 x 32', '32 x 16'}
     assert found['samples'].exists() and found['stages'].exists()
     card = text_card(bench, found['curve']) # also of guidance at 1.5 alone
-    assert card['license'] == 'other' and 'attribution' not in card and 'emoji' not in str(card).lower()
+    assert 'license' not in card and 'attribution' not in card and 'emoji' not in str(card).lower()
     assert card['metrics']['found_caption']['reference'] == 'data, held-out'
     assert 'as learned from data, images with captions' in card['description']
 
