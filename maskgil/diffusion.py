@@ -19,7 +19,7 @@ from .weights import CheckpointError, find_folder, read_header
 from maskgil.sampling import (
     at_hidden, check_call, check_logits, codes_of, fading, filter_logits, first_step_logits, guidance_scales,
     guided_logits, image_seeds, NEEDS_GRID, order_noise, ORDERS, readying_weights, sample_categorical, sample_mar,
-    start_tokens, steps_taken, top_scoring, unmask_plan, unmask_plans,
+    start_tokens, top_scoring, unmask_plan, unmask_plans,
 )
 from maskgil.pipeline import (
     asked_for, decode_tokens, device_of, MaskGILPipeline, OF_DRAWING, SCHEDULER_OPTIONS, steer_away, token_pictures,
@@ -197,7 +197,7 @@ def denoised(
     "Draw all tokens."
     v = codes_of(model)
     x = start_tokens((len(labels), *grid), v, labels.device)                                   # b h w
-    steps = steps_taken((x == v).flatten(1), steps)
+    steps = min(steps, grid[0] * grid[1])
     scales = guidance_scales(cfg, steps, guidance)
     scheduler.set_timesteps(steps)
     for timestep in bar(scheduler.timesteps.tolist()):

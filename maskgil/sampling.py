@@ -25,16 +25,15 @@ from maskgil.models import (
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUTONAT', 'HIDDEN_SHARES', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
            'NEEDS_GRID', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply',
-           'CHOICE_SCHEDULES', 'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'steps_taken',
-           'autonat', 'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds',
-           'image_noise', 'gumbel', 'sample_categorical', 'filter_logits', 'sampling_temperatures', 'halton',
-           'halton_ranks', 'checkerboard_ranks', 'order_noise', 'top_scoring', 'check_options', 'check_grid',
-           'check_model_and_labels', 'codes_of', 'check_call', 'checked_sampler', 'name_of', 'is_compiled',
-           'name_with_state', 'check_logits', 'kept_by_autocast', 'ChosenProduct', 'linear_layers', 'other_products',
-           'packed_product', 'unit_of_rows', 'int8_product', 'has_int8', 'ready_products', 'products_dtype',
-           'readying_weights', 'start_tokens', 'fading', 'choice_temperatures', 'confidence_in', 'at_hidden',
-           'remask_shares', 'remasking', 'cache_for', 'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar',
-           'shared_codebook_size', 'sample_fusion']
+           'CHOICE_SCHEDULES', 'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat',
+           'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
+           'sample_categorical', 'filter_logits', 'sampling_temperatures', 'halton', 'halton_ranks',
+           'checkerboard_ranks', 'order_noise', 'top_scoring', 'check_options', 'check_grid', 'check_model_and_labels',
+           'codes_of', 'check_call', 'checked_sampler', 'name_of', 'is_compiled', 'name_with_state', 'check_logits',
+           'kept_by_autocast', 'ChosenProduct', 'linear_layers', 'other_products', 'packed_product', 'unit_of_rows',
+           'int8_product', 'has_int8', 'ready_products', 'products_dtype', 'readying_weights', 'start_tokens', 'fading',
+           'choice_temperatures', 'confidence_in', 'at_hidden', 'remask_shares', 'remasking', 'cache_for',
+           'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -101,13 +100,6 @@ def unmask_plans(
     tokens = hidden.sum(1).tolist()
     plans = {count: unmask_plan(count, steps, schedule) for count in set(tokens)}
     return torch.tensor([plans[count] for count in tokens], device=hidden.device, dtype=torch.long).view(-1, steps)
-
-def steps_taken(
-    hidden: Tensor, # (b n) bool
-    steps: int, # as asked for
-) -> int: # T
-    "No more steps than the image with the most hidden tokens has, and one at least: guidance and noise run over these."
-    return max(1, min(steps, int(hidden.sum(1).max()))) if len(hidden) else 1
 
 # %% ../nbs/15_sampling.ipynb #732ea967
 def autonat(
@@ -839,7 +831,7 @@ def sample_mar(
     model: Any, # MaskGIL, MaskGIT's Transformer, or a function (tokens (b h w), labels (b,), drop (b,)) -> (b n v)
     labels: Tensor, # (b,) int64, or texts (b l width)
     grid: tuple[int, int] | None = None, # tokens in height and width, see `check_grid`
-    steps: int = 8, # T, see `steps_taken`
+    steps: int = 8, # T; no more than the grid has tokens are taken
     cfg: float = 3.0, # guidance scale s in the paper's convention; 1 is no guidance
     *,
     guidance: str = 'constant', # a name of `GUIDANCE`
@@ -862,7 +854,7 @@ def sample_mar(
     assert grid is not None # `checked_sampler` has filled it in
     b, n, v, device = len(labels), grid[0] * grid[1], codes_of(model, codebook_size), labels.device
     x = start_tokens((b, *grid), v, device, tokens)
-    steps = steps_taken(drawn := (x == v).flatten(1), steps)                                  # b n
+    steps, drawn = min(steps, n), (x == v).flatten(1)                                         # b n
     plan, scales = unmask_plans(drawn, steps, schedule), guidance_scales(cfg, steps, guidance) # b T
     temperatures = sampling_temperatures(temperature, steps, temperature_schedule)
     taus, seeds = choice_temperatures(choice_temperature, steps, choice_schedule), image_seeds(seed, b, first)

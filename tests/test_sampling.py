@@ -223,19 +223,20 @@ def test_a_random_order_without_strength(choice_schedule):
 
 @pytest.mark.parametrize('guidance', GUIDANCE)
 def test_more_steps_than_tokens(guidance):
-    "Beyond one for each hidden token nothing changes, of a whole image and of a hole in one."
-    hole = torch.full((3, 4, 4), 5)
-    hole[:, 1, 1:] = MASK
+    "Beyond one for each token nothing changes: guidance and noise run over the steps that are taken."
     options = dict(guidance=guidance, temperature_schedule='autonat', choice_schedule='autonat', order='confidence')
-    for tokens, hidden in ((None, 16), (hole, 3)):
-        exact = draw(steps=hidden, tokens=tokens, **options)
-        for steps in (hidden + 1, 300): assert draw(steps=steps, tokens=tokens, **options).equal(exact)
-    scales = []
-    def asked(model, x, labels, hidden, scale, **_):
-        scales.append(scale)
-        return table(x, labels, torch.zeros(len(x), dtype=torch.bool))[hidden]
-    with mock.patch('maskgil.sampling.guided_logits', asked): draw(steps=8, tokens=hole, guidance=guidance)
-    assert scales == guidance_scales(2., 3, guidance)
+    exact = draw(steps=16, **options)
+    for steps in (17, 300): assert draw(steps=steps, **options).equal(exact)
+
+
+@pytest.mark.parametrize('guidance', GUIDANCE)
+def test_holes_of_different_sizes_do_not_know_of_each_other(guidance):
+    holes = torch.full((3, 4, 4), 5)
+    for image, size in enumerate((2, 5, 11)): holes.view(3, 16)[image, :size] = MASK
+    together = draw(steps=8, tokens=holes, guidance=guidance)
+    for image in range(3):
+        alone = draw(LABELS[image:image + 1], steps=8, tokens=holes[image:image + 1], guidance=guidance, first=image)
+        assert alone.equal(together[image:image + 1])
 
 
 def test_the_grid_is_the_models(ar_and_mar):
