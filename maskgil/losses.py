@@ -276,7 +276,8 @@ def check_targets(
     codes: int, # of the codebook
 ) -> None:
     "A `ValueError` for targets outside the codebook; a GPU is not waited for, its batches `preflight.check_batch` saw."
-    if targets.device.type != 'cpu' or torch.compiler.is_compiling() or not len(targets): return
+    plain = type(targets) is Tensor and targets.device.type == 'cpu' # a plan has tensors without values
+    if not plain or torch.compiler.is_compiling() or not len(targets): return
     low, high = map(int, targets.aminmax())
     if low < 0 or high >= codes:
         raise ValueError(f'targets go from {low} to {high}, and the codes from 0 to {codes - 1}: a token that is not '
