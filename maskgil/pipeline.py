@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checks import check_choice, printable
 from maskgil.core import (
-    check_real, check_whole, fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json,
+    autocast, check_real, check_whole, fields_told, pick_device, progress, read_json, shipped, write_atomic, write_json,
 )
 from .pictures import has_alpha, on_white
 from .data import image_grid, stretch_to_uint8, to_float, to_uint8
@@ -141,11 +141,12 @@ def decode_tokens(
     batch_size: int = 64,
     stretch: bool = False, # as the released code measures images, see `data.EVALUATION_RECIPES`
 ) -> Tensor: # (n 3 H W) uint8
-    "Tokens to pictures, in float32, clamped and rounded to 8 bits."
+    "Tokens to pictures, in float32 whatever surrounds it, clamped and rounded to 8 bits."
     device = device_of(tokenizer)
     to_bytes = stretch_to_uint8 if stretch else to_uint8
     def decode(part): return to_bytes(tokenizer.decode(part.to(device), clamp=not stretch)).cpu()
-    return torch.cat([decode(part) for part in tokens.split(check_whole('batch_size', batch_size, 1))])
+    with autocast(device, torch.float32):
+        return torch.cat([decode(part) for part in tokens.split(check_whole('batch_size', batch_size, 1))])
 
 # %% ../nbs/18_pipeline.ipynb #ee4619d8
 GREY = 128 # of a token that is still hidden

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from maskgil import MaskGILPipeline
-from maskgil.pipeline import complete_folder, known_tokens, outpaint, picture_sheet, save_picture
+from maskgil.pipeline import complete_folder, decode_tokens, known_tokens, outpaint, picture_sheet, save_picture
 from maskgil.weights import CheckpointError, read_header
 from maskgil.core import project_root
 from maskgil.models import load_model
@@ -25,6 +25,12 @@ def pipe():
     torch.nn.init.normal_(model.head.weight, std=.5, generator=torch.Generator().manual_seed(0))
     card = dict(name='A small one', license='mit', metrics=METRICS, datasets=['ILSVRC/imagenet-1k'])
     return MaskGILPipeline(model, load_tokenizer(TOKENIZER), ['people', 'flags', 'food'], dict(steps=4, cfg=2.), card)
+
+
+def test_pictures_are_decoded_in_float32(pipe):
+    tokens = torch.randint(CODES, (3, 4, 4), generator=torch.Generator().manual_seed(0))
+    plain = decode_tokens(pipe.tokenizer, tokens)
+    with torch.autocast('cpu', torch.bfloat16): assert decode_tokens(pipe.tokenizer, tokens).equal(plain)
 
 
 def test_transparent_is_white(pipe, tmp_path):
