@@ -20,8 +20,8 @@ from maskgil.bench import (
     wanted_labels,
 )
 from .checks import check_choice
-from .core import derived_seed, pick_device, pick_dtype, weights_fingerprint
-from .evaluation import draw_range, in_background, PIXELS, reference_card
+from .core import derived_seed, in_background, pick_device, pick_dtype, weights_fingerprint
+from .evaluation import draw_range, PIXELS, reference_card
 from .features import extract, Features, in_batches
 from .jobs import fit_on_all
 from .losses import MaskedObjective, NotFinite, token_loss, WatchedObjective

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib, ctypes, dataclasses, errno, hashlib, importlib.util, io, json, math, numbers, operator, os
 import platform, random, shutil, signal, subprocess, sys, warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -23,9 +25,9 @@ __all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'proj
            'checkpoints_dir', 'shipped', 'shown', 'check_whole', 'check_real', 'check_number', 'fingerprint',
            'file_digest', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
            'write_atomic', 'DamagedFile', 'write_json', 'read_json', 'take_lock', 'locked', 'set_seed', 'derived_seed',
-           'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'as_ctrl_c', 'pick_device', 'check_device',
-           'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions', 'git_state',
-           'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
+           'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'in_background', 'as_ctrl_c', 'pick_device',
+           'check_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast', 'keep_freed_memory', 'package_versions',
+           'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance', 'load_extensions']
 
 # %% ../nbs/01_core.ipynb #3b9e2cf4
 def project_root(
@@ -351,6 +353,22 @@ def progress(
     with contextlib.suppress(OSError):
         if where: file = open(where, 'a', encoding='utf-8', errors='backslashreplace') # behind what is there
     return tqdm(*args, **options | _bar_options(file))
+
+# %% ../nbs/01_core.ipynb #e3f0d7d5
+def in_background(
+    items: Iterable, # made in a thread
+    ahead: int = 1, # so many are made, or being made, before they are asked for
+) -> Iterator:
+    "The items in order, the next ones being made meanwhile; the thread ends with the iterator."
+    made, end = iter(items), object()
+    thread = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(thread.submit(next, made, end) for _ in range(ahead))
+        while True:
+            waiting.append(thread.submit(next, made, end))
+            if (item := waiting.popleft().result()) is end: return
+            yield item
+    finally: thread.shutdown(cancel_futures=True)
 
 # %% ../nbs/01_core.ipynb #b43f76ac
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
 # %% ../nbs/31_evaluation.ipynb #d0351270
 from __future__ import annotations
 
-import contextlib, dataclasses, functools, inspect, itertools, json, queue, threading, warnings, zipfile
+import contextlib, dataclasses, functools, inspect, itertools, json, warnings, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, IO, Callable, Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice, one_line_errors, options, ParameterError
 from maskgil.core import (
-    DamagedFile, expanded, fields_told, fingerprint, keep_freed_memory, load_extensions, pick_device, pick_dtype,
-    progress, read_json, weights_fingerprint, write_atomic, write_json,
+    DamagedFile, expanded, fields_told, fingerprint, in_background, keep_freed_memory, load_extensions, pick_device,
+    pick_dtype, progress, read_json, weights_fingerprint, write_atomic, write_json,
 )
 from .kept import open_array, save_array
 from .processes import device_count, left_to_others, local_device, place, run_here
@@ -33,10 +33,10 @@ from .versions import versions_of
 
 # %% auto #0
 __all__ = ['FUSED', 'GIVEN', 'WEIGHT_HASHES', 'BLOCK_KINDS', 'PIXELS', 'CONVENTION', 'OF_TASK', 'balanced_labels', 'draw_range',
-           'check_sampler', 'check_drawn', 'SampleSet', 'in_background', 'draw_blocks', 'read_blocks', 'read_features',
-           'write_npz', 'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set',
-           'draw_on_all', 'check_target', 'sampler_options_of', 'task_beside', 'task_references', 'check_task_model',
-           'also_measured', 'measure_by_task', 'evaluate_checkpoint']
+           'check_sampler', 'check_drawn', 'SampleSet', 'draw_blocks', 'read_blocks', 'read_features', 'write_npz',
+           'npz_layout', 'read_npz', 'adm_reference', 'reference_card', 'protocol_card', 'evaluate_set', 'draw_on_all',
+           'check_target', 'sampler_options_of', 'task_beside', 'task_references', 'check_task_model', 'also_measured',
+           'measure_by_task', 'evaluate_checkpoint']
 
 # %% ../nbs/31_evaluation.ipynb #0d75738b
 def balanced_labels(
@@ -157,37 +157,6 @@ def _same_set(folder: Path, card: dict[str, Any]) -> None:
     if differs:
         both = '; '.join(f'{name}: {there[name]!r} there, {card.get(name)!r} now' for name in differs)
         raise ValueError(f'the samples in {folder} are of something else ({both}): remove them, or give another folder')
-
-# %% ../nbs/31_evaluation.ipynb #e3f0d7d5
-def in_background(
-    items: Iterable, # made in a thread
-    ahead: int = 1, # at most so many wait
-) -> Iterator:
-    "The items in order, the next ones being made meanwhile."
-    waiting: queue.Queue = queue.Queue(ahead) # of (item, error)
-    end, stopped = object(), threading.Event()
-
-    def put(pair):
-        while not stopped.is_set():
-            try: return waiting.put(pair, timeout=.1)
-            except queue.Full: pass
-
-    def work():
-        try:
-            for item in items:
-                put((item, None))
-                if stopped.is_set(): return
-            put((end, None))
-        except BaseException as error: put((end, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (found := waiting.get())[0] is not end: yield found[0]
-        if found[1] is not None: raise found[1]
-    finally:
-        stopped.set()
-        thread.join()
 
 # %% ../nbs/31_evaluation.ipynb #51c309d9
 def _done(folder: Path, block: int) -> Path: return folder/f'{block:05}.done'

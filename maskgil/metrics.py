@@ -286,7 +286,8 @@ class StoredReference(ReferenceData):
     "The same, to files and from them."
     def save(self, path: Path | str) -> Path:
         "Write as safetensors, with the card."
-        _write_reference(self, path := expanded(path))
+        path = expanded(path)
+        _write_reference(self, path)
         return path
 
     @classmethod

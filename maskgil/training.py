@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib, functools, json, math, os, shutil, time, warnings
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, check_number, DamagedFile, derived_seed, file_digest, fingerprint, pick_device, pick_dtype, progress,
-    read_json, rng_state, set_rng_state, set_seed, write_json,
+    autocast, check_number, DamagedFile, derived_seed, file_digest, fingerprint, in_background, pick_device, pick_dtype,
+    progress, read_json, rng_state, set_rng_state, set_seed, write_json,
 )
 from .kept import load_tensors, save_tensors
 from .processes import all_reduce_sum, broadcast, local_device, rank_count, settings_alone, this_rank
@@ -31,17 +30,16 @@ from maskgil.preflight import (
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'MUON_MOMENTUM', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learning_rate', 'epoch_order',
-           'batch_indices', 'made_ahead', 'make_batches', 'micro_batches', 'accumulation', 'identity_header',
-           'check_identity', 'header_of', 'TrainState', 'save_one_file', 'load_one_file', 'load_moments',
-           'file_digests', 'check_parts', 'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before',
-           'checkpoints_in', 'last_header', 'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt',
-           'CheckpointKeeper', 'Step', 'make_adamw', 'MuonAndAdamW', 'make_optimizer', 'add_gradients',
-           'sum_over_ranks', 'update_weights', 'full_tensor', 'refuse_not_finite_step', 'train_step', 'update_average',
-           'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model', 'kept_weights',
-           'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model',
-           'first_state', 'undisturbed', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit', 'start_from',
-           'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY',
-           'settings_fingerprint']
+           'batch_indices', 'make_batches', 'micro_batches', 'accumulation', 'identity_header', 'check_identity',
+           'header_of', 'TrainState', 'save_one_file', 'load_one_file', 'load_moments', 'file_digests', 'check_parts',
+           'save_parts', 'load_parts', 'make_room', 'before', 'keep_as_before', 'checkpoints_in', 'last_header',
+           'last_step', 'kept_history', 'try_checkpoint', 'refuse_spoilt', 'CheckpointKeeper', 'Step', 'make_adamw',
+           'MuonAndAdamW', 'make_optimizer', 'add_gradients', 'sum_over_ranks', 'update_weights', 'full_tensor',
+           'refuse_not_finite_step', 'train_step', 'update_average', 'milestone_file', 'milestone_steps',
+           'save_milestone', 'misfits', 'check_same_model', 'kept_weights', 'load_milestone', 'check_milestones',
+           'wrap_ddp', 'wrap_fsdp', 'compile_blocks', 'place_model', 'first_state', 'undisturbed', 'Logbook',
+           'make_accelerator', 'check_fit_options', 'fit', 'start_from', 'CausalObjective', 'MaskedObjective',
+           'NotFinite', 'TrainConfig', 'DECAYS', 'FOR_MEMORY', 'settings_fingerprint']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
@@ -81,19 +79,6 @@ def batch_indices(
     epochs, places = position // images, position % images
     return torch.cat([epoch_order(images, seed, e)[places[epochs == e]] for e in epochs.unique().tolist()])
 
-# %% ../nbs/22_training.ipynb #69fc51e4
-def made_ahead(
-    make: Callable[[int], Any], # of a step
-    steps: range,
-    ahead: int, # made in a thread before they are asked for
-) -> Iterator[Any]:
-    "`make(step)` for one step after another, a few steps early."
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(make, step) for step in steps[:ahead])
-        for step in steps:
-            if step + ahead in steps: waiting.append(thread.submit(make, step + ahead))
-            yield waiting.popleft().result()
-
 # %% ../nbs/22_training.ipynb #b4c2db25
 def make_batches(
     objective: Objective,
@@ -110,7 +95,7 @@ def make_batches(
         batch = objective.batch(data, order(step, config.batch_size, len(data), config.seed), generator)
         return batch if model is None else check_batch(batch, model, step)
     steps = range(first, config.steps)
-    return made_ahead(make, steps, ahead) if ahead else (make(step) for step in steps)
+    return in_background(map(make, steps), ahead) if ahead else map(make, steps)
 
 # %% ../nbs/22_training.ipynb #0e72ca31
 def micro_batches(
