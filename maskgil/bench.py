@@ -632,6 +632,7 @@ def told_data(bench: Bench) -> str:
     if skipped: told.append(f"{skipped:,} file{'s' * (skipped > 1)} could not be read")
     return f"Trained on {'; '.join(told)}. The fingerprint of the data is {said['data_fingerprint']}."
 
+# %% ../nbs/43_bench.ipynb #00a0e52e
 def told_protocol(protocol: dict[str, Any]) -> str: # protocol: from `card_of`; nothing of an empty one
     "The protocol of a model card, in a sentence."
     if not protocol: return ''

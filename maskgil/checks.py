@@ -190,6 +190,7 @@ def _chosen(parameter: Declared, item: Any, rows: Rows | None) -> Any:
     if item not in known and len(same) == 1: return same[0]
     return check_choice(parameter.name, item, known, ParameterError)
 
+# %% ../nbs/00_checks.ipynb #67dbf4f5
 def _rows_of(table: str, rows: Rows | None) -> Iterable[str]:
     if table in TABLES: return TABLES[table]()
     return rows(table) if rows else []

@@ -507,6 +507,7 @@ def fid_by_size(
     last = final(table, 'size')
     return {size: at(last, size=size) for size in PAPER_SIZES}
 
+# %% ../nbs/50_claims.ipynb #5a6dfedf
 def steps_in_size(
     table: pd.DataFrame, # the same
 ) -> dict[str, bool]: # 'B to L' -> whether the larger one has the lower FID beyond the interval of verdicts
@@ -1095,6 +1096,7 @@ def verdicts_by_claim(
     return {key: {source: verdict_of(row, read(row), source, profile) for source in row.judged_on}
             for key, row in CLAIMS.items()}
 
+# %% ../nbs/50_claims.ipynb #3ad8b855
 def verdicts(
     table: pd.DataFrame, # from `tables.long_table`, a row for each seed
     history: pd.DataFrame | None = None, # from `tables.history_table`, for the study 'stability'

@@ -55,6 +55,7 @@ def cache_dir() -> Path:
     "Whatever can be made again: rendered images, tokens, features. `.cache/` of the project, or `MASKGIL_CACHE`."
     return expanded(os.environ.get('MASKGIL_CACHE') or project_root()/'.cache')
 
+# %% ../nbs/01_core.ipynb #8821c6a7
 def checkpoints_dir() -> Path:
     "Where published files lie: `MASKGIL_CHECKPOINTS`, or `checkpoints/` of the cache."
     return expanded(os.environ.get('MASKGIL_CHECKPOINTS') or cache_dir()/'checkpoints')
@@ -88,6 +89,7 @@ def _as_number(value: Any, convert: Callable) -> Any: # None for what is no fini
 
 def _outside(number: float, least: float, most: float) -> bool: return not least <= number <= most
 
+# %% ../nbs/01_core.ipynb #e3304a85
 def _range(least: float, most: float, above: float = -math.inf, below: float = math.inf) -> str: # for a message
     if math.isfinite(least) and math.isfinite(most): return f' from {least} to {most}'
     named = {'of at least': least, 'above': above, 'of at most': most, 'below': below}
@@ -395,6 +397,7 @@ def pick_device(
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
+# %% ../nbs/01_core.ipynb #43c9b3a3
 def check_device(
     device: str, # as in `pick_device`
 ) -> None:

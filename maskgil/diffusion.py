@@ -43,6 +43,7 @@ def _uniform(generator: torch.Generator | None, *shape: int) -> Tensor:
     where = 'cpu' if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=where, dtype=torch.float32)
 
+# %% ../nbs/19_diffusion.ipynb #52872bd5
 def step_noise(
     generator: torch.Generator | Sequence[torch.Generator] | None, # one for each image, or one for all
     images: int, tokens: int, # b, n
@@ -230,6 +231,7 @@ class MaskGILPipelineOutput(BaseOutput):
 # %% ../nbs/19_diffusion.ipynb #d500c278
 OUTPUT_TYPES = ('pil', 'np', 'pt', 'latent') # the last one is the tokens themselves
 
+# %% ../nbs/19_diffusion.ipynb #1c90fe5e
 def as_output(
     tokenizer: Any, # from `load_tokenizer`
     tokens: Tensor, # (b h w) int64

@@ -305,6 +305,7 @@ def npz_layout(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
             with archive.open(name) as file: found[name.removesuffix('.npy')] = _array_header(file)
     return found
 
+# %% ../nbs/31_evaluation.ipynb #933fb503
 @contextlib.contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
     "A file that is cut or is none names itself."

@@ -155,6 +155,7 @@ EL0_DIGEST = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db' 
 # %% ../nbs/14_features.ipynb #94ed8f98
 _Look = Callable[[Tensor], tuple[Tensor, Tensor]] # (b 3 h w) uint8 on the CPU -> features (b d), logits (b c)
 
+# %% ../nbs/14_features.ipynb #d92282e5
 def _load_el0(device: torch.device, weights: Path | str | None) -> tuple[_Look, str]:
     if weights: raise ValueError('EfficientNet-Lite0 takes no weights file: a pip package brings its weights')
     net, file = efficientnet_lite0(str(device)), el0_file()

@@ -44,6 +44,7 @@ __all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'SETTINGS', 
 INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
 RED, GREEN, BLUE, BLACK = ('#D55E00', '#009E73', '#0072B2', '#222222') # Okabe and Ito
 
+# %% ../nbs/51_figures.ipynb #14f41b74
 SETTINGS = { # of matplotlib, beside seaborn's
     'font.size': 10, 'axes.labelsize': 10, 'axes.titlesize': 10.5, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
     'axes.titlelocation': 'left', 'axes.titleweight': 'bold', 'axes.titlepad': 10,

@@ -222,6 +222,7 @@ def tokenizer_finding(evidence: Evidence) -> str:
     last = at_the_last_epoch(evidence, 'tokenizer', 'architecture')
     return 'The lowest FID at the end of training. ' + optimum(last, 'tokenizer', 'architecture')
 
+# %% ../nbs/52_findings.ipynb #4849ce0f
 def model_finding(evidence: Evidence) -> str:
     "AR against MAR, Transformer against LLaMA."
     last, mine = at_the_last_epoch(evidence, 'tokenizer', 'architecture'), 'bidirectional LLaMA'

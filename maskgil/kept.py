@@ -49,6 +49,7 @@ def save_tensors(
     with write_atomic(path) as temporary, _as_os_error(path): save_file(held, temporary, stamped)
     return path
 
+# %% ../nbs/02_kept.ipynb #aa3a52c3
 @contextlib.contextmanager
 def _as_os_error(path: Path) -> Iterator[None]: # safetensors has an exception of its own for a full disk
     try: yield

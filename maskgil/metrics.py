@@ -395,6 +395,7 @@ def check_bootstrap(replicates: int) -> int: # 0, or 2 and more
     if number != 1: return number
     raise ValueError(f'bootstrap is {replicates!r:.40}: it has to be 0, for values alone, or a whole number from 2')
 
+# %% ../nbs/30_metrics.ipynb #1356fe0f
 def bootstrap_counts(
     n: int, # images
     replicates: int, # resamples; 0 for the value alone
@@ -608,6 +609,7 @@ class Metric(NamedTuple):
     estimates: Callable[[Features, Reference, Tensor, Tensor | None], Tensor] # (b) float64
     bounds: tuple[float, float] = ANY # as `interval` takes them
 
+# %% ../nbs/30_metrics.ipynb #66de41bb
 METRICS: dict[str, Metric] = {
     'fid':       Metric('FID', 'statistics', _fid),
     'kid':       Metric('KID', 'features', _kid),

@@ -136,6 +136,7 @@ def not_finite_paths(metrics: dict[str, Any]) -> list[str]: # 'curve.0.metrics.f
     "Paths of numbers that are NaN or infinite, apart from the history of a training."
     return ['.'.join(at) for at, value in _leaves(metrics) if at[:1] != ('history',) and _is_lost(value)]
 
+# %% ../nbs/41_records.ipynb #6206ba18
 def null_metrics(record: Record) -> list[str]: # 'curve.0.metrics.fid', ...
     "Paths of metrics that are stored as null, since they were not finite when they were measured."
     return ['.'.join(at[:-1]) for at, value in _leaves(record.metrics) if at[-1:] == ('value',) and value is None]
@@ -332,6 +333,7 @@ def index_table(found: Iterable[Record]) -> pd.DataFrame: # a row a record
                     file=f'{r.study}/{Path(r.path).name}', older=dict(all='than versions').get(old, old))
     return pd.DataFrame([row(r) for r in found])
 
+# %% ../nbs/41_records.ipynb #cd5fbdd4
 def write_index(
     source: str = 'yours', # whose records: yours or reference
 ) -> Path: # the file
@@ -389,6 +391,7 @@ def _after_the_others(record: Record) -> int: # nanoseconds since 1970
         if same: newest = max(newest, moment(other) + 1)
     return newest
 
+# %% ../nbs/41_records.ipynb #ffed46fb
 def _told(record: Record) -> Record: # the record itself
     "Say what is wrong with a record that is not made again."
     lost, gone = null_metrics(record), wrong_files(record)

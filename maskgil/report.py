@@ -65,6 +65,7 @@ def verdicts_in(cells: pd.Series) -> pd.Series: # one source's column of `scorec
     "The verdict in each cell, '–' where a source has no say."
     return cells.map(lambda cell: cell.verdict if isinstance(cell, Verdict) else cell)
 
+# %% ../nbs/56_report.ipynb #29498059
 def verdict_counts(card: pd.DataFrame) -> str: # one table of `scorecard`
     "How many claims each source supports, contradicts, or leaves open."
     said = []
@@ -471,6 +472,7 @@ def with_minus(text: str) -> str: # `code` stays as it is
 def _plain(text: str) -> str: # names of data, of classes and notes come from elsewhere
     return html.escape(with_minus(printable(text)))
 
+# %% ../nbs/56_report.ipynb #caf113f8
 def _inline(text: str) -> str: # `code` is the only markup
     return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(with_minus(printable(text)), quote=False))
 
@@ -511,6 +513,7 @@ def _verdict(held: Verdict) -> str:
     said = f'<span class="said">{_plain(held.says)}</span>' if held.says and held.verdict != 'no data' else ''
     return f'<span class="verdict {kind}">{held.verdict}</span>{drawn}{said}'
 
+# %% ../nbs/56_report.ipynb #78108b69
 LONG, FEW = 100, 4 # letters, columns: with a longer cell among few, or a verdict, a table is read row by row
 
 def html_table(frame: pd.DataFrame) -> str:

@@ -299,6 +299,7 @@ def _halton_turns(h: int, w: int) -> tuple[int, ...]: # of each cell; kept, sinc
         turns.setdefault(row * w + column, len(turns))
     return tuple(turns[cell] for cell in range(h * w))
 
+# %% ../nbs/15_sampling.ipynb #95f72c8f
 def halton_ranks(
     grid: tuple[int, int], # h, w
 ) -> Tensor: # (h*w,) int64: when each token's turn comes
@@ -325,6 +326,7 @@ ORDERS: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = { # log
 }
 NEEDS_GRID = ('halton', 'checkerboard') # height and width decide; the others see tokens in a row
 
+# %% ../nbs/15_sampling.ipynb #195632a9
 def order_noise(
     order: str, # a name of `ORDERS`
     strength: float, # of the noise, at this step
@@ -358,6 +360,7 @@ def _temperature(value: Any) -> float:
     if 0 < number < 1 / LARGE: raise ValueError(f'temperature must be 0 or at least {1 / LARGE:g}, not {number}')
     return number
 
+# %% ../nbs/15_sampling.ipynb #374d9e9e
 def _dtype(value: Any) -> Any:
     if isinstance(value, torch.dtype) and value in DTYPES.values(): return value
     return check_choice('dtype', value, ['auto', *DTYPES])
@@ -539,6 +542,7 @@ _LOCK, _HERE = threading.Lock(), threading.local()
 def _products() -> dict[nn.Linear, Product]: # what the drawings of this thread have in place of a layer's product
     return vars(_HERE).setdefault('products', {})
 
+# %% ../nbs/15_sampling.ipynb #e8ff2855
 class ChosenProduct:
     "A layer's `forward` while a drawing has another product for it, which other threads do not see."
     def __init__(self, layer: nn.Linear): self.layer, self.drawings = layer, 0

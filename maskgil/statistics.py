@@ -38,6 +38,7 @@ class Spread:
     total_dof: float
     lent: bool = False # by the reference, to a run with one seed
 
+# %% ../nbs/49_statistics.ipynb #70194fdf
 def spread_of(
     values: Any, # (seeds points), each seed at each point
 ) -> Spread | None: # None for one seed or one point

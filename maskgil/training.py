@@ -359,6 +359,7 @@ def try_checkpoint(
     except DamagedFile as e: return str(e) if str(file) in str(e) else f'{file} cannot be used: {e}'
     return ''
 
+# %% ../nbs/22_training.ipynb #ccde91d0
 def refuse_spoilt(
     state: TrainState,
     in_parts: bool, # each rank sees its own
