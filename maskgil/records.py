@@ -283,7 +283,10 @@ def _read_if_there(path: Path, source: str) -> Record | None: # None where it wa
 # %% ../nbs/41_records.ipynb #20387814
 SOURCES = ('paper', 'reference', 'yours')
 PROGRAMS = ('faults', 'speed', 'approximate', 'gpu', 'speedrun') # make records too, and are no studies
-RECORDED = {'learn', *PROGRAMS} # whose records there may be; `studies.register_study` adds to them
+RECORDED = { # whose records there may be; `studies.register_study` adds a study of one's own
+    'tokenizers', 'paradigms', 'scaling', 'stability', 'steps', 'fusion', 'text_to_image', 'departures', 'recipe',
+    'protocol', 'learn', *PROGRAMS,
+}
 
 def record_folders() -> dict[str, Path]: # source -> folder; the paper has tables in place of records
     "Where the records of a source are."

@@ -33,7 +33,7 @@ from maskgil.features import INCEPTION_FILE, extract, write_synthetic_inception
 from maskgil.metrics import mean_and_covariance
 from maskgil.models import build_model, model_config
 from maskgil.profiles import override, PROFILES
-from maskgil.records import Record, lost_numbers, records, wrong_files
+from maskgil.records import Record, null_metrics, records, wrong_files
 from maskgil.reproduce import CellProcess, job_name, start, stop
 from maskgil.shards import open_images
 from maskgil.studies import STUDIES, given_settings, study_notebook # with the rows of the rehearsal
@@ -293,7 +293,7 @@ def look_at_records(part: Part, form: str, found: list[Record]) -> list[str]: # 
         what = ' '.join(map(str, parameters.values()))
         if not held: faults.append(f'no record of {what}')
         for record in held[-1:]:
-            if lost := lost_numbers(record): faults.append(f'{what}: not finite are {", ".join(lost[:3])}')
+            if lost := null_metrics(record): faults.append(f'{what}: not finite are {", ".join(lost[:3])}')
             faults += wrong_files(record)
             if not has_numbers(record.metrics): faults.append(f'{what}: a record without a number')
     return faults
