@@ -62,8 +62,11 @@ class Verdict:
     says: str = '' # one sentence with the numbers that decided
     would_do: int = 0 # seeds that would decide an inconclusive one; 0 where none would, or nobody knows
 
-    def __str__(self) -> str: # as the scorecard shows it
-        return f'{self.verdict}: {self.says}' if self.says and self.verdict != 'no data' else self.verdict
+    @property
+    def reason(self) -> str: # what the scorecard shows behind the verdict
+        return '' if self.verdict == 'no data' else self.says
+
+    def __str__(self) -> str: return f'{self.verdict}: {self.reason}' if self.reason else self.verdict
 
 # %% ../nbs/50_claims.ipynb #c4dbcf6c
 def decide(

@@ -87,14 +87,17 @@ def _as_number(value: Any, convert: Callable) -> Any: # None for what is no fini
     except (TypeError, ValueError, RuntimeError, OverflowError): return None
     return number if isinstance(number, int) or math.isfinite(number) else None
 
-def _outside(number: float, least: float, most: float) -> bool: return not least <= number <= most
-
 # %% ../nbs/01_core.ipynb #e3304a85
 def _range(least: float, most: float, above: float = -math.inf, below: float = math.inf) -> str: # for a message
     if math.isfinite(least) and math.isfinite(most): return f' from {least} to {most}'
     named = {'of at least': least, 'above': above, 'of at most': most, 'below': below}
     bounds = ' and '.join(f'{words} {bound}' for words, bound in named.items() if math.isfinite(bound))
     return f' {bounds}' if bounds else ''
+
+def _number(kind: str, convert: Callable, what: str, value: Any, least: float, most: float) -> Any:
+    number = _as_number(value, convert)
+    if number is not None and least <= number <= most: return number
+    raise ValueError(f'{what} must be a {kind} number{_range(least, most)}, not {value!r:.80}')
 
 # %% ../nbs/01_core.ipynb #d7e20606
 def check_whole(
@@ -103,9 +106,7 @@ def check_whole(
     least: float = -math.inf, most: float = math.inf,
 ) -> int:
     "A whole number in a range; anything else, 8.0 and True included, is a `ValueError`."
-    number = _as_number(value, operator.index)
-    if number is not None and not _outside(number, least, most): return number
-    raise ValueError(f'{what} must be a whole number{_range(least, most)}, not {value!r:.80}')
+    return _number('whole', operator.index, what, value, least, most)
 
 # %% ../nbs/01_core.ipynb #21659661
 def check_real(
@@ -114,9 +115,7 @@ def check_real(
     least: float = -math.inf, most: float = math.inf,
 ) -> float:
     "A finite number in a range; anything else, texts and True included, is a `ValueError`."
-    number = _as_number(value, float)
-    if number is not None and not _outside(number, least, most): return number
-    raise ValueError(f'{what} must be a finite number{_range(least, most)}, not {value!r:.80}')
+    return _number('finite', float, what, value, least, most)
 
 # %% ../nbs/01_core.ipynb #47d7f423
 def check_number(

@@ -39,7 +39,6 @@ from .text_study import dry_run, text_cell, text_pipeline, TextBench
 from .tokenizers import load_tokenizer
 from .training import fit, TrainConfig
 
-
 # %% auto #0
 __all__ = ['ACCEPTED', 'ENDINGS', 'UNPACKS', 'FEWEST', 'FEWEST_HELD_OUT', 'TIMED_STEPS', 'EVALUATED', 'TOKENIZER_SHARE',
            'MOST_STEPS', 'MOST_EPOCHS', 'LEAST_STEPS', 'PICTURES', 'SHOWN_SHEETS', 'ASKED', 'SECONDS_SEEN', 'Learned',

@@ -93,17 +93,15 @@ def device_of(
 
 # %% ../nbs/18_pipeline.ipynb #10b1bcd7
 def check_start(
-    *given: Tensor | None, # at most one of them: (n h w)
+    start: Tensor | None, tokens: Tensor | None, # (n h w): at most one of them
     images: int, # n
 ) -> Tensor | None:
     "Where every image begins, or a `ValueError`."
-    starts = [start for start in given if start is not None]
-    if len(starts) > 1: raise ValueError('tokens and start are the same: give one of them')
-    for start in starts:
-        if not isinstance(start, Tensor) or len(start) != images:
-            found = f'{len(start)}' if hasattr(start, '__len__') else type(start).__name__
-            raise ValueError(f'start tokens are a tensor with a grid for each of {images} images, not for {found}')
-    return starts[0] if starts else None
+    if start is not None and tokens is not None: raise ValueError('tokens and start are the same: give one of them')
+    given = tokens if start is None else start
+    if given is None or isinstance(given, Tensor) and len(given) == images: return given
+    found = f'{len(given)}' if hasattr(given, '__len__') else type(given).__name__
+    raise ValueError(f'start tokens are a tensor with a grid for each of {images} images, not for {found}')
 
 def draw_tokens(
     model: Any, # from `load_model`, MAR or AR; the paradigm is the model's
@@ -122,7 +120,7 @@ def draw_tokens(
     device, grid, batch_size = device_of(model), grid or model.config.grid, check_whole('batch_size', batch_size, 1)
     seeds: Any = seed if np.ndim(seed) else None # type: ignore[arg-type]
     if seeds is not None and len(seeds) != len(labels): raise ValueError(f'{len(seeds)} seeds for {len(labels)} images')
-    start = check_start(start, options.pop('tokens', None), images=len(labels))
+    start = check_start(start, options.pop('tokens', None), len(labels))
     starts = start.split(batch_size) if start is not None else ()
     batches, drawn = list(enumerate(labels.split(batch_size))), []
     for i, part in progress(batches, desc='sampling', unit='batch', disable=not show_progress, leave=False):

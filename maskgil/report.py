@@ -510,7 +510,7 @@ def _cell(held: str | Verdict, column: str = '') -> str: # column: what stands b
 def _verdict(held: Verdict) -> str:
     kind, picture = held.verdict.replace(' ', '-'), effect_picture(held)
     drawn = f'<span class="{kind}">{picture}</span>' if picture else ''
-    said = f'<span class="said">{_plain(held.says)}</span>' if held.says and held.verdict != 'no data' else ''
+    said = f'<span class="said">{_plain(held.reason)}</span>' if held.reason else ''
     return f'<span class="verdict {kind}">{held.verdict}</span>{drawn}{said}'
 
 # %% ../nbs/56_report.ipynb #78108b69
