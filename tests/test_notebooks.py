@@ -53,6 +53,35 @@ def test_parameters_keep_their_tag(copy):
     "papermill would silently run the defaults without it."
     for study in STUDIES: assert '"parameters"' in (copy/'nbs'/f'{study}.ipynb').read_text(), study
 
+def as_module(notebook: Path) -> str:
+    "The code of a notebook, as mypy reads it."
+    cells = json.loads(notebook.read_text())['cells']
+    code = '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+    return re.sub(r'^(\s*)[%!].*$', r'\1pass', code, flags=re.M) + '\n'
+
+
+def wrong_calls(folder: Path, sources: dict[str, str]) -> list[str]: # name of a module -> its code
+    "Names that the library does not have, and arguments that its functions do not take."
+    for name, source in sources.items(): (folder/f'{name}.py').write_text(source)
+    done = subprocess.run([sys.executable, '-m', 'mypy', *(str(folder/f'{n}.py') for n in sources)], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if re.search(r'Module "maskgil|call-arg|name-defined', line)]
+
+
+def test_what_runs_beside_the_library_calls_it_as_it_is(tmp_path):
+    "Studies, pages, scripts and benchmarks: a renamed function is found before any of them runs."
+    notebooks = {f'nb_{p.stem}': as_module(p) for p in (ROOT/'nbs').glob('[!0-9]*.ipynb')}
+    scripts = {f'{folder}_{p.stem}': p.read_text() for folder in ('scripts', 'benchmarks')
+               for p in (ROOT/folder).glob('*.py')}
+    assert len(notebooks) > len(STUDIES) and scripts
+    assert not (wrong := wrong_calls(tmp_path, notebooks | scripts)), '\n'.join(wrong)
+
+
+def test_a_name_that_is_gone_is_seen(tmp_path):
+    code = 'from maskgil.report import write_report, no_such_name\nwrite_report(no_such_argument=1)\n'
+    assert len(wrong_calls(tmp_path, {'nb_wrong': code})) == 2
+
 
 def shown_value(source):
     "What a cell ends in, if that is a value and no test of one."
