@@ -19,7 +19,8 @@ from maskgil.data import TokenSet
 from maskgil.tokenizers import TOKENIZERS
 from maskgil.models import load_model
 from maskgil.losses import MaskedObjective
-from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+from maskgil.resuming import TrainState
+from maskgil.training import Step, TrainConfig, make_batches, make_optimizer, train_step
 
 CODES = TOKENIZERS['mini-llamagen-vq'].codebook_size
 

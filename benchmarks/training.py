@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from maskgil.core import pick_device, pick_dtype
 from maskgil.models import attention, load_model, training_flops
 from maskgil.losses import MaskedObjective, token_loss
-from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+from maskgil.resuming import TrainState
+from maskgil.training import Step, TrainConfig, make_batches, make_optimizer, train_step
 
 
 class RandomTokens:

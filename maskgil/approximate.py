@@ -26,7 +26,7 @@ from .features import extract
 from .judge import as_judged, judged_metrics
 from .metrics import evaluate, fewest_images, Reference
 from .models import load_model
-from .pipeline import decode_tokens, draw_tokens
+from .drawing import decode_tokens, draw_tokens
 from .records import Record, records, save_record
 from .sampling import sample_ar, sample_fusion, sample_mar
 from .shards import open_images

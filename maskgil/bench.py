@@ -30,7 +30,8 @@ from .features import EXTRACTORS, extract, Features
 from .judge import as_judged, judged_metrics
 from .models import load_model, training_flops
 from .pictures import BY_NAME
-from .pipeline import MaskGILPipeline, decode_tokens, draw_tokens
+from .drawing import decode_tokens, draw_tokens
+from .pipeline import MaskGILPipeline
 from .preflight import check_optimizer, check_settings
 from .processes import device_count, run_here
 from .profiles import Profile
@@ -39,7 +40,8 @@ from .shards import Encoding, encode_shards, open_images, open_source
 from .tokenizers import TOKENIZERS, TokenizerConfig, load_tokenizer
 from .training import TrainConfig, fit, load_milestone, milestone_file, start_from
 from .versions import versions_of
-from .weights import CHECKPOINTS, find_published, load_model_weights, save_weights
+from .published import CHECKPOINTS
+from .weights import find_published, load_model_weights, save_weights
 
 # %% auto #0
 __all__ = ['SMALL_TOKENIZERS', 'PUBLISHED_SUFFIXES', 'PUBLISHED_AR', 'LUMINA', 'REFERENCE_IMAGES', 'REFERENCE_MODELS',

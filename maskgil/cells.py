@@ -32,13 +32,14 @@ from maskgil.metrics import (
 from maskgil.models import (
     build_model, forward_flops, load_model, model_config, ModelConfig, parameter_count, SIZE_ROWS,
 )
-from .pipeline import decode_tokens, draw_tokens
+from .drawing import decode_tokens, draw_tokens
 from .profiles import override, Profile, PROFILES, settings as settings_of
 from .records import latest, once, outdated, Record, records
 from .sampling import SAMPLING_RECIPES, sample_fusion
 from .tokenizers import TOKENIZER_ROWS
+from .resuming import kept_history
 from maskgil.training import (
-    add_gradients, first_state, kept_history, learning_rate, make_accelerator, place_model, TrainConfig, update_weights,
+    add_gradients, first_state, learning_rate, make_accelerator, place_model, TrainConfig, update_weights,
 )
 
 # %% auto #0

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice
-from .weights import CHECKPOINTS, load_model_weights, load_weights, only_shapes, save_weights
+from .published import CHECKPOINTS
+from .weights import load_model_weights, load_weights, only_shapes, save_weights
 from .tokenizers import Tokenizer, TOKENIZERS
 from .models import build_model, model_config
 
@@ -23,7 +24,9 @@ __all__ = ['empty_module', 'convert_checkpoint', 'synthetic_tensor', 'synthetic_
 
 # %% ../nbs/13_checkpoints.ipynb #e26e4096
 # reading lay here before it became a chapter of its own; programs of others ask for it here
-from .weights import CheckpointError, read_header, read_weights, recognise # noqa: F401
+from .published import recognise # noqa: F401
+from .reading import CheckpointError, read_weights # noqa: F401
+from .weights import read_header # noqa: F401
 
 # %% ../nbs/13_checkpoints.ipynb #ebd5f931
 _all_ = ['CHECKPOINTS', 'CheckpointError', 'read_header', 'read_weights', 'recognise', 'save_weights']

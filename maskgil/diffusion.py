@@ -15,15 +15,17 @@ from torch import Tensor
 
 from .checks import check_choice
 from .core import check_whole
-from .weights import CheckpointError, find_folder, read_header
+from .reading import CheckpointError
+from .weights import find_folder, read_header
+from .products import readying_weights
 from maskgil.sampling import (
     at_hidden, check_call, check_logits, codes_of, fading, filter_logits, first_step_logits, guidance_scales,
-    guided_logits, image_seeds, NEEDS_GRID, order_noise, ORDERS, readying_weights, sample_categorical, sample_mar,
-    start_tokens, top_scoring, unmask_plan, unmask_plans,
+    guided_logits, image_seeds, NEEDS_GRID, order_noise, ORDERS, sample_categorical, sample_mar, start_tokens,
+    top_scoring, unmask_plan, unmask_plans,
 )
-from maskgil.pipeline import (
-    asked_for, decode_tokens, device_of, MaskGILPipeline, OF_DRAWING, SCHEDULER_OPTIONS, steer_away, token_pictures,
-)
+from .folder import OF_DRAWING, SCHEDULER_OPTIONS
+from .drawing import decode_tokens, device_of, token_pictures
+from .pipeline import asked_for, MaskGILPipeline, steer_away
 
 # %% auto #0
 __all__ = ['OUTPUT_TYPES', 'USUAL', 'OF_CALL', 'NO_MATTER', 'step_noise', 'of_hidden', 'MaskGILSchedulerOutput',

@@ -24,7 +24,8 @@ from .processes import device_count, left_to_others, local_device, place, run_he
 from maskgil.features import (
     efficientnet_lite0, extract, EXTRACTORS, Features, inception_weights, load_extractor,
 )
-from .pipeline import decode_tokens, draw_tokens, MaskGILPipeline
+from .drawing import decode_tokens, draw_tokens
+from .pipeline import MaskGILPipeline
 from .sampling import check_call, sample_ar, sample_fusion, sample_mar
 from .shards import shard_ranges
 from .metrics import check_bootstrap, evaluate, fewest_images, load_statistics, Reference, said_images

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights import check_finite, CheckpointError, find_folder, layout_of, mismatch, read_shards, recognise
+from .reading import CheckpointError, read_shards
+from .published import layout_of, recognise
+from .weights import check_finite, find_folder, mismatch
 from .models import check_tokens, ModelConfig, parameter_count
 from .sampling import check_grid
-from maskgil.text import (
+from maskgil.encoders import (
     check_captions, load_text_encoder, naming, quiet_transformers, stored_dtype, TextEncoder, weight_files,
 )
 

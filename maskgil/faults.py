@@ -35,7 +35,7 @@ from .shards import Encoding, FolderSource, encode_shards, open_source
 from .text import list_captioned
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, fit
-from .weights import read_file
+from .reading import read_file
 
 # %% auto #0
 __all__ = ['Work', 'WORKS', 'Disturbance', 'FILE_EVENTS', 'ENDS', 'FAULTS', 'READERS', 'LIMITS', 'MORE_MEMORY', 'picture_folder',

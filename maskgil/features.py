@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .checks import check_choice
 from .core import autocast, check_whole, file_digest, pick_device, progress, write_atomic
 from .data import to_float, to_rgb
-from .weights import check_finite, CheckpointError, only_shapes, read_weights
+from .reading import CheckpointError, read_weights
+from .weights import check_finite, only_shapes
 from .checkpoints import synthetic_weights
 from .tokenizers import SameConv
 

@@ -9,14 +9,13 @@ import contextlib
 import math
 import textwrap
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 
-from .core import expanded, write_atomic
-from .tokenizers import TOKENIZER_ROWS, tokenizer_names, TOKENIZERS
+from .tokenizers import TOKENIZERS
 from .models import attention, SIZE_ROWS, SIZES
 from .sampling import sample_fusion, unmask_plan
 from .recipes import comparisons, recipe_name
@@ -25,457 +24,20 @@ from .statistics import Estimate, NoData
 from .tables import best_guidance, long_table, of_profile, over_seeds
 from .text_study import CANDIDATES
 from .claims import at, final, usual
+from maskgil.plots import (
+    at_best_guidance, at_the_end, BLACK, BLUE, canvas, DASHES, doubling, draw_dots, draw_lines, facets, FAINT, GREEN,
+    in_order, INK, last_and_best, log_if_wide, look, looks, mark, metric_label, name_line_ends, NAMES, nothing_here,
+    one_at_a_time, PALE, panels_by_source, RED, sorted_by_look, theme, wrapped_title,
+)
 
 # %% auto #0
-__all__ = ['INK', 'FAINT', 'PALE', 'RED', 'GREEN', 'BLUE', 'BLACK', 'SETTINGS', 'LOOKS', 'REGISTERED_LOOKS', 'LOOK_COLUMNS',
-           'LINE_END', 'NAMES', 'PANEL_WIDTH', 'PAGE_WIDTH', 'UNITS', 'HIGHER', 'ROUND_STEPS', 'DASHES',
-           'RESULT_COLUMNS', 'SMOOTHED', 'HEAD_COSTS', 'HOW', 'SAMPLER_COLOURS', 'FOUND', 'theme', 'looks', 'look',
-           'in_order', 'sorted_by_look', 'save_figure', 'spread', 'name_line_ends', 'settle', 'draw_line', 'draw_lines',
-           'draw_dots', 'facets', 'canvas', 'in_units', 'metric_label', 'panels_by_source', 'log_if_wide', 'doubling',
-           'mark', 'at_best_guidance', 'at_the_end', 'last_and_best', 'one_at_a_time', 'fid_over_epochs',
-           'fid_is_over_guidance', 'norm_over_steps', 'loss_over_steps', 'fid_by_tokenizer', 'fid_by_model',
-           'reconstruction_by_codebook', 'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid',
-           'fid_over_images', 'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against',
-           'fid_by_departure', 'as_share', 'rung_effects', 'ladders', 'worth_of_rungs', 'fid_by_rule', 'with_sheet',
-           'read_sheet', 'sheets', 'samples_and_seconds', 'drawn_texts', 'price_figure', 'told_rows', 'found_by_told',
-           'visible_positions', 'method_schematic', 'fusion_states', 'fusion_timeline']
-
-# %% ../nbs/51_figures.ipynb #d16a9e63
-INK, FAINT, PALE = '#222222', '#767676', '#ebebeb' # text; what stands behind; grids
-RED, GREEN, BLUE, BLACK = ('#D55E00', '#009E73', '#0072B2', '#222222') # Okabe and Ito
-
-# %% ../nbs/51_figures.ipynb #14f41b74
-SETTINGS = { # of matplotlib, beside seaborn's
-    'font.size': 10, 'axes.labelsize': 10, 'axes.titlesize': 10.5, 'xtick.labelsize': 9, 'ytick.labelsize': 9,
-    'axes.titlelocation': 'left', 'axes.titleweight': 'bold', 'axes.titlepad': 10,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.grid.axis': 'y',
-    'text.color': INK, 'axes.labelcolor': INK, 'xtick.color': INK, 'ytick.color': INK,
-    'grid.color': PALE, 'axes.edgecolor': '#b0b0b0', 'figure.facecolor': 'white',
-    'lines.linewidth': 1.8, 'lines.markersize': 4.5,
-    'svg.hashsalt': 'maskgil', 'savefig.dpi': 160, # the salt: equal figures get equal identifiers
-}
-
-# %% ../nbs/51_figures.ipynb #513c24d0
-def theme() -> dict[str, Any]:
-    "matplotlib settings of every figure, for `plt.rc_context`."
-    import seaborn as sns # a second to import, and only drawing needs it
-    return sns.axes_style('ticks') | sns.plotting_context('paper') | SETTINGS
-
-# %% ../nbs/51_figures.ipynb #567c2842
-LOOKS: dict[str, dict[str, tuple[str, str]]] = dict( # column -> value -> name, colour
-    architecture={
-        'causal LLaMA':              ('AR LLaMA', RED),
-        'bidirectional Transformer': ('MAR Transformer', GREEN),
-        'bidirectional LLaMA':       ('MAR LLaMA', BLUE),
-    },
-    system=dict(AR=('AR', RED), MAR=('MAR', BLUE)),
-    norms=dict(none=('neither', RED), qk=('QK-Norm', GREEN), post=('Post-Norm', BLUE), both=('both', BLACK)),
-    order={order: (order, BLUE) for order in ('confidence', 'halton', 'random', 'raster')},
-    head=dict(plain=('plain', RED), sliced=('sliced', BLUE), either=('plain and sliced', BLACK)),
-    change={change: (change, BLACK) for change in (
-        'paper', 'class last', '1d rope', 'all tokens', 'mask logit', 'ramped guidance', 'released')},
-    told={
-        'nothing': ('nothing', BLACK),
-        'class':   ('the class', BLACK),
-        'text':    ('the text', BLUE),
-        'seen':    ('a text of the training set', BLUE),
-        'tokens':  ('(real pictures, as tokens)', GREEN),
-        'real':    ('(real pictures)', GREEN),
-    },
-)
-
-# %% ../nbs/51_figures.ipynb #aa433bbd
-REGISTERED_LOOKS: dict[str, Callable[[], Iterable[Any]]] = dict( # column -> its rows, in the order of figures
-    size=lambda: SIZE_ROWS.values(),
-    tokenizer=lambda: [TOKENIZER_ROWS[name] for name in tokenizer_names()],
-)
-LOOK_COLUMNS = (*REGISTERED_LOOKS, *LOOKS) # every column whose values have a name of their own
-
-# %% ../nbs/51_figures.ipynb #f6711c64
-def looks(
-    column: str, # of a table; one that is not in `LOOK_COLUMNS` has no looks
-) -> dict[Any, tuple[str, str]]: # value -> name, colour
-    "How the values of a column are shown, in the order in which they are."
-    if column in REGISTERED_LOOKS: return {row.name: (row.label, row.colour) for row in REGISTERED_LOOKS[column]()}
-    return LOOKS.get(column, {})
-
-# %% ../nbs/51_figures.ipynb #0a97b741
-def look(
-    column: str, # of a table
-    value: Any, # in this column
-) -> tuple[str, str]: # name and colour
-    "How a value is shown; an unknown one as it is, in ink."
-    return looks(column).get(value, (str(value), INK))
-
-# %% ../nbs/51_figures.ipynb #1ece3cb9
-def in_order(
-    part: pd.DataFrame, # any rows
-    column: str, # one of its columns
-) -> list: # each value once
-    "The values of a column, in the order of `looks`, unknown ones last."
-    rank = {value: i for i, value in enumerate(looks(column))}
-    place = lambda value: (rank[value], '') if value in rank else (len(rank), value)
-    return sorted(part[column].dropna().unique(), key=place)
-
-# %% ../nbs/51_figures.ipynb #85a5584f
-def sorted_by_look(
-    rows: pd.DataFrame, # any rows
-    by: list[str], # columns, the most important one first
-) -> pd.DataFrame: # the same rows
-    "Rows in the order of `looks`."
-    rank = {column: {value: i for i, value in enumerate(in_order(rows, column))} for column in by}
-    return rows.sort_values(by, key=lambda values: values.map(rank[values.name]), kind='stable')
-
-# %% ../nbs/51_figures.ipynb #dee0e8c6
-def save_figure(
-    fig: Any, # a matplotlib figure
-    name: str, # file name without extension
-    folder: Path | str, # made if it is not there
-) -> list[Path]: # the SVG and the PNG
-    "Write a figure as SVG and PNG, atomically."
-    import matplotlib.pyplot as plt
-    paths = [expanded(folder)/f'{name}.{kind}' for kind in ('svg', 'png')]
-    undated = dict(svg={'Date': None}, png={'Software': None})
-    with plt.rc_context(theme()):
-        box = fig.get_tightbbox().padded(.1) # once for both
-        for path in paths:
-            kind = path.suffix[1:]
-            with write_atomic(path) as tmp: fig.savefig(tmp, format=kind, bbox_inches=box, metadata=undated[kind])
-    return paths
-
-# %% ../nbs/51_figures.ipynb #247e4a6e
-def spread(
-    positions: Iterable[float], # in any order
-    gap: float, # the least distance between two neighbours
-    low: float = -np.inf, high: float = np.inf, # none goes beyond these, if there is room
-) -> np.ndarray: # in the order given
-    "Positions at least `gap` apart, near where they were."
-    wanted = np.asarray(list(positions), float)
-    order = np.argsort(wanted, kind='stable')
-    groups = _merge_touching(wanted[order], gap, low, high)
-    placed = np.empty_like(wanted)
-    placed[order] = [centre + gap*(i - (count - 1)/2) for centre, count in groups for i in range(count)]
-    return placed
-
-# %% ../nbs/51_figures.ipynb #8eeed8cc
-def _merge_touching(wanted, gap, low, high): # sorted positions -> (centre, count) of each group
-    def inside(centre, count):
-        reach = gap*(count - 1)/2
-        return max(min(centre, high - reach), low + reach)
-    groups = []
-    for position in wanted:
-        groups.append((inside(position, 1), 1))
-        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < gap*(groups[-2][1] + groups[-1][1])/2 - 1e-9:
-            (left, n), (right, m) = groups[-2:]
-            groups[-2:] = [(inside((left*n + right*m)/(n + m), n + m), n + m)]
-    return groups
-
-# %% ../nbs/51_figures.ipynb #c4796634
-LINE_END = 'name of a line end' # the label of these texts, by which `settle` finds them
-
-# %% ../nbs/51_figures.ipynb #3dace5fd
-def name_line_ends(
-    ax: Any, # matplotlib axes
-    ends: list[tuple[float, float, str, str]], # x, y, name, colour
-) -> None:
-    "Write each name to the right of the last end, at the height of its own; `settle` keeps them apart."
-    from matplotlib.transforms import offset_copy
-    right = max(x for x, *_ in ends)
-    beside = offset_copy(ax.transData, ax.figure, x=9, units='points')
-    for x, y, name, colour in ends:
-        leader = dict(
-            arrowstyle='-', color=colour, linewidth=.8, linestyle=':', shrinkA=1, shrinkB=3, relpos=(0, .5))
-        ax.annotate(
-            name, (x, y), xytext=(right, y), textcoords=beside, annotation_clip=False, arrowprops=leader,
-            va='center', color=colour, weight='bold', fontsize=9, label=LINE_END)
-
-# %% ../nbs/51_figures.ipynb #864dd08a
-def _place_names(ax, point): # point: in pixels
-    names = [text for text in ax.texts if text.get_label() == LINE_END]
-    if not names: return
-    ends = ax.transData.transform([name.xy for name in names]) # in pixels
-    heights = spread(ends[:, 1], 11.5*point, ax.bbox.y0 + 4*point, ax.bbox.y1)
-    for name, (x, y), height in zip(names, ends, heights):
-        name.set_y(ax.transData.inverted().transform((x, height))[1])
-        is_beside = ends[:, 0].max() - x <= 4*point and abs(height - y) <= 4*point
-        name.arrow_patch.set_visible(not is_beside)
-
-# %% ../nbs/51_figures.ipynb #70bd260d
-def settle(
-    fig: Any, # a matplotlib figure
-) -> None:
-    "Lay the figure out, keep it so, and move the names of line ends apart."
-    fig.draw_without_rendering()
-    fig.set_layout_engine('none')
-    for ax in fig.axes: _place_names(ax, fig.dpi/72)
-
-# %% ../nbs/51_figures.ipynb #6c316a84
-def draw_line(
-    ax: Any, # matplotlib axes
-    x: pd.Series, # as many as `part` has rows
-    part: pd.DataFrame, # with `value`, `low`, `high`
-    colour: str, # of line and band
-) -> None:
-    "A line with a band for its interval; a single point has a bar."
-    y, low, high = (part[column].to_numpy() for column in ('value', 'low', 'high'))
-    ax.plot(x, y, marker='o', color=colour, clip_on=False, zorder=3)
-    if np.isnan(low).all(): return
-    if len(part) > 1: ax.fill_between(x, low, high, color=colour, alpha=.16, linewidth=0)
-    else: ax.vlines(x, low, high, color=colour, linewidth=1.2)
-
-# %% ../nbs/51_figures.ipynb #0bf7daf1
-def draw_lines(
-    ax: Any, # matplotlib axes
-    part: pd.DataFrame, # with `value`, `low`, `high`
-    x: str, # the column along the axis
-    by: str, # a line for each value of this column
-    after: Callable[[pd.DataFrame], str] = lambda line: '', # what to add to its name
-) -> None:
-    "A line for each value, in the colours of `looks`, with its name at its end."
-    ends = []
-    for value in in_order(part, by):
-        line = part[part[by] == value].sort_values(x)
-        name, colour = look(by, value)
-        draw_line(ax, line[x], line, colour)
-        ends.append((line[x].iloc[-1], line.value.iloc[-1], name.removesuffix('-VQ') + after(line), colour))
-    name_line_ends(ax, ends)
-
-# %% ../nbs/51_figures.ipynb #fa3635e6
-def draw_dots(
-    ax: Any, # matplotlib axes
-    names: list[str], # one for each row, from the top
-    part: pd.DataFrame, # with `value`, `low`, `high`
-    colours: list[str], # one for each row
-    form: str = '{:.3g}', # of the value
-) -> None:
-    "A row for each name: a dot, its interval, its value."
-    rows = range(0, -len(part), -1)
-    for y, (value, low, high), colour in zip(rows, part[['value', 'low', 'high']].to_numpy(float), colours):
-        ax.plot(value, y, 'o', color=colour, clip_on=False, zorder=3)
-        if not np.isnan(low): ax.hlines(y, low, high, color=colour, linewidth=1.4)
-        right = np.nanmax([value, high])
-        ax.annotate(
-            form.format(value), (right, y), xytext=(7, 0), textcoords='offset points', va='center', color=colour,
-            annotation_clip=False, bbox=dict(facecolor='white', edgecolor='none', pad=.5)) # lines do not cross it
-    ax.set(yticks=rows, yticklabels=names, ylim=(.6 - len(part), .5))
-    ax.tick_params(axis='y', length=0)
-    ax.grid(axis='x')
-    ax.grid(visible=False, axis='y')
-
-# %% ../nbs/51_figures.ipynb #8bc48707
-NAMES = dict(paper='Paper', reference='Reference run', yours='Your run') # of `records.SOURCES`, as a title says them
-
-# %% ../nbs/51_figures.ipynb #c87b3044
-def facets(
-    table: pd.DataFrame, # from `tables.over_seeds`
-) -> Iterator[tuple[str, pd.DataFrame]]: # title and rows
-    "One panel for each source, and for each of its data sets, in the order paper, reference, yours."
-    for source in SOURCES:
-        for data, part in table[table.source == source].groupby('data', sort=False):
-            yield f'{NAMES[source]}: {data}', part
-
-# %% ../nbs/51_figures.ipynb #59d317d0
-PANEL_WIDTH, PAGE_WIDTH = 4.4, 10.8 # inches; many panels share the page
-
-# %% ../nbs/51_figures.ipynb #8e92a011
-@contextlib.contextmanager
-def canvas(
-    rows: int, columns: int, # of panels
-    height: float = 2.9, # inches of a row
-    **options: Any, # of `plt.subplots`
-) -> Iterator[tuple[Any, np.ndarray]]: # the figure, and axes (rows columns)
-    "A figure in the theme; its layout is settled at the end."
-    import matplotlib.pyplot as plt
-    inches = (min(PANEL_WIDTH*columns, PAGE_WIDTH), .5 + height*rows)
-    with plt.rc_context(theme()):
-        fig, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False, layout='constrained', **options)
-        fig.get_layout_engine().set(w_pad=.12, h_pad=.08)
-        plt.close(fig) # a notebook shows what is returned, not also what is open
-        yield fig, axes
-        settle(fig)
-
-# %% ../nbs/51_figures.ipynb #f7eddb16
-UNITS: dict[str, tuple[float, str]] = dict( # family -> the unit in what records hold, its name
-    seconds_per_image=(1e-3, 'ms per image'),
-    images_per_second=(1, 'images per second'),
-    forward_passes=(1, 'forward passes'),
-    flops_per_image=(1e9, 'GFLOP per image'),
-    head_parameters=(1e6, 'output parameters (M)'),
-    head_memory_gib=(2**-10, 'memory, output layer (MiB)'),
-    head_seconds=(1e-3, 'ms, output layer'),
-    step_parameters=(1e6, 'parameters (M)'),
-    codebook_usage_pct=(1, 'codebook usage (%)'),
-)
-
-# %% ../nbs/51_figures.ipynb #5cec6dd7
-def in_units(
-    table: pd.DataFrame, # from `tables.over_seeds`
-) -> pd.DataFrame: # the same rows
-    "The same table in units a person reads, named in `label`."
-    unit = table.family.map({family: unit for family, (unit, _) in UNITS.items()}).astype(float).fillna(1.)
-    label = table.family.map({family: name for family, (_, name) in UNITS.items()}).fillna(table.label)
-    return table.assign(label=label, **{column: table[column]/unit for column in ('value', 'low', 'high')})
-
-# %% ../nbs/51_figures.ipynb #ee5ce1ea
-HIGHER = ( # families of which more is better; of all others less is
-    'is', 'precision', 'recall', 'recognition', 'codebook_usage_pct', 'psnr', 'images_per_second',
-    'step_images_per_second', 'found_caption', 'found_emoji', 'found_background',
-)
-
-# %% ../nbs/51_figures.ipynb #0c74bd8a
-def metric_label(
-    part: pd.DataFrame, # rows of one metric
-) -> str: # of one line if there is room
-    "What an axis shows, and which way is better."
-    name = str(part.label.iloc[0])
-    way = f"({'higher' if part.family.iloc[0] in HIGHER else 'lower'} is better)"
-    return f'{name} {way}' if len(name) < 14 else f'{name}\n{way}'
-
-# %% ../nbs/51_figures.ipynb #05936ba4
-def panels_by_source(
-    table: pd.DataFrame, # from `tables.over_seeds`
-    families: Iterable[str], # metrics, a row of panels each
-    draw: Callable[[Any, pd.DataFrame], None], # fills an axis with the rows of one panel
-    height: float = 2.9, # inches of a row
-) -> Any: # a matplotlib figure; None if there is nothing to draw
-    "A column of panels for each source, a row for each metric; without the empty ones, if that saves a row."
-    families = list(families)
-    panels = list(facets(in_units(table[table.family.isin(families)])))
-    if not panels: return None
-    columns = len(panels)
-    shown = [(part[part.family == family], title, part) for family in families for title, part in panels]
-    filled = [panel for panel in shown if len(panel[0])]
-    closer = math.ceil(len(filled) / columns) < len(families)
-    if closer: shown = filled
-    with canvas(math.ceil(len(shown) / columns), columns, height) as (fig, axes):
-        for place, (ax, (rows, title, part)) in enumerate(zip(axes.flat, shown)):
-            if len(rows): draw(ax, rows)
-            else: _nothing(ax, part.source.iloc[0])
-            if place < columns or closer: ax.set_title(_wrapped(title, columns))
-        for ax in axes.flat[len(shown):]: ax.set_axis_off()
-    return fig
-
-# %% ../nbs/51_figures.ipynb #35b2a4ff
-def _wrapped(title, columns): # about eight bold letters an inch
-    return textwrap.fill(title, int(min(PANEL_WIDTH, PAGE_WIDTH/columns)*8))
-
-# %% ../nbs/51_figures.ipynb #2fde01be
-def _nothing(ax, source):
-    why = 'not printed' if source == 'paper' else 'not measured'
-    ax.set_axis_off()
-    ax.text(0, .5, why, transform=ax.transAxes, color=FAINT, va='center')
-
-# %% ../nbs/51_figures.ipynb #a5e7eef8
-ROUND_STEPS = ([1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 4, 5, 7]) # in each power of ten, from few ticks to many
-
-# %% ../nbs/51_figures.ipynb #0b48bf3a
-def log_if_wide(
-    axis: Any, # `ax.yaxis` or `ax.xaxis`
-    values: Iterable[float], # drawn along it
-    factor: float = 6, # between the largest and the smallest
-) -> None:
-    "A logarithmic axis, if the values ask for one."
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-    drawn = np.asarray(list(values), float)
-    low, high = np.nanmin(drawn), np.nanmax(drawn)
-    if low <= 0 or high < factor*low: return
-    axis.axes.set(**{f'{axis.axis_name}scale': 'log'})
-    grids = [np.outer(10.**np.arange(-12, 13), steps).ravel() for steps in ROUND_STEPS]
-    ticks = next((grid for grid in grids if ((grid >= low) & (grid <= high)).sum() >= 3), grids[-1])
-    axis.set_major_locator(FixedLocator(ticks.tolist()))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}' if value < 1e4 else f'{value:,.0f}'))
-
-# %% ../nbs/51_figures.ipynb #42596fcc
-def doubling(
-    ax: Any, # matplotlib axes
-    values: Iterable[float], # where ticks stand; positive
-) -> None:
-    "A logarithmic x axis with a tick at each of `values`; a label without room is left out."
-    ticks = sorted(set(values))
-    span = max(np.log2(ticks[-1]/ticks[0]), 1e-9)
-    labels, last = [], -np.inf
-    for value in reversed(ticks): # the largest keeps its label
-        label = f'{value:,g}'
-        has_room = abs(np.log2(value) - last)/span > .03*len(label)
-        if has_room: last = np.log2(value)
-        labels.append(label if has_room else '')
-    ax.set_xscale('log', base=2)
-    ax.minorticks_off()
-    ax.set_xticks(ticks, labels[::-1])
-
-# %% ../nbs/51_figures.ipynb #9bcb7e8a
-DASHES = (0, (4, 3)) # of every line that stands behind
-
-# %% ../nbs/51_figures.ipynb #c72be7ff
-def mark(
-    ax: Any, # matplotlib axes
-    x: float, # where the line stands
-    text: str, # beside it
-    top: bool = True, # of the axis, or the bottom
-) -> None:
-    "A dashed line across an axis with a word beside it, on the side where there is room."
-    ax.axvline(x, color=FAINT, linestyle=DASHES, linewidth=1, zorder=1)
-    place = ax.transAxes.inverted().transform(ax.transData.transform((x, 0)))[0] # 0 to 1 along the axis
-    is_right = place > .6
-    ax.annotate(
-        text, (x, top), xycoords=('data', 'axes fraction'), color=FAINT, fontsize=8.5,
-        xytext=(-4 if is_right else 4, -2 if top else 3), textcoords='offset points',
-        ha='right' if is_right else 'left', va='top' if top else 'bottom')
-
-# %% ../nbs/51_figures.ipynb #5acdabba
-RESULT_COLUMNS = ('metric', 'family', 'label', 'value', 'low', 'high', 'n', 'seeds', 'note', 'key') # say not where
-
-# %% ../nbs/51_figures.ipynb #3c91772e
-def at_best_guidance(
-    table: pd.DataFrame, # from `tables.over_seeds`
-    x: str = 'epoch', # the coordinate along which a curve runs
-    family: str = 'fid', # what the choice goes by
-) -> pd.DataFrame: # all metrics of the chosen points
-    "The points at the guidance scale with the lowest FID, at each value of `x`."
-    if x not in table: return table.iloc[:0]
-    curve = table[(table.part == 'curve') & table[x].notna()]
-    if curve.empty: return curve
-    moving = [column for column in ('epoch', 'share', 'ar_share') if column in table and column != x] # with x, or not
-    along_x = curve.drop(columns=moving).rename(columns={x: 'epoch'})
-    best = best_guidance(along_x, family).rename(columns={'epoch': x})
-    place = [column for column in best if column not in RESULT_COLUMNS]
-    return curve.merge(best[place], on=place)
-
-# %% ../nbs/51_figures.ipynb #337df7e0
-def at_the_end(
-    table: pd.DataFrame, # from `tables.over_seeds`
-    by: Iterable[str], # what makes a curve, besides source and data
-) -> pd.DataFrame: # all metrics
-    "The last epoch of each curve."
-    if table.empty: return table
-    curve = ['source', 'data', *(column for column in by if column in table)]
-    return table[table.epoch == table.groupby(curve, dropna=False).epoch.transform('max')]
-
-# %% ../nbs/51_figures.ipynb #9235b415
-def last_and_best(
-    table: pd.DataFrame, # from `tables.over_seeds`
-    by: Iterable[str], # as `at_the_end` takes it
-    family: str = 'fid', # what the choice of the scale goes by
-) -> pd.DataFrame: # all metrics
-    "The last epoch of each curve, at the best of all guidance scales that were measured then."
-    return at_best_guidance(at_the_end(table, by), 'epoch', family)
-
-# %% ../nbs/51_figures.ipynb #c9ecd0cf
-def one_at_a_time(
-    table: pd.DataFrame, # of the study of decoding
-    along: str, # 'steps', 'order' or 'images'
-) -> pd.DataFrame: # what varies in this coordinate alone
-    "The rows where the other settings of the decoder have their most common value."
-    settings = [column for column in ('steps', 'order', 'schedule', 'images') if column in table]
-    if along not in settings: return table.iloc[:0]
-    rows = table[(table.part == 'curve') & table[along].notna()]
-    if 'images_of' in rows: # numbers of images are compared on subsets of one pool
-        pooled = rows.images_of.notna()
-        rows = rows[pooled if along == 'images' and pooled.any() else ~pooled]
-    if rows.empty: return rows
-    others = [column for column in settings if column != along]
-    return pd.concat([usual(part, *others) for _, part in facets(rows)])
+__all__ = ['SMOOTHED', 'HEAD_COSTS', 'HOW', 'SAMPLER_COLOURS', 'FOUND', 'fid_over_epochs', 'fid_is_over_guidance',
+           'norm_over_steps', 'loss_over_steps', 'fid_by_tokenizer', 'fid_by_model', 'reconstruction_by_codebook',
+           'head_cost', 'fid_over_steps', 'dots_by_source', 'fid_by_order', 'endless_fid', 'fid_over_images',
+           'fid_over_ar_tokens', 'crossover', 'largest_timed', 'speed_over_batch', 'against', 'fid_by_departure',
+           'as_share', 'rung_effects', 'ladders', 'worth_of_rungs', 'fid_by_rule', 'with_sheet', 'read_sheet', 'sheets',
+           'samples_and_seconds', 'drawn_texts', 'price_figure', 'told_rows', 'found_by_told', 'visible_positions',
+           'method_schematic', 'fusion_states', 'fusion_timeline']
 
 # %% ../nbs/51_figures.ipynb #cb7b518c
 def _epochs(ax, part):
@@ -554,7 +116,7 @@ def norm_over_steps(
             choices = in_order(part, 'norms')
             name_line_ends(ax, [_norm_lines(ax, part[part.norms == norms], norms) for norms in choices])
             log_if_wide(ax.yaxis, part.value)
-            ax.set(xlabel='training steps', ylabel=name.replace('_', ' '), title=_wrapped(title, len(panels)))
+            ax.set(xlabel='training steps', ylabel=name.replace('_', ' '), title=wrapped_title(title, len(panels)))
     return fig
 
 # %% ../nbs/51_figures.ipynb #f78bce0c
@@ -589,13 +151,13 @@ def loss_over_steps(
                 ax.plot(line.index, line, color=colour)
                 ends.append((line.index[-1], line.iloc[-1], name, colour))
             name_line_ends(ax, ends)
-            ax.set(xlabel='training steps', ylabel='loss on hidden tokens', title=_wrapped(title, len(panels)))
+            ax.set(xlabel='training steps', ylabel='loss on hidden tokens', title=wrapped_title(title, len(panels)))
     return fig
 
 # %% ../nbs/51_figures.ipynb #665ffa79
 def _draw_tokenizers(ax, part, architecture, source): # part: of all architectures
     here = part[part.architecture == architecture]
-    if here.empty: return _nothing(ax, part.source.iloc[0])
+    if here.empty: return nothing_here(ax, part.source.iloc[0])
     draw_lines(ax, here, 'epoch', 'tokenizer')
     _epochs(ax, here)
     ax.set_title(f"{source}: {look('architecture', architecture)[0]}")

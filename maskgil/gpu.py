@@ -22,7 +22,7 @@ from maskgil.core import (
 from .features import extract, write_synthetic_inception
 from .machines import choose_layout, memory_per_rank, this_machine, TrainingLayout
 from .models import model_config
-from .pipeline import decode_tokens
+from .drawing import decode_tokens
 from .records import Record, records, save_record
 from .speed import ar_task, mar_task, seconds_of, Task, tokenizer_task, training_task
 from .tokenizers import load_tokenizer

@@ -27,15 +27,14 @@ from .data import image_grid, TokenSet
 from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import load_model, model_config, ModelConfig, parameter_count, training_flops
 from .text import TEXTS, TextTokens
-from .pipeline import decode_tokens, draw_tokens
+from .drawing import decode_tokens, draw_tokens
 from .losses import CausalObjective, MaskedObjective, NotFinite, WatchedObjective
 from maskgil.preflight import (
     check_products, check_run_folder, check_settings, check_training, data_identity, differences, in_words,
     model_identity, ranks_to_be,
 )
-from maskgil.training import (
-    accumulation, check_fit_options, fit, full_tensor, last_step, load_milestone, start_from, TrainConfig, TrainState,
-)
+from .resuming import last_step, TrainState
+from .training import accumulation, check_fit_options, fit, full_tensor, load_milestone, start_from, TrainConfig
 from .shards import needs, OnlineTokens, open_source
 from maskgil.machines import (
     choose_layout, free_memory, hidden_share, learned_share, parameter_counts, this_machine,

@@ -23,7 +23,7 @@ from maskgil.metrics import (
     mean_estimates, SHARE,
 )
 from .shards import open_images
-from .weights import read_weights
+from .reading import read_weights
 
 # %% auto #0
 __all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGE_METRICS', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen',

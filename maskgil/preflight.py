@@ -18,7 +18,7 @@ from .checks import check_choice, printable
 from .core import at_default, came_later, check_number, fingerprint, locked, pick_dtype, take_lock
 from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
-from .text import texts_fingerprint
+from .encoders import texts_fingerprint
 from .versions import VERSIONS, versions_of
 from .losses import CausalObjective, MaskedObjective, NO_LAST_NORM, Objective, WatchedObjective
 

@@ -20,7 +20,7 @@ from .preflight import TRAINED_IN
 from .processes import device_count
 from .profiles import Profile, wrong_seed, wrong_settings
 from .shards import copy_count, VARIANTS
-from .text import encoder_folder, weight_files
+from .encoders import encoder_folder, weight_files
 from .text_study import wrong_lumina, wrong_texts
 from .tokenizers import load_tokenizer, TOKENIZERS
 

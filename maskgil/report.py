@@ -18,7 +18,8 @@ from maskgil.claims import (
     claim_rows, CLAIMS, CLAIM_KINDS, check_claims, paper_inconsistencies, steps_in_size, Verdict, verdicts_by_claim,
 )
 from .core import results_dir, shown, write_atomic
-from .figures import NAMES, price_figure, save_figure
+from .plots import NAMES, save_figure
+from .figures import price_figure
 from .findings import Evidence, evident, gather_evidence, size_finding
 from .profiles import PROFILES
 from .records import Record, records, SOURCES, outdated, write_index

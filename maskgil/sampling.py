@@ -5,35 +5,32 @@
 # %% ../nbs/15_sampling.ipynb #ed1b490f
 from __future__ import annotations
 
-import contextlib, functools, inspect, math, threading
-from typing import Any, Callable, Iterable, Iterator, Sequence
+import functools, inspect, math
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
-import psutil
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check_choice
 from maskgil.core import (
-    autocast, check_real, check_whole, derived_seed, DTYPES, has_fast_bfloat16, pick_dtype, progress,
+    check_real, check_whole, derived_seed, DTYPES, has_fast_bfloat16, progress,
 )
 from maskgil.models import (
-    check_condition, check_tokens, compute_dtype, ImageLlama, ImageModel, ModelConfig, SettledCache,
+    check_condition, check_tokens, ImageLlama, ModelConfig, SettledCache,
 )
+from .products import name_of, name_with_state, PRECISIONS, readying_weights
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'AUTONAT', 'HIDDEN_SHARES', 'GUIDED_TIMES', 'GUIDANCE', 'SAMPLING_RECIPES', 'TEMPERATURES', 'ORDERS',
-           'NEEDS_GRID', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'Product', 'PACKED_FROM', 'PRECISIONS', 'Multiply',
-           'CHOICE_SCHEDULES', 'CONFIDENCES', 'REUSES', 'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat',
-           'guidance_scales', 'logits_at', 'guided_logits', 'first_step_logits', 'image_seeds', 'image_noise', 'gumbel',
-           'sample_categorical', 'filter_logits', 'sampling_temperatures', 'halton', 'halton_ranks',
-           'checkerboard_ranks', 'order_noise', 'top_scoring', 'check_options', 'check_grid', 'check_model_and_labels',
-           'codes_of', 'check_call', 'checked_sampler', 'name_of', 'is_compiled', 'name_with_state', 'check_logits',
-           'kept_by_autocast', 'ChosenProduct', 'linear_layers', 'other_products', 'packed_product', 'unit_of_rows',
-           'int8_product', 'has_int8', 'ready_products', 'products_dtype', 'readying_weights', 'start_tokens', 'fading',
-           'choice_temperatures', 'confidence_in', 'at_hidden', 'remask_shares', 'remasking', 'cache_for',
-           'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar', 'shared_codebook_size', 'sample_fusion']
+           'NEEDS_GRID', 'LARGE', 'MOST_STEPS', 'OPTIONS', 'CHOICE_SCHEDULES', 'CONFIDENCES', 'REUSES',
+           'counts_by_ratio', 'unmask_plan', 'unmask_plans', 'autonat', 'guidance_scales', 'logits_at', 'guided_logits',
+           'first_step_logits', 'image_seeds', 'image_noise', 'gumbel', 'sample_categorical', 'filter_logits',
+           'sampling_temperatures', 'halton', 'halton_ranks', 'checkerboard_ranks', 'order_noise', 'top_scoring',
+           'check_options', 'check_grid', 'check_model_and_labels', 'codes_of', 'check_call', 'checked_sampler',
+           'check_logits', 'start_tokens', 'fading', 'choice_temperatures', 'confidence_in', 'at_hidden',
+           'remask_shares', 'remasking', 'cache_for', 'looked_at_again', 'sample_mar', 'next_logits', 'sample_ar',
+           'shared_codebook_size', 'sample_fusion']
 
 # %% ../nbs/15_sampling.ipynb #f820224f
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = { # r, from 1 to 0 -> weight of the step
@@ -490,20 +487,6 @@ def checked_sampler(
     return decorate
 
 # %% ../nbs/15_sampling.ipynb #f512fd45
-def name_of(model: Any) -> str:
-    "How a message calls a network or a function."
-    config = getattr(model, 'config', None)
-    return str(getattr(config, 'kind', None) or getattr(model, '__name__', type(model).__name__))
-
-def is_compiled(model: nn.Module) -> bool:
-    "Whether `torch.compile` has been at the network, or at a part of it."
-    return any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules())
-
-def name_with_state(model: Any) -> str:
-    "`name_of`, and what makes of a network more than its layers."
-    if isinstance(model, nn.Module): return f"{name_of(model)}{', compiled' if is_compiled(model) else ''}"
-    return f"{name_of(model)}{getattr(model, 'state', '')}"
-
 def check_logits(
     logits: Tensor, # (k v), after guidance
     model: Any, # whose they are
@@ -519,200 +502,6 @@ def check_logits(
     raise FloatingPointError(
         f"{name_of(model)}: logits that are not finite at {place} (products in {kind}, cfg {cfg:g}). The weights are "
         f"damaged, or numbers grew too large: try dtype='float32', another checkpoint, or a smaller cfg")
-
-# %% ../nbs/15_sampling.ipynb #5cf14801
-@contextlib.contextmanager
-def kept_by_autocast(
-    model: Any, # a network, or a function
-    dtype: torch.dtype, # of the products; in float32 nothing is cast
-) -> Iterator[None]:
-    "Meanwhile autocast keeps the weights of a frozen network too."
-    weights = model.parameters() if isinstance(model, nn.Module) and dtype != torch.float32 else ()
-    frozen = [w for w in weights if not w.requires_grad and w.is_floating_point() and not w.is_inference()]
-    for weight in frozen: weight.requires_grad_(True)
-    try: yield
-    finally:
-        for weight in frozen: weight.requires_grad_(False)
-
-# %% ../nbs/15_sampling.ipynb #aa9dbd32
-Product = Callable[[Tensor], Tensor]
-
-_LOCK, _HERE = threading.Lock(), threading.local()
-
-def _products() -> dict[nn.Linear, Product]: # what the drawings of this thread have in place of a layer's product
-    return vars(_HERE).setdefault('products', {})
-
-# %% ../nbs/15_sampling.ipynb #e8ff2855
-class ChosenProduct:
-    "A layer's `forward` while a drawing has another product for it, which other threads do not see."
-    def __init__(self, layer: nn.Linear): self.layer, self.drawings = layer, 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        product = _products().get(self.layer)
-        return nn.Linear.forward(self.layer, x) if product is None else product(x)
-
-# %% ../nbs/15_sampling.ipynb #e0b81413
-def linear_layers(model: Any) -> list[nn.Linear]: # none of a function, or where a compiler or a hook has been at work
-    "The layers of a network whose product may be replaced."
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    if not modules or is_compiled(model): return []
-    plain = [m for m in modules if type(m) is nn.Linear and type(vars(m).get('forward')) in (type(None), ChosenProduct)]
-    return [m for m in plain if m.weight.dtype == torch.float32]
-
-# %% ../nbs/15_sampling.ipynb #7dde56bf
-@contextlib.contextmanager
-def other_products(
-    layers: Iterable[nn.Linear],
-    made: Callable[[nn.Linear], Product], # from its weights
-) -> Iterator[None]:
-    "Meanwhile these layers multiply in another way, in this thread."
-    with torch.no_grad(): products = {layer: made(layer) for layer in layers}
-    before = dict(_products())
-    with _LOCK:
-        for layer in products: vars(layer).setdefault('forward', ChosenProduct(layer)).drawings += 1
-    try:
-        _products().update(products)
-        yield
-    finally:
-        _HERE.products = before
-        with _LOCK:
-            for layer in products: _end_drawing(layer)
-
-def _end_drawing(layer: nn.Linear) -> None:
-    "With the last drawing the layer's own `forward` comes back."
-    layer.forward.drawings -= 1 # type: ignore[attr-defined]
-    if not layer.forward.drawings: del layer.forward # type: ignore[attr-defined]
-
-# %% ../nbs/15_sampling.ipynb #0cec2f04
-PACKED_FROM = 2**25 # bytes of weights, about what a processor's cache holds
-
-# %% ../nbs/15_sampling.ipynb #86895421
-def _to_pack(model: Any, device: torch.device, dtype: torch.dtype) -> list[nn.Linear]: # layers; none where it cannot be
-    if device.type != 'cpu' or not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled: return []
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and has_fast_bfloat16(device)): return []
-    layers = linear_layers(model)
-    size = sum(dtype.itemsize * layer.weight.numel() for layer in layers)
-    return layers if PACKED_FROM <= size < psutil.virtual_memory().available / 4 else []
-
-# %% ../nbs/15_sampling.ipynb #52d9cf3a
-def packed_product(
-    layer: nn.Linear,
-    rows: int, # of what is multiplied, for which the order is chosen
-    dtype: torch.dtype, # of the product
-) -> Product:
-    "oneDNN's product (`mkldnn._linear_pointwise`, as in Inductor), or the layer's own where this build lacks it."
-    try: order = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), rows)
-    except (RuntimeError, AttributeError): return functools.partial(nn.Linear.forward, layer)
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), order, bias, 'none', [], '')
-
-# %% ../nbs/15_sampling.ipynb #babb499b
-PRECISIONS: list[str] = ['full', 'int8'] # of the products of linear layers
-
-# %% ../nbs/15_sampling.ipynb #85479f23
-def unit_of_rows(
-    x: Tensor, # (... d), floating point
-) -> Tensor: # (... 1)
-    "What 1 stands for, if the largest number of a row becomes 127 or -127."
-    return torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30).div_(127)
-
-# %% ../nbs/15_sampling.ipynb #2f519c6f
-def int8_product(
-    layer: nn.Linear,
-    rows: int, # of what is multiplied, for which the order is chosen
-) -> Product:
-    "The layer's product in 8 bits: oneDNN's on a CPU, `torch._int_mm` on a GPU."
-    weight = layer.weight.detach()
-    unit = unit_of_rows(weight)
-    whole = (weight / unit).round_().to(torch.int8)
-    multiply = _int8_on_cpu(whole, unit[:, 0], rows) if weight.device.type == 'cpu' else _int8_on_gpu(whole, unit[:, 0])
-    def product(x: Tensor) -> Tensor:
-        each = x.float().flatten(0, -2)
-        scale = unit_of_rows(each)
-        y = multiply(each, scale).mul_(scale)
-        if layer.bias is not None: y += layer.bias
-        return y.to(compute_dtype(x)).unflatten(0, x.shape[:-1])
-    return product
-
-# %% ../nbs/15_sampling.ipynb #f5aa5254
-Multiply = Callable[[Tensor, Tensor], Tensor] # (rows d) and the unit of each row -> (rows outputs), in these units
-
-def _int8_on_cpu(weight: Tensor, unit: Tensor, rows: int) -> Multiply:
-    order = torch.ops.onednn.qlinear_prepack(weight, [rows, weight.shape[1]])
-    nothing, middle = torch.zeros(len(weight), dtype=torch.int32), torch.tensor(128.5)
-    def multiply(x: Tensor, scale: Tensor) -> Tensor: # VNNI wants bytes without sign; 128 is nothing
-        whole = torch.addcdiv(middle, x, scale).to(torch.uint8) # which cuts, so half of one rounds
-        return torch.ops.onednn.qlinear_pointwise(whole, 1., 128, order, unit, nothing, None,
-                                                  1., 0, torch.float32, 'none', [], '')
-    return multiply
-
-# %% ../nbs/15_sampling.ipynb #d6720215
-def _int8_on_gpu(weight: Tensor, unit: Tensor) -> Multiply:
-    columns = weight.T
-    def multiply(x: Tensor, scale: Tensor) -> Tensor: # the kernel wants more than 16 rows, in eights
-        whole = (x / scale).round_().to(torch.int8)
-        padded = F.pad(whole, (0, 0, 0, max(24, -(-len(x) // 8) * 8) - len(x)))
-        return torch._int_mm(padded, columns)[:len(x)].float().mul_(unit)
-    return multiply
-
-# %% ../nbs/15_sampling.ipynb #9c5fe9fe
-@functools.lru_cache
-def has_int8(device: str) -> bool: # 'cpu' or 'cuda'
-    "Whether this build of torch has the product."
-    ones = torch.ones(32, 32, device=device)
-    layer = nn.utils.skip_init(nn.Linear, 32, 32, bias=False, device=device) # which draws no random numbers
-    layer.weight.data.fill_(1)
-    try: return torch.equal(int8_product(layer, 32)(ones), 32 * ones)
-    except (RuntimeError, AttributeError, NotImplementedError): return False
-
-# %% ../nbs/15_sampling.ipynb #980643fd
-@contextlib.contextmanager
-def ready_products(
-    model: Any, # a network, or a function
-    rows: int, # of what is multiplied at each step
-    device: torch.device, dtype: torch.dtype, # of the products
-    precision: str = 'full', # a name of `PRECISIONS`
-) -> Iterator[None]:
-    "Meanwhile the linear layers multiply as `precision` says, in the fastest way that this machine has."
-    if precision == 'full':
-        with other_products(_to_pack(model, device, dtype), lambda layer: packed_product(layer, rows, dtype)): yield
-        return
-    layers = linear_layers(model)
-    if not layers: raise ValueError("precision='int8' needs a network with linear layers as `load_model` gives it, not "
-                                    f"{name_with_state(model)}: choose precision='full'")
-    if not has_int8(device.type): raise ValueError(f"no product of int8 on {device} here: choose precision='full'")
-    with other_products(layers, lambda layer: int8_product(layer, rows)): yield
-
-# %% ../nbs/15_sampling.ipynb #de9d2906
-def products_dtype(
-    model: Any, # a network, or a function
-    dtype: str | torch.dtype, # 'auto' or one of `DTYPES`
-    device: torch.device,
-) -> torch.dtype:
-    "As `pick_dtype` says for weights in float32. Others are multiplied in their own precision, and in no other."
-    inner = getattr(model, 'model', model) # of a network that is steered
-    if not isinstance(inner, ImageModel): return pick_dtype(dtype, device)
-    own = next((w.dtype for w in inner.parameters() if w.is_floating_point()), torch.float32)
-    if own == torch.float32: return pick_dtype(dtype, device)
-    if own in DTYPES.values() and (dtype == 'auto' or pick_dtype(dtype, device) == own): return own
-    weights, products = (str(kind).removeprefix('torch.') for kind in (own, pick_dtype(dtype, device)))
-    raise ValueError(f'{name_of(model)} has weights in {weights}, and products in {products} need them in float32: '
-                     'see model.float()')
-
-def readying_weights(
-    tokens_at_once: Callable[[tuple[int, int]], int], # of the grid: how many a step looks at
-) -> Callable: # of a sampler: the same, in mixed precision
-    "Make the weights ready once in a drawing: cast, packed, or in 8 bits."
-    def decorate(sampler: Callable) -> Callable:
-        @functools.wraps(sampler)
-        def draw(model: Any, labels: Tensor, grid: tuple[int, int], *args: Any,
-                 dtype: str | torch.dtype = 'auto', precision: str = 'full', **options: Any) -> Tensor:
-            device, dtype = labels.device, products_dtype(model, dtype, labels.device)
-            products = ready_products(model, 2 * len(labels) * tokens_at_once(grid), device, dtype, precision)
-            with kept_by_autocast(model, dtype), products, autocast(device, dtype):
-                return sampler(model, labels, grid, *args, dtype=dtype, precision=precision, **options)
-        return draw
-    return decorate
 
 # %% ../nbs/15_sampling.ipynb #5c8ddbeb
 def start_tokens(

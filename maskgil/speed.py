@@ -25,7 +25,8 @@ from .losses import MaskedObjective
 from .metrics import frechet_distance, mean_and_covariance
 from .models import forward_flops, load_model, parameter_count
 from .records import Record, save_record
-from .sampling import packed_product, sample_ar, sample_mar, unmask_plan
+from .products import packed_product
+from .sampling import sample_ar, sample_mar, unmask_plan
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, first_state, place_model, train_step
 

@@ -24,11 +24,12 @@ from maskgil.cells import (
 from .checks import check_choice, check_parameters, ParameterError, study_declarations
 from .claims import CLAIMS, Claim
 from .core import file_digest, fingerprint, load_extensions, shipped
+from .plots import one_at_a_time
 from maskgil.figures import (
     drawn_texts, fid_by_departure, fid_by_model, fid_by_order, fid_by_rule, fid_by_tokenizer, fid_is_over_guidance,
     fid_over_ar_tokens, fid_over_epochs, fid_over_images, fid_over_steps, found_by_told, fusion_timeline, head_cost,
-    loss_over_steps, method_schematic, norm_over_steps, one_at_a_time, reconstruction_by_codebook, samples_and_seconds,
-    sheets, speed_over_batch, worth_of_rungs,
+    loss_over_steps, method_schematic, norm_over_steps, reconstruction_by_codebook, samples_and_seconds, sheets,
+    speed_over_batch, worth_of_rungs,
 )
 from maskgil.findings import (
     Evidence, cost_table, curve_finding, damaged_cells, decoding_finding, departure_finding, departures_table,
@@ -46,7 +47,7 @@ from .protocol import RULES, measure_rules, subject_of
 from .reconstruction import LOSSES
 from .refusals import check_study
 from .tables import best_guidance
-from .text import encoder_folder, weight_files
+from .encoders import encoder_folder, weight_files
 from .text_study import TextBench, dry_run, lumina_flops, lumina_plan, plan_line, text_cell, wrong_tokenizer
 from .tokenizers import TOKENIZERS, TOKENIZER_ROWS, tokenizer_names
 from .versions import STAGES

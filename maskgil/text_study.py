@@ -31,12 +31,14 @@ from .external import check_lumina, load_lumina_mgpt, lumina_size
 from .tokenizers import load_tokenizer, TOKENIZERS
 from .models import build_model, forward_flops, load_model, model_config, parameter_count, training_flops
 from .features import extract, EXTRACTORS
-from maskgil.text import (
-    BACKGROUNDS, bucket_table, by_shape, caption_of, captioned_images, CaptionedFolder, encode_captions, JoinedTexts,
-    LiveText, load_text_encoder, nearest_bucket, PART_NAMES, scene_set, SceneSet, sentence_embedding, shape_name,
-    TEXT_ENCODERS, TextEncoder, TextTokens, Vocabulary, vocabulary,
+from .scenes import BACKGROUNDS, caption_of, PART_NAMES, scene_set, SceneSet, Vocabulary, vocabulary
+from maskgil.encoders import (
+    bucket_table, encode_captions, JoinedTexts, LiveText, load_text_encoder, nearest_bucket, sentence_embedding,
+    shape_name, TEXT_ENCODERS, TextEncoder,
 )
-from .pipeline import decode_tokens, draw_tokens, fused, MaskGILPipeline
+from .text import by_shape, captioned_images, CaptionedFolder, TextTokens
+from .drawing import decode_tokens, draw_tokens, fused
+from .pipeline import MaskGILPipeline
 from .losses import CausalObjective, MaskedObjective
 from .training import load_milestone, TrainConfig
 from .shards import encode_shards, Encoding, Raw, shard_ranges

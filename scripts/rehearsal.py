@@ -38,7 +38,8 @@ from maskgil.reproduce import CellProcess, job_name, start, stop
 from maskgil.shards import open_images
 from maskgil.studies import STUDIES, given_settings, study_notebook # with the rows of the rehearsal
 from maskgil.tokenizers import TOKENIZER_ROWS, Tokenizer, TOKENIZERS
-from maskgil.weights import CHECKPOINTS, LAYOUTS, only_shapes
+from maskgil.published import CHECKPOINTS, LAYOUTS
+from maskgil.weights import only_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = dict(whole='rehearsal', shortest='rehearsal-shortest')

@@ -11,7 +11,7 @@ from maskgil.models import SIZE_ROWS, register_size
 from maskgil.processes import place
 from maskgil.profiles import PROFILES, Profile
 from maskgil.tokenizers import TOKENIZER_ROWS, register_tokenizer
-from maskgil.weights import CHECKPOINTS
+from maskgil.published import CHECKPOINTS
 
 NARROW = dict(channels=8, groups=8) # of a tokenizer; levels, blocks, codes and names are the published ones
 DEEPEST = 8 * 4 # channels of the lowest level

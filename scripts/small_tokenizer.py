@@ -16,7 +16,7 @@ import torch
 
 from maskgil.data import to_float, to_rgb
 from maskgil.metrics import Reference, evaluate, extract
-from maskgil.pipeline import decode_tokens
+from maskgil.drawing import decode_tokens
 from maskgil.reconstruction import LOSSES, ReconstructionObjective, TokenizerObjective
 from maskgil.shards import open_images
 from maskgil.tokenizers import TOKENIZER_ROWS, TOKENIZERS, load_tokenizer

@@ -10,7 +10,7 @@ from maskgil.diffusion import FolderPipeline, MaskGILScheduler
 from maskgil.models import load_model
 from maskgil.sampling import image_seeds, sample_mar
 from maskgil.tokenizers import load_tokenizer
-from maskgil.weights import CheckpointError
+from maskgil.reading import CheckpointError
 
 TOKENIZER, CODES, GRID = 'smoke-llamagen-vq', 256, (4, 6)
 

@@ -20,9 +20,8 @@ from maskgil.preflight import block_matrices, state_bytes, training_identity
 from maskgil.profiles import PROFILES
 from maskgil.studies import Cell
 from maskgil.tokenizers import load_tokenizer
-from maskgil.training import (
-    MuonAndAdamW, TrainConfig, first_state, fit, load_one_file, make_optimizer, save_one_file,
-)
+from maskgil.resuming import load_one_file, save_one_file
+from maskgil.training import MuonAndAdamW, TrainConfig, first_state, fit, make_optimizer
 
 TINY = dict(kind='maskgil', size='smoke-b', tokenizer='smoke-llamagen-vq', classes=9, grid=(4, 4), codebook_size=16)
 MUON = TrainConfig(8, 10, 1e-2, warmup_steps=2, decay='cosine', ema=.9, optimizer='muon')

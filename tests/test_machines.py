@@ -6,7 +6,8 @@ from accelerate import Accelerator
 from maskgil.core import set_seed
 from maskgil.models import ModelConfig, build_model, model_config
 from maskgil.losses import CausalObjective, MaskedObjective
-from maskgil.training import Step, TrainConfig, TrainState, make_batches, make_optimizer, train_step
+from maskgil.resuming import TrainState
+from maskgil.training import Step, TrainConfig, make_batches, make_optimizer, train_step
 from maskgil.machines import TrainingLayout, counted_flops, memory_per_rank, peak_bytes, step_flops
 
 

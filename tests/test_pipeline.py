@@ -7,8 +7,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from maskgil import MaskGILPipeline
-from maskgil.pipeline import complete_folder, decode_tokens, known_tokens, outpaint, picture_sheet, save_picture
-from maskgil.weights import CheckpointError, read_header
+from maskgil.folder import complete_folder
+from maskgil.drawing import decode_tokens, known_tokens, outpaint, picture_sheet
+from maskgil.pipeline import save_picture
+from maskgil.reading import CheckpointError
+from maskgil.weights import read_header
 from maskgil.core import project_root
 from maskgil.models import load_model
 from maskgil.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer

@@ -7,7 +7,9 @@ from safetensors.torch import save_file
 from maskgil.bench import published_file
 from maskgil.core import project_root, read_json
 from maskgil.tokenizers import load_tokenizer
-from maskgil.weights import CHECKPOINTS, checkpoint_files, CheckpointError, identify, LAYOUTS, save_weights
+from maskgil.reading import CheckpointError
+from maskgil.published import CHECKPOINTS, LAYOUTS
+from maskgil.weights import checkpoint_files, identify, save_weights
 
 GOLDENS = project_root()/'tests'/'goldens'
 SYSTEMS = sorted(path.name.removesuffix('.keys.json') for path in GOLDENS.glob('*.keys.json'))

@@ -7,7 +7,7 @@ import pytest, torch
 from maskgil.bench import Bench
 from maskgil.data import EVALUATION_RECIPES, stretch_to_uint8, to_uint8
 from maskgil.models import RECIPES, SIZES, load_model, model_config
-from maskgil.pipeline import decode_tokens
+from maskgil.drawing import decode_tokens
 from maskgil.recipes import our_changes
 from maskgil.sampling import SAMPLING_RECIPES, sample_mar
 from maskgil.studies import defaults, STUDIES

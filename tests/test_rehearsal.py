@@ -27,7 +27,8 @@ from pathlib import Path
 import rehearsal
 from maskgil.models import load_model
 from maskgil.tokenizers import TOKENIZER_ROWS, load_tokenizer
-from maskgil.weights import read_weights, recognise
+from maskgil.reading import read_weights
+from maskgil.published import recognise
 made = {name: rehearsal.write_published(Path(sys.argv[1]), name) for name in (*TOKENIZER_ROWS, 'llamagen-gpt-b')}
 print(json.dumps({name: recognise(read_weights(file)) for name, file in made.items()}))
 for name in TOKENIZER_ROWS: assert load_tokenizer(name, checkpoint=made[name]).codebook_size >= 1024

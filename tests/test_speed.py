@@ -68,7 +68,7 @@ def test_gradients_of_the_last_block_at_some_places(batch):
 
 
 def drawn(sampler, model, packed, **options):
-    with mock.patch('maskgil.sampling.PACKED_FROM', 0 if packed else 2**62):
+    with mock.patch('maskgil.products.PACKED_FROM', 0 if packed else 2**62):
         return torch.cat([sampler(model, torch.arange(10), (8, 8), cfg=2., seed=seed, dtype='float32', **options)
                           for seed in range(8)])
 
@@ -166,7 +166,7 @@ def test_other_products_are_of_one_thread(options, packed):
         inside.set()
         assert asked.wait(60)
     def draw(): answers.append(sample_mar(model, labels, steps=2, dtype='float32', on_step=wait, **options))
-    with torch.no_grad(), mock.patch('maskgil.sampling.PACKED_FROM', 0 if packed else 2**62):
+    with torch.no_grad(), mock.patch('maskgil.products.PACKED_FROM', 0 if packed else 2**62):
         before, alone = model.logits(tokens, labels), sample_mar(model, labels, steps=2, dtype='float32', **options)
         thread = threading.Thread(target=draw)
         thread.start()

@@ -18,7 +18,7 @@ from maskgil.tables import data_label
 from maskgil.text_study import (
     Asked, beginning_of, draw_sets, lumina_beginning, text_pipeline, TextBench, train_stage,
 )
-from maskgil.weights import CHECKPOINTS
+from maskgil.published import CHECKPOINTS
 
 CODES = 128 # of the small tokenizer
 STUDY = STUDIES['text_to_image']

@@ -13,9 +13,10 @@ from maskgil.kept import save_array
 from maskgil.preflight import data_identity
 from maskgil.profiles import override, PROFILES
 from maskgil.data import encode_tokens, TokenSet
+from maskgil.encoders import JoinedTexts, LiveText, store_texts
 from maskgil.text import (
-    caption_folders, Captioned, CaptionedFolder, epoch_batches, JoinedTexts, list_captioned, Listing, LiveText,
-    permuted, store_texts, streamed_batch, TextTokens,
+    caption_folders, Captioned, CaptionedFolder, epoch_batches, list_captioned, Listing, permuted, streamed_batch,
+    TextTokens,
 )
 from maskgil.text_study import (
     candidates, check_texts, largest_shape, measured_sets, rows_of_shapes, shape_floor, shapes_of, square_of, text_card,
