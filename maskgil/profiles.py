@@ -79,7 +79,7 @@ class EvaluationSettings:
 class TextSettings:
     "Text to image."
     tokenizer: str = 'llamagen-vq'       # a name of the paper
-    encoder: str = 'minilm'              # a name of `text.TEXT_ENCODERS`, or a folder
+    encoder: str = 'minilm'              # a name of `encoders.TEXT_ENCODERS`, or a folder
     live_captions: bool = False          # read captions when they are needed, in place of a file of features
     caption_tokens: int = 16             # of a usual caption, for plans
     budgets: tuple[int, int] = (64, 144) # tokens of an image

@@ -39,7 +39,7 @@ def unsafe_message(
     found: str, # the name it asks for
 ) -> str: # several lines, the last of which can be run
     "Why a pickle is refused, and how to convert it."
-    program = f'from maskgil.weights import convert_trusted; convert_trusted({json.dumps(str(path))})'
+    program = f'from maskgil.reading import convert_trusted; convert_trusted({json.dumps(str(path))})'
     return (f'{path} is a pickle that asks for {found}: reading it would run code from the file, so it is refused.\n'
             f'If you trust its origin, convert it once, where running it does no harm (it is read with '
             f'weights_only=False):\n'

@@ -156,7 +156,7 @@ def meta_inputs(
 
 # %% ../nbs/46_text_study.ipynb #33b1ad26
 def encoder_width(
-    encoder: str, # a name of `text.TEXT_ENCODERS`, or a folder
+    encoder: str, # a name of `encoders.TEXT_ENCODERS`, or a folder
 ) -> int:
     "The width of a text encoder's features, without its weights."
     if encoder in TEXT_ENCODERS: return TEXT_ENCODERS[encoder].width
@@ -340,7 +340,7 @@ class TextImages(Bench):
         part: str = 'train', # one of `text.PART_NAMES`
         count: int = 0, # of each shape; 0: all there are
         seed: int = 0, # of the choice
-        template: str | None = None, # of scenes: one of `text.TEMPLATES`
+        template: str | None = None, # of scenes: one of `scenes.TEMPLATES`
     ) -> list[SceneSet | CaptionedFolder]:
         "Images of each shape of a stage."
         shapes = shapes_of(self.profile, stage)

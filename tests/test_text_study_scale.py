@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+import maskgil.encoders
 import maskgil.text
 from maskgil import text_study
 from maskgil.core import write_json
@@ -213,8 +214,9 @@ def stored_texts(folder, count):
 
 def test_a_rank_holds_no_captions(tmp_path, monkeypatch):
     "Ten times the rows take no more memory; a list of the captions alone would take three megabytes."
-    monkeypatch.setattr(maskgil.text, 'load_text_encoder', lambda *args: Reader())
-    for name, few in dict(SHUFFLED_WHOLE=1000, LENGTHS=64).items(): monkeypatch.setattr(maskgil.text, name, few)
+    monkeypatch.setattr(maskgil.encoders, 'load_text_encoder', lambda *args: Reader())
+    monkeypatch.setattr(maskgil.text, 'SHUFFLED_WHOLE', 1000)
+    monkeypatch.setattr(maskgil.encoders, 'LENGTHS', 64)
     peaks = []
     for count in (2_000, 20_000):
         data, folder = stored_texts(tmp_path/str(count), count)
