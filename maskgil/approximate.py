@@ -22,11 +22,11 @@ from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
     check_whole, fingerprint, keep_freed_memory, pick_device, progress, provenance, shipped, utc_now,
 )
+from .drawing import decode_tokens, draw_tokens
 from .features import extract
 from .judge import as_judged, judged_metrics
 from .metrics import evaluate, fewest_images, Reference
 from .models import load_model
-from .drawing import decode_tokens, draw_tokens
 from .records import Record, records, save_record
 from .sampling import sample_ar, sample_fusion, sample_mar
 from .shards import open_images

@@ -21,6 +21,7 @@ from maskgil.bench import (
 )
 from .checks import check_choice
 from .core import derived_seed, in_background, pick_device, pick_dtype, weights_fingerprint
+from .drawing import decode_tokens, draw_tokens
 from .evaluation import draw_range, PIXELS, reference_card
 from .features import extract, Features, in_batches
 from .jobs import fit_on_all
@@ -32,12 +33,11 @@ from maskgil.metrics import (
 from maskgil.models import (
     build_model, forward_flops, load_model, model_config, ModelConfig, parameter_count, SIZE_ROWS,
 )
-from .drawing import decode_tokens, draw_tokens
 from .profiles import override, Profile, PROFILES, settings as settings_of
 from .records import latest, once, outdated, Record, records
+from .resuming import kept_history
 from .sampling import SAMPLING_RECIPES, sample_fusion
 from .tokenizers import TOKENIZER_ROWS
-from .resuming import kept_history
 from maskgil.training import (
     add_gradients, first_state, learning_rate, make_accelerator, place_model, TrainConfig, update_weights,
 )

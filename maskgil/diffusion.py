@@ -23,8 +23,8 @@ from maskgil.sampling import (
     guided_logits, image_seeds, NEEDS_GRID, order_noise, ORDERS, sample_categorical, sample_mar, start_tokens,
     top_scoring, unmask_plan, unmask_plans,
 )
-from .folder import OF_DRAWING, SCHEDULER_OPTIONS
 from .drawing import decode_tokens, device_of, token_pictures
+from .folder import OF_DRAWING, SCHEDULER_OPTIONS
 from .pipeline import asked_for, MaskGILPipeline, steer_away
 
 # %% auto #0

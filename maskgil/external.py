@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .reading import CheckpointError, read_shards
 from .published import layout_of, recognise
+from .reading import CheckpointError, read_shards
 from .weights import check_finite, find_folder, mismatch
 from .models import check_tokens, ModelConfig, parameter_count
 from .sampling import check_grid

@@ -29,13 +29,13 @@ from .metrics import Reference
 from .models import load_model
 from .pipeline import MaskGILPipeline
 from .profiles import PROFILES, override
+from .reading import read_file
 from .reconstruction import ReconstructionObjective, TokenizerObjective
 from .records import Record, once, read_record, record_file, run_cell, save_record
 from .shards import Encoding, FolderSource, encode_shards, open_source
 from .text import list_captioned
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, fit
-from .reading import read_file
 
 # %% auto #0
 __all__ = ['Work', 'WORKS', 'Disturbance', 'FILE_EVENTS', 'ENDS', 'FAULTS', 'READERS', 'LIMITS', 'MORE_MEMORY', 'picture_folder',

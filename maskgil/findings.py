@@ -12,11 +12,11 @@ from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 import pandas as pd
 
+from .figures import HOW, against, crossover, endless_fid, ladders, largest_timed, told_rows
 from maskgil.plots import (
     LOOK_COLUMNS, NAMES, UNITS, at_best_guidance, at_the_end, in_order, in_units, last_and_best, look, looks,
     one_at_a_time, sorted_by_look,
 )
-from .figures import HOW, against, crossover, endless_fid, ladders, largest_timed, told_rows
 from .recipes import ladder, RUNGS
 from .records import Record, SOURCES, latest, null_metrics, published, records
 from .tables import as_text, best_guidance, compare, history_table, long_table, of_profile, over_seeds

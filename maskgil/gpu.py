@@ -19,10 +19,10 @@ from .checks import check_choice, one_line_errors, options
 from maskgil.core import (
     cache_dir, device_name, fingerprint, keep_freed_memory, pick_device, pick_dtype, provenance, results_dir, utc_now,
 )
+from .drawing import decode_tokens
 from .features import extract, write_synthetic_inception
 from .machines import choose_layout, memory_per_rank, this_machine, TrainingLayout
 from .models import model_config
-from .drawing import decode_tokens
 from .records import Record, records, save_record
 from .speed import ar_task, mar_task, seconds_of, Task, tokenizer_task, training_task
 from .tokenizers import load_tokenizer

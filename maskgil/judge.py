@@ -22,8 +22,8 @@ from maskgil.metrics import (
     ANY, bootstrap_counts, check_bootstrap, frechet_distance, frechet_estimates, interval, mean_and_covariance,
     mean_estimates, SHARE,
 )
-from .shards import open_images
 from .reading import read_weights
+from .shards import open_images
 
 # %% auto #0
 __all__ = ['JUDGE_SIDE', 'JUDGE_WIDTHS', 'JUDGE_FILE', 'JUDGE_METRICS', 'JudgeBlock', 'ClassJudge', 'shifted', 'as_seen',

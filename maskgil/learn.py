@@ -22,13 +22,13 @@ from maskgil.core import (
     write_json,
 )
 from .data import class_folders, FolderSet, image_folder, TokenSet, tried
+from .drawing import decode_tokens, draw_tokens
 from .features import extract
+from .folder import check_free_for
 from .losses import MaskedObjective, TRAINING_RECIPES
 from .machines import step_flops
 from .models import load_model, SIZE_ROWS
 from .pictures import data_path, few, files_below, pictures_in, say, split_named, SUFFIXES
-from .folder import check_free_for
-from .drawing import decode_tokens, draw_tokens
 from .profiles import override, Profile, PROFILES
 from .reconstruction import ReconstructionObjective, TokenizerObjective
 from .records import Record, record_file, run_cell

@@ -18,8 +18,8 @@ from .checks import check_choice, printable
 from .core import at_default, came_later, check_number, fingerprint, locked, pick_dtype, take_lock
 from .kept import MARK, SEAL_BYTES
 from .processes import place, variable_number
-from .encoders import texts_fingerprint
 from .versions import VERSIONS, versions_of
+from .encoders import texts_fingerprint
 from .losses import CausalObjective, MaskedObjective, NO_LAST_NORM, Objective, WatchedObjective
 
 # %% auto #0

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 from .bench import published_ar, published_file
 from .checks import ParameterError, printable
 from .core import cache_dir, checkpoints_dir, pick_device, pick_dtype, results_dir
+from .encoders import encoder_folder, weight_files
 from .features import EXTRACTORS, inception_weights
 from .machines import choose_layout, parameter_counts, this_machine
 from .metrics import fewest_images
@@ -20,7 +21,6 @@ from .preflight import TRAINED_IN
 from .processes import device_count
 from .profiles import Profile, wrong_seed, wrong_settings
 from .shards import copy_count, VARIANTS
-from .encoders import encoder_folder, weight_files
 from .text_study import wrong_lumina, wrong_texts
 from .tokenizers import load_tokenizer, TOKENIZERS
 

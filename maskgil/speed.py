@@ -24,8 +24,8 @@ from .data import TokenSet
 from .losses import MaskedObjective
 from .metrics import frechet_distance, mean_and_covariance
 from .models import forward_flops, load_model, parameter_count
-from .records import Record, save_record
 from .products import packed_product
+from .records import Record, save_record
 from .sampling import sample_ar, sample_mar, unmask_plan
 from .tokenizers import load_tokenizer
 from .training import TrainConfig, first_state, place_model, train_step

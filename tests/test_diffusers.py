@@ -8,9 +8,9 @@ from maskgil import MaskGILPipeline
 from maskgil.core import project_root
 from maskgil.diffusion import FolderPipeline, MaskGILScheduler
 from maskgil.models import load_model
+from maskgil.reading import CheckpointError
 from maskgil.sampling import image_seeds, sample_mar
 from maskgil.tokenizers import load_tokenizer
-from maskgil.reading import CheckpointError
 
 TOKENIZER, CODES, GRID = 'smoke-llamagen-vq', 256, (4, 6)
 

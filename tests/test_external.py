@@ -4,9 +4,9 @@ import json, os, subprocess, sys
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from maskgil.reading import CheckpointError
-from maskgil.external import load_lumina_mgpt, write_small_gemma, write_small_lumina
 from maskgil.encoders import load_text_encoder, weight_files
+from maskgil.external import load_lumina_mgpt, write_small_gemma, write_small_lumina
+from maskgil.reading import CheckpointError
 from maskgil.sampling import sample_ar, sample_fusion
 
 PROMPTS = ['a red cat', 'the flag']

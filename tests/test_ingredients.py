@@ -18,9 +18,9 @@ from maskgil.models import ModelConfig, load_model, model_config, parameter_coun
 from maskgil.planner import plan_cell
 from maskgil.preflight import block_matrices, state_bytes, training_identity
 from maskgil.profiles import PROFILES
+from maskgil.resuming import load_one_file, save_one_file
 from maskgil.studies import Cell
 from maskgil.tokenizers import load_tokenizer
-from maskgil.resuming import load_one_file, save_one_file
 from maskgil.training import MuonAndAdamW, TrainConfig, first_state, fit, make_optimizer
 
 TINY = dict(kind='maskgil', size='smoke-b', tokenizer='smoke-llamagen-vq', classes=9, grid=(4, 4), codebook_size=16)

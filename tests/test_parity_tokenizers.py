@@ -9,9 +9,9 @@ from clock import at_most
 from maskgil import kept
 from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import project_root, read_json
-from maskgil.tokenizers import load_tokenizer, TOKENIZER_ROWS, TOKENIZERS
-from maskgil.reading import CheckpointError, one_set, read_weights
 from maskgil.published import meta_state, recognise
+from maskgil.reading import CheckpointError, one_set, read_weights
+from maskgil.tokenizers import load_tokenizer, TOKENIZER_ROWS, TOKENIZERS
 from maskgil.weights import read_header, save_weights
 
 GOLDENS = project_root()/'tests'/'goldens'

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 from maskgil.bench import published_file
 from maskgil.core import project_root, read_json
-from maskgil.tokenizers import load_tokenizer
-from maskgil.reading import CheckpointError
 from maskgil.published import CHECKPOINTS, LAYOUTS
+from maskgil.reading import CheckpointError
+from maskgil.tokenizers import load_tokenizer
 from maskgil.weights import checkpoint_files, identify, save_weights
 
 GOLDENS = project_root()/'tests'/'goldens'

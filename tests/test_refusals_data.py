@@ -18,8 +18,8 @@ from maskgil.features import Features, extract
 from maskgil.kept import open_array, save_array
 from maskgil.metrics import Reference
 from maskgil.profiles import PROFILES
-from maskgil.shards import Encoding, encode_shards, index_tar, open_images, open_source, OnlineTokens, TarSource
 from maskgil.scenes import scene_set, vocabulary
+from maskgil.shards import Encoding, encode_shards, index_tar, open_images, open_source, OnlineTokens, TarSource
 from maskgil.text import caption_folders, CaptionedFolder, list_captioned, list_part
 from maskgil.tokenizers import load_tokenizer
 from maskgil.weights import save_weights

@@ -9,16 +9,16 @@ from torch import nn
 
 from maskgil import kept, MaskGILPipeline
 from maskgil.core import file_digest, project_root, read_json, write_json
+from maskgil.drawing import class_ids, decode_tokens, draw_tokens, picture_sheet, save_gif
+from maskgil.encoders import check_captions, encode_captions, load_text_encoder
 from maskgil.external import write_small_gemma
 from maskgil.features import extract, needed_module
-from maskgil.models import load_model, ModelConfig
 from maskgil.folder import in_markdown, load_pipeline_parts, model_card, prose
-from maskgil.drawing import class_ids, decode_tokens, draw_tokens, picture_sheet, save_gif
+from maskgil.models import load_model, ModelConfig
 from maskgil.pipeline import sample
-from maskgil.sampling import check_call, check_options, image_seeds, sample_ar, sample_fusion, sample_mar
-from maskgil.encoders import check_captions, encode_captions, load_text_encoder
-from maskgil.tokenizers import load_tokenizer, TokenizerConfig
 from maskgil.reading import CheckpointError
+from maskgil.sampling import check_call, check_options, image_seeds, sample_ar, sample_fusion, sample_mar
+from maskgil.tokenizers import load_tokenizer, TokenizerConfig
 
 TOKENIZER = 'smoke-llamagen-vq'
 OPTIONS = dict(tokenizer=TOKENIZER, classes=3, grid=(4, 4))

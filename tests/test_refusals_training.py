@@ -18,8 +18,8 @@ from maskgil.models import load_model
 from maskgil.preflight import alone_in, data_identity, differences, sample_identity, training_identity
 from maskgil.processes import device_count, left_to_others, local_device, place, run_here
 from maskgil.reconstruction import LOSSES, LossConfig, ReconstructionObjective, TokenizerObjective
-from maskgil.tokenizers import load_tokenizer
 from maskgil.resuming import before, last_step
+from maskgil.tokenizers import load_tokenizer
 from maskgil.training import NotFinite, TrainConfig, fit, load_milestone, make_batches, start_from
 
 TINY = dict(kind='maskgil', size='smoke-b', tokenizer='smoke-llamagen-vq', classes=9, grid=(4, 4), codebook_size=16)

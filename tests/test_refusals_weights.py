@@ -12,8 +12,8 @@ from maskgil import weights
 from maskgil.checkpoints import convert_checkpoint, synthetic_weights
 from maskgil.core import check_real, check_whole, project_root, read_json
 from maskgil.models import build_model, load_model, model_config, ModelConfig
-from maskgil.tokenizers import load_tokenizer, Tokenizer, TokenizerConfig
 from maskgil.reading import CheckpointError, is_average, leads_to_weights, plain_names, read_file, read_weights
+from maskgil.tokenizers import load_tokenizer, Tokenizer, TokenizerConfig
 from maskgil.weights import find_folder, read_header, save_weights, unwrapped
 
 OPTIONS = dict(kind='maskgil', size='smoke-b', tokenizer='smoke-llamagen-vq', classes=3, grid=(4, 4))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest, torch
 
 from maskgil.cells import STUDIED_ORDERS
-from maskgil.models import load_model, rope_table
 from maskgil.drawing import Against, draw_tokens
+from maskgil.models import load_model, rope_table
 from maskgil.records import records
 from maskgil.sampling import (
     AUTONAT, check_call, checkerboard_ranks, GUIDANCE, guidance_scales, halton_ranks, HIDDEN_SHARES, image_seeds,

@@ -8,12 +8,12 @@ from PIL import Image
 
 from maskgil import MaskGILPipeline, external, jobs, text_study
 from maskgil.core import fingerprint
-from maskgil.models import load_model
 from maskgil.drawing import known_tokens, outpaint
+from maskgil.encoders import encode_captions, load_text_encoder, TextEncoder
+from maskgil.models import load_model
 from maskgil.profiles import override, PROFILES
 from maskgil.records import records
 from maskgil.scenes import combinations, held_out
-from maskgil.encoders import encode_captions, load_text_encoder, TextEncoder
 from maskgil.text_study import dry_run, text_options, TextBench, train_stage
 from maskgil.tokenizers import load_tokenizer
 

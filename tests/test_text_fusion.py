@@ -11,6 +11,7 @@ from maskgil.notebook import open_study
 from maskgil.planner import plan
 from maskgil.processes import Place
 from maskgil.profiles import override, PROFILES
+from maskgil.published import CHECKPOINTS
 from maskgil.records import run_key
 from maskgil.sampling import sample_ar
 from maskgil.studies import defaults, rows_of, STUDIES
@@ -18,7 +19,6 @@ from maskgil.tables import data_label
 from maskgil.text_study import (
     Asked, beginning_of, draw_sets, lumina_beginning, text_pipeline, TextBench, train_stage,
 )
-from maskgil.published import CHECKPOINTS
 
 CODES = 128 # of the small tokenizer
 STUDY = STUDIES['text_to_image']
