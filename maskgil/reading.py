@@ -19,15 +19,10 @@ from .kept import load_tensors, save_tensors
 from .published import layout_of, LAYOUTS
 
 # %% auto #0
-__all__ = ['NOT_WEIGHTS', 'HEADER_LIMIT', 'WRAPPERS', 'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'floats_to',
-           'CheckpointError', 'unsafe_message', 'open_tensors', 'is_ours', 'header_config', 'said_by', 'plain_names',
+__all__ = ['NOT_WEIGHTS', 'HEADER_LIMIT', 'WRAPPERS', 'RAW', 'AVERAGED', 'NEST', 'WEIGHT_SUFFIXES', 'CheckpointError',
+           'unsafe_message', 'open_tensors', 'floats_to', 'is_ours', 'header_config', 'said_by', 'plain_names',
            'leads_to_weights', 'is_average', 'weight_sets', 'choose_set', 'say_once', 'one_set', 'shard_files',
            'read_shards', 'file_content', 'read_file', 'read_weights', 'convert_trusted']
-
-# %% ../nbs/10_reading.ipynb #b3d29be7
-def floats_to(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    "Floats in `dtype`, if there is one; anything else as it is."
-    return value.to(dtype) if dtype and value.is_floating_point() else value
 
 # %% ../nbs/10_reading.ipynb #a3149d29
 class CheckpointError(ValueError):
@@ -109,6 +104,11 @@ def open_tensors(path: Path) -> Iterator[Any]:
     except SafetensorError as error:
         message = f'{path} is damaged or truncated ({_size(path)}): {error}. Download it again'
         raise CheckpointError(message) from None
+
+# %% ../nbs/10_reading.ipynb #b3d29be7
+def floats_to(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    "Floats in `dtype`, if there is one; anything else as it is."
+    return value.to(dtype) if dtype and value.is_floating_point() else value
 
 # %% ../nbs/10_reading.ipynb #573131d4
 def _shapes_of_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors without numbers
