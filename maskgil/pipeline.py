@@ -29,7 +29,17 @@ from .folder import encoder_digest, model_card, open_parts, PipelineParts, save_
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'CHECKPOINT', 'TEXT_CHECKPOINT', 'MOST_COLUMNS', 'asked_for', 'sampler_options', 'steer_away',
            'kept_tokens', 'Reading', 'Drawing', 'check_writable', 'save_picture', 'Placed', 'MaskGILPipeline',
-           'saved_pipeline', 'check_prompt', 'drawing_bar', 'sample']
+           'saved_pipeline', 'check_prompt', 'drawing_bar', 'sample', 'class_ids', 'decode_tokens', 'draw_tokens',
+           'model_card', 'picture_sheet', 'PipelineParts', 'save_gif', 'save_pipeline']
+
+# %% ../nbs/18_pipeline.ipynb #2c76b441
+from .drawing import decode_tokens # noqa: F401
+
+# %% ../nbs/18_pipeline.ipynb #752b7a7f
+_all_ = [ # programs of others ask for them here
+    'class_ids', 'decode_tokens', 'draw_tokens', 'model_card', 'picture_sheet', 'PipelineParts', 'save_gif',
+    'save_pipeline',
+]
 
 # %% ../nbs/18_pipeline.ipynb #6dc94aba
 def asked_for(

@@ -36,7 +36,17 @@ __all__ = ['LISTED_WHOLE', 'LISTS', 'FILE_KEYS', 'TEXT_KEYS', 'ROUNDS', 'SHUFFLE
            'Listing', 'ListedCaptions', 'listed', 'chosen_of', 'image_source', 'as_caption', 'shard_files_below',
            'list_captioned', 'in_rows', 'name_of_image', 'pieces_of', 'CaptionedFolder', 'part_of_file', 'list_part',
            'captioned_images', 'by_shape', 'caption_folders', 'epoch_batches', 'permuted', 'batches_of',
-           'streamed_batch', 'ShapedTokens', 'TextTokens']
+           'streamed_batch', 'ShapedTokens', 'TextTokens', 'encode_captions', 'load_text_encoder', 'scene_set',
+           'vocabulary']
+
+# %% ../nbs/16_text.ipynb #c3f76fce
+from .encoders import encode_captions, load_text_encoder # noqa: F401
+from .scenes import scene_set, vocabulary # noqa: F401
+
+# %% ../nbs/16_text.ipynb #3f6efefa
+_all_ = [ # programs of others ask for them here
+    'encode_captions', 'load_text_encoder', 'scene_set', 'vocabulary',
+]
 
 # %% ../nbs/16_text.ipynb #87ff3682
 class Captioned(NamedTuple):

@@ -37,11 +37,11 @@ __all__ = ['MUON_MOMENTUM', 'IN_TRAINING', 'WITH_SHAPES', 'STRATEGIES', 'learnin
            'update_average', 'milestone_file', 'milestone_steps', 'save_milestone', 'misfits', 'check_same_model',
            'kept_weights', 'load_milestone', 'check_milestones', 'wrap_ddp', 'wrap_fsdp', 'compile_blocks',
            'place_model', 'first_state', 'undisturbed', 'Logbook', 'make_accelerator', 'check_fit_options', 'fit',
-           'start_from', 'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS']
+           'start_from', 'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'TrainState', 'DECAYS']
 
 # %% ../nbs/22_training.ipynb #516f2ec0
 _all_ = [ # what `fit` is called with and raises comes from here too
-    'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'DECAYS',
+    'CausalObjective', 'MaskedObjective', 'NotFinite', 'TrainConfig', 'TrainState', 'DECAYS',
 ]
 
 # %% ../nbs/22_training.ipynb #73273378

@@ -28,7 +28,16 @@ from maskgil.reading import (
 __all__ = ['ON_THE_HUB', 'FREE_FIELDS', 'OWN_LAYOUTS', 'identify', 'checkpoint_files', 'could_be', 'find_published',
            'find_folder', 'send_folder', 'take_average', 'to_native', 'mismatch', 'unusable', 'check_finite',
            'load_state', 'config_differences', 'fitting_layouts', 'native_weights', 'only_shapes', 'load_weights',
-           'load_model_weights', 'unwrapped', 'save_weights', 'read_header']
+           'load_model_weights', 'unwrapped', 'save_weights', 'read_header', 'CHECKPOINTS', 'CheckpointError',
+           'read_file', 'read_weights', 'recognise']
+
+# %% ../nbs/10_weights.ipynb #7dc45f31
+from .reading import read_weights # noqa: F401
+
+# %% ../nbs/10_weights.ipynb #290e3348
+_all_ = [ # programs of others ask for them here
+    'CHECKPOINTS', 'CheckpointError', 'read_file', 'read_weights', 'recognise',
+]
 
 # %% ../nbs/10_weights.ipynb #f80f97de
 def _own_system(metadata: dict[str, str], path: Path) -> str: # a row of CHECKPOINTS where one has this shape

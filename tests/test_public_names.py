@@ -47,9 +47,11 @@ def test_the_pipeline():
 @pytest.mark.parametrize('names', [
     'maskgil.study: PROFILES, run_cell, records, published, long_table, over_seeds, best_guidance, compare, promote',
     'maskgil.experiment: Bench, generation_cell, train_model, reconstruction_cell',
-    'maskgil.training: MaskedObjective, CausalObjective, TrainConfig, fit, load_milestone',
+    'maskgil.training: MaskedObjective, CausalObjective, TrainConfig, TrainState, fit, load_milestone',
     'maskgil.cli: parameters', 'maskgil.train: run_program', 'maskgil.checkpoints: convert_checkpoint',
-    'maskgil.planner: plan, commands', 'maskgil.text: list_captioned, caption_folders',
+    'maskgil.planner: plan, commands', 'maskgil.text: list_captioned, caption_folders, load_text_encoder, scene_set',
+    'maskgil.weights: CHECKPOINTS, CheckpointError, read_weights',
+    'maskgil.pipeline: class_ids, draw_tokens, decode_tokens, save_gif',
     'maskgil.shards: open_source, TarSource', 'maskgil.data: TokenSet, image_folder, read_image, fill_array',
 ])
 def test_modules_that_were_cut(names):
