@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .core import DamagedFile, expanded, locked, naming_full_disk, progress, write_atomic
+from maskgil.core import (
+    DamagedFile, expanded, locked, naming_full_disk, progress, refuse_misspelt_checksum, write_atomic,
+)
 
 # %% auto #0
 __all__ = ['MARK', 'SEAL_BYTES', 'tensors_checksum', 'save_tensors', 'load_tensors', 'save_array', 'open_array', 'fill_array']
@@ -67,6 +69,7 @@ def load_tensors(
             tensors, header = {name: f.get_tensor(name) for name in f.keys()}, dict(f.metadata() or {})
     except SafetensorError as e: raise DamagedFile(f'{path} is damaged or cut: {e}') from None
     written = header.pop('checksum', None)
+    if written is None: refuse_misspelt_checksum(path, header)
     if written in (None, tensors_checksum(tensors, header)): return tensors, header
     raise DamagedFile(f'{path} is not as it was written, its checksum is another: restore it, or delete it')
 
