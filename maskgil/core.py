@@ -24,9 +24,9 @@ from .checks import brief, check_choice, printable
 __all__ = ['FULL', 'NO_LOCKS', 'DTYPES', 'PACKAGES', 'ROUNDING_VARIABLES', 'project_root', 'expanded', 'results_dir', 'cache_dir',
            'checkpoints_dir', 'shipped', 'shown', 'check_whole', 'check_real', 'check_number', 'fingerprint',
            'file_digest', 'came_later', 'at_default', 'fields_told', 'weights_fingerprint', 'naming_full_disk',
-           'write_atomic', 'DamagedFile', 'write_json', 'refuse_misspelt_checksum', 'read_json', 'take_lock', 'locked',
-           'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress', 'in_background',
-           'as_ctrl_c', 'pick_device', 'check_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast',
+           'write_atomic', 'DamagedFile', 'write_json', 'misspelt_checksum', 'refuse_misspelt_checksum', 'read_json',
+           'take_lock', 'locked', 'set_seed', 'derived_seed', 'rng_state', 'set_rng_state', 'PlainLines', 'progress',
+           'in_background', 'as_ctrl_c', 'pick_device', 'check_device', 'has_fast_bfloat16', 'pick_dtype', 'autocast',
            'keep_freed_memory', 'package_versions', 'git_state', 'device_name', 'peak_memory', 'utc_now', 'provenance',
            'load_extensions']
 
@@ -252,14 +252,18 @@ def _json_text(value: Any) -> str: # a name that is not UTF-8 ends as an escape 
     return json.dumps(value, indent=1, default=_jsonable, allow_nan=False, ensure_ascii=False) + '\n'
 
 # %% ../nbs/01_core.ipynb #35ccacbc
+def misspelt_checksum(path: Path | str, called: Iterable[str]) -> DamagedFile: # to be raised
+    "The error of a file whose entry 'checksum' has another name."
+    return DamagedFile(f'{path} is damaged, its checksum is called {printable(", ".join(called))}: '
+                       'restore it, or delete it')
+
 def refuse_misspelt_checksum(
     path: Path | str, # of a file without a checksum, for the message
     names: Iterable[str], # of what it has
 ) -> None:
     "A flipped bit may hit the word 'checksum' itself, and a file without one is taken as it is: a `DamagedFile` then."
-    for name in names:
-        if len(name) == len('checksum') and sum(map(operator.ne, name, 'checksum')) == 1:
-            raise DamagedFile(f'{path} is damaged, its checksum is called {printable(name)}: restore it, or delete it')
+    one_off = [name for name in names if len(name) == len('checksum') and sum(map(operator.ne, name, 'checksum')) == 1]
+    if one_off: raise misspelt_checksum(path, one_off)
 
 # %% ../nbs/01_core.ipynb #5410b4b7
 def read_json(

@@ -13,10 +13,10 @@ from typing import Any, Callable, Iterable, Iterator
 
 import pandas as pd
 
-from .checks import check_choice, printable
+from .checks import check_choice
 from maskgil.core import (
-    DamagedFile, file_digest, fingerprint, locked, peak_memory, pick_device, pick_dtype, project_root, provenance,
-    read_json, results_dir, shown, utc_now, write_atomic, write_json,
+    file_digest, fingerprint, locked, misspelt_checksum, peak_memory, pick_device, pick_dtype, project_root,
+    provenance, read_json, results_dir, shown, utc_now, write_atomic, write_json,
 )
 from .profiles import GROUPS, PROFILES, Profile, decisive_settings, override, settings
 from .versions import STAGES, VERSIONS, versions_of
@@ -174,8 +174,7 @@ def _look_at_unsealed(path: Path | str, stored: dict[str, Any]) -> None:
     unknown = {name: value for name, value in stored.items() if name not in _fields()}
     like = [name for name, value in unknown.items() if isinstance(value, str) and re.fullmatch('[0-9a-f]{16}', value)]
     if like or difflib.get_close_matches('checksum', unknown, cutoff=.8):
-        called = printable(', '.join(like or unknown))
-        raise DamagedFile(f'{path} is damaged, its checksum is called {called}: restore it, or delete it')
+        raise misspelt_checksum(path, like or unknown)
 
 # %% ../nbs/41_records.ipynb #bdc8b7ad
 def read_record(path: Path | str, source: str = 'yours') -> Record:
